@@ -1,0 +1,46 @@
+"""Random changes to training pixels. The only file that knows albumentations.
+
+Dermoscopic pictures have no up or down, so flips and quarter turns are free; colour and scale vary with the
+dermatoscope. Each example's randomness comes from (seed, epoch, index) alone: it is the same
+in any number of worker processes and after a resume, and albumentations 2.0.8's habit of drawing one and the same
+stream in every worker and epoch can't show.
+"""
+
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look for updates over the network
+
+import albumentations
+import numpy as np
+
+Augment = Callable[[np.ndarray, int], np.ndarray]
+
+
+def dermoscopy(size: int) -> albumentations.Compose:
+    """Crop, flips, quarter turns and colour: pixels `[H, W, 3]` -> `[size, size, 3]`."""
+    return albumentations.Compose(
+        [
+            albumentations.RandomResizedCrop((size, size), scale=(0.5, 1.0), ratio=(0.8, 1.25)),
+            albumentations.D4(p=1.0),
+            albumentations.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03, p=0.8),
+        ]
+    )
+
+
+def augmenter(name: str, size: int) -> Augment | None:
+    """(pixels uint8 `[H, W, 3]`, random seed) -> uint8 `[size, size, 3]`, or None for `none`."""
+    if name == "none":
+        return None
+    compose = dermoscopy(size)
+
+    def augment(pixels: np.ndarray, seed: int) -> np.ndarray:
+        compose.set_random_seed(seed)
+        return compose(image=pixels)["image"]
+
+    return augment
+
+
+def example_seed(seed: int, epoch: int, index: int) -> int:
+    """A 32-bit seed for one example of one epoch, independent of any other's."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])

@@ -1,0 +1,207 @@
+"""Configuration: frozen pydantic models, YAML files that hold only differences, `key=value` overrides.
+
+A misspelt key, a value of the wrong type or out of range is a `UserError` that names it. A resolved
+config is complete: written to the run folder, it alone reruns the run.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dermrw.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Section):
+    """What to train on and how it is divided."""
+
+    name: Literal["ham10000", "sample", "cifar10"] = "ham10000"
+    root: str | None = Field(None, description="folder of the data; default: HAM10000_DIR, then data/ham10000")
+    size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels")
+    meta: str = Field(
+        "ham10000_meta_3_per_class.csv",
+        description="the curated meta set: a CSV with a column image_id, or 'rule'",
+    )
+    meta_per_class: int = Field(3, ge=1, le=1000, description="images per class that 'rule' draws")
+    split_seed: int = Field(0, ge=0)
+    validation: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
+    test: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
+    dominant: int = Field(2, ge=0, le=9, description="CIFAR-10: the dominant class (2 is bird)")
+    bias: float = Field(0.9, ge=0.1, lt=1, description="CIFAR-10: the dominant class's share of the training set")
+    augment: Literal["dermoscopy", "none"] = "dermoscopy"
+    workers: int = Field(0, ge=0, le=64, description="processes that augment beside training; 0: none")
+
+
+class Model(_Section):
+    """The network."""
+
+    backbone: str = Field("efficientnet_b0", description="a classification model of torchvision, or cifar_alexnet")
+    weights: str = Field("imagenet", description="imagenet (torchvision's own), none, or a file with a state dict")
+    freeze: Literal["none", "batch_norm", "backbone"] = "none"
+
+
+class Objective(_Section):
+    """What is minimised. `objective=NAME` sets the name alone."""
+
+    name: Literal["erm", "weighted_sampling", "reweight"] = "reweight"
+
+
+class Train(_Section):
+    """The loop."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(64, ge=2)
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: not clipped")
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    checkpoint_seconds: float = Field(120, gt=0, description="at most so much work is lost when a run is killed")
+
+
+class Config(_Section):
+    """One run."""
+
+    name: str = Field("ham", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="prefix of the run folder")
+    data: Data = Data()
+    model: Model = Model()
+    objective: Objective = Objective()
+    train: Train = Train()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if self.data.validation + self.data.test >= 0.9:
+            raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: PyYAML alone reads `3e-4` as a string, since YAML 1.1 wants `3.0e-4`."""
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    text = loader.construct_scalar(node)
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+_Loader.add_implicit_resolver("!number", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_constructor("!number", _float)
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override, read as YAML: numbers, true/false, null, else the text itself."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        return text
+
+
+def known_keys() -> list[str]:
+    """Every key that a config or an override may set, such as `train.epochs`."""
+    sections: dict[str, type[BaseModel]] = {"data": Data, "model": Model, "objective": Objective, "train": Train}
+    keys = [f"{section}.{key}" for section, model in sections.items() for key in model.model_fields]
+    return ["name", "objective", *keys]
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    if key not in known_keys():
+        close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known_keys())}"
+        raise UserError(f"there is no key {key!r} in the configuration: {hint}")
+    section, _, name = key.partition(".")
+    if not name:
+        # `objective=erm` names another objective: options of the one before do not carry over
+        values[section] = {"name": value} if section == "objective" else value
+    else:
+        values.setdefault(section, {})[name] = value
+
+
+def _flat(values: dict[str, Any], source: str) -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", v) for inner, v in value.items())
+        elif key in ("data", "model", "train"):
+            raise UserError(f"{source}: {key} must hold keys of its own, such as {key}: {{...}}")
+        else:
+            yield key, value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise UserError(f"there is no config file {path}: name one of configs/*.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the config file {path} can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the config file {path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"the config file {path} must hold `key: value` lines")
+    return values
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The defaults, then the differences in the file, then the overrides `section.key=value`."""
+    values: dict[str, Any] = {}
+    source = str(path) if path else "the defaults"
+    if path is not None:
+        for key, value in _flat(read_yaml(path), source):
+            _set(values, key, value)
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"{item!r} is not an override: write key=value, such as train.epochs=5")
+        _set(values, key.strip(), parse_value(text))
+        source = "the command line" if path is None else f"{path} with the overrides"
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{source}: {where}: {reason[0].lower()}{reason[1:]}{given}") from None
+
+
+def dump(config: Config) -> str:
+    """The complete config as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def differences(one: Config, other: Config) -> list[str]:
+    """Keys whose values differ, as `train.epochs: 5, was 30`."""
+    found = []
+    for section, value in one.model_dump().items():
+        before = other.model_dump()[section]
+        pairs = value.items() if isinstance(value, dict) else [("", value)]
+        for key, new in pairs:
+            old = before[key] if key else before
+            if old != new:
+                found.append(f"{section}{'.' if key else ''}{key}: {new}, was {old}")
+    return found

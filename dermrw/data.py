@@ -1,0 +1,214 @@
+"""From a config to the four sets of images (train, validation, test, meta) and their batches."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose, MapTransform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dermrw.augment import augmenter, example_seed
+from dermrw.config import Data
+from dermrw.diagnoses import COLUMNS, DX
+from dermrw.errors import UserError
+from dermrw.pixels import center_crop, resized_pixels
+from dermrw.split import meta_set, split_lesions
+from dermrw.tables import find_ham10000, read_ham10000, with_images
+
+
+class Classes(NamedTuple):
+    """The classes in the order of the labels: their codes in split.csv and their columns in predictions.csv."""
+
+    codes: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+HAM_CLASSES = Classes(DX, COLUMNS)
+
+
+class ImageSet(NamedTuple):
+    """Some images: a table with a row each, their labels `[N]`, and a file or the pixels of each."""
+
+    table: pd.DataFrame  # image_id, lesion_id, dx, split, and what is known of the patient
+    labels: np.ndarray
+    sources: list[Any]  # path (str) or uint8 [H, W, 3]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Splits(NamedTuple):
+    """The four sets; `table` is what split.csv holds."""
+
+    classes: Classes
+    table: pd.DataFrame
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    meta: ImageSet
+
+
+def resolve_root(data: Data) -> Path:
+    """The folder of the data that the config asks for; the embedded sample is drawn where it is not there yet.
+
+    Raises:
+        UserError: HAM10000 or CIFAR-10 is asked for and not found.
+    """
+    if data.name == "sample":
+        from dermrw.synthetic import write_sample
+
+        return write_sample(Path(data.root or "data/sample")).resolve()
+    if data.name == "cifar10":
+        from dermrw.cifar import find_cifar10
+
+        return find_cifar10(data.root)
+    root = find_ham10000(data.root)
+    if root is None:
+        raise UserError("HAM10000 is not at data/ham10000: set data.root or HAM10000_DIR, or run `make data`")
+    return root
+
+
+def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any]) -> ImageSet:
+    """The set of the table's rows."""
+    index = {code: i for i, code in enumerate(classes.codes)}
+    return ImageSet(table.reset_index(drop=True), table["dx"].map(index).to_numpy(np.int64), sources)
+
+
+def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Splits:
+    """The sets below `root`, divided anew or as a run's split.csv says."""
+    if data.name == "cifar10":
+        from dermrw.cifar import CIFAR_CLASSES, cifar_table
+
+        classes = CIFAR_CLASSES
+        table, split = cifar_table(data, root, split)
+    else:
+        classes = HAM_CLASSES
+        table = read_ham10000(root)
+        if split is None:
+            # the meta set first: its error names the images that a user's copy lacks, and both ways out
+            meta = meta_set(table, data.meta, data.meta_per_class)
+            split = split_lesions(with_images(table, root), meta, data.validation, data.test, data.split_seed)
+        table = table.rename(columns={"path": "source"})
+    known = split["image_id"].isin(table["image_id"])
+    if not known.all():
+        raise UserError(
+            f"split.csv names {split['image_id'][~known].iloc[0]}, which is not below {root}: "
+            "is data.root the data that the run was trained on?"
+        )
+    extra = [c for c in table.columns if c not in ("lesion_id", "dx")]
+    merged = split.merge(table[extra], on="image_id", how="left", validate="one_to_one")
+    parts = {}
+    for name in ("train", "validation", "test", "meta"):
+        rows = merged[merged["split"] == name]
+        parts[name] = image_set(rows.drop(columns="source"), classes, rows["source"].tolist())
+    return Splits(classes, split, **parts)
+
+
+class LoadPixels(MapTransform):
+    """MONAI transform: replaces the file under a key by its uncropped pixels, uint8 `[H, W, 3]`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("image")
+        self.size = size
+
+    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Reads files; passes arrays on."""
+        image = data["image"]
+        return {**data, "image": resized_pixels(image, self.size) if isinstance(image, str) else image}
+
+
+class Pixels(Dataset):
+    """Pixels and labels of an image set; item (epoch, index) -> (uint8 `[size, size, 3]`, label, index).
+
+    Decoded and resized pixels stay in memory (MONAI's CacheDataset), as many as half of the free memory holds.
+    """
+
+    def __init__(self, images: ImageSet, data: Data, seed: int | None = None, progress: str | None = None) -> None:
+        """`seed` given: augment, with randomness from (seed, epoch, index) alone; else the evaluation pixels."""
+        self.images, self.size, self.seed = images, data.size, seed
+        self.augment = augmenter(data.augment, data.size) if seed is not None else None
+        if progress:
+            print(f"Reading {len(images):,} {progress} images into memory", flush=True)
+        try:
+            self.base = CacheDataset(
+                [{"image": source} for source in images.sources],
+                Compose([LoadPixels(data.size)]),
+                cache_num=int(_free_memory() / 2 / (data.size * data.size * 4 / 3 * 3)),
+                num_workers=min(8, os.cpu_count() or 1),
+                progress=progress is not None,
+                copy_cache=False,
+            )
+        except RuntimeError as error:
+            raise _user_error(error) from None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        epoch, index = key
+        try:
+            pixels = self.base[index]["image"]
+        except RuntimeError as error:
+            raise _user_error(error) from None
+        if self.augment is not None and self.seed is not None:
+            pixels = self.augment(pixels, example_seed(self.seed, epoch, index))
+        else:
+            pixels = center_crop(pixels, self.size)
+        return torch.from_numpy(np.ascontiguousarray(pixels)), int(self.images.labels[index]), index
+
+
+def _free_memory() -> float:
+    """Bytes of memory that are free now."""
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _user_error(error: BaseException) -> BaseException:
+    """The UserError inside MONAI's wrapping, else the error itself."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, UserError):
+        inner = inner.__cause__
+    return inner or error
+
+
+def epoch_batches(labels: np.ndarray, sampler: str, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Rows of the training set for each step of an epoch, int `[steps, batch_size]`, from (seed, epoch) alone.
+
+    `shuffled`: a permutation. `balanced`: as many draws with replacement, each example with probability
+    1 / (classes × images of its class). What doesn't fill a batch is left out of the epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    n = len(labels)
+    if sampler == "balanced":
+        counts = np.bincount(labels)
+        probability = 1 / counts[labels]
+        order = rng.choice(n, n, p=probability / probability.sum())
+    else:
+        order = rng.permutation(n)
+    batch_size = min(batch_size, n)
+    steps = n // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def loader(pixels: Pixels, batches: np.ndarray | list[np.ndarray], epoch: int, workers: int = 0) -> DataLoader:
+    """Batches (uint8 `[B, size, size, 3]`, labels `[B]`, indices `[B]`); the global random stream is left alone."""
+    keys = [[(epoch, int(i)) for i in batch] for batch in batches]
+    return DataLoader(
+        pixels,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader draws its workers' seeds from the global stream
+    )
+
+
+def in_order(pixels: Pixels, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Every image once, in the set's order."""
+    n = len(pixels)
+    batches = [np.arange(start, min(n, start + batch_size)) for start in range(0, n, batch_size)]
+    return iter(loader(pixels, batches, 0))

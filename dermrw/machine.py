@@ -1,0 +1,117 @@
+"""What this machine does well: device, precision and memory layout, chosen by timing real steps, and said."""
+
+import copy
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dermrw.config import Train
+from dermrw.errors import UserError
+
+Step = Callable[[nn.Module, Tensor], Tensor]
+
+
+class Choice(NamedTuple):
+    """How to compute: `precision` is fp32 or bf16 (autocast)."""
+
+    device: torch.device
+    precision: str
+    channels_last: bool
+
+    def autocast(self) -> AbstractContextManager:
+        """The context in which a step runs."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on the device, in the memory layout."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return model.to(self.device).to(memory_format=layout)
+
+    def __str__(self) -> str:
+        layout = ", channels-last" if self.channels_last else ""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self.device)}, {self.precision}{layout}"
+        return f"CPU ({torch.get_num_threads()} threads), {self.precision}{layout}"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; a device that was asked for and is absent is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"train.device={name} can't be used here ({reason}): say auto or cpu") from None
+    return device
+
+
+def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Choice) -> float:
+    """Time of the faster of two steps after one to warm up; infinite where an operator is missing."""
+    try:
+        copied = choice.place(copy.deepcopy(model)).train()
+        layout = torch.channels_last if choice.channels_last else torch.contiguous_format
+        x = x.to(choice.device).to(memory_format=layout)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with choice.autocast():
+                loss = step(copied, x)
+            loss.backward()
+            finite = bool(torch.isfinite(loss))  # also waits for the device
+            times.append(time.perf_counter() - start)
+        return min(times[1:]) if finite else float("inf")
+    except (RuntimeError, NotImplementedError):
+        return float("inf")
+
+
+def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Choice, dict[str, float]]:
+    """The fastest way to run `step(model, x) -> loss` among those that the config leaves open.
+
+    Whatever is `auto` is timed on a copy of the model, on x `[B, 3, H, W]`; the model and the random stream stay as
+    they were. fp32 contiguous is kept unless another way is at least a tenth faster.
+
+    Returns:
+        the choice and the seconds of a step by way, empty where nothing was open.
+    """
+    device = choose_device(config.device)
+    precisions = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
+    layouts = [False, True] if config.channels_last == "auto" else [config.channels_last]
+    ways = [Choice(device, p, c) for p in precisions for c in layouts]
+    if len(ways) == 1:
+        return ways[0], {}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seconds = {way: _seconds(model, step, x, way) for way in ways}
+    best = min(ways, key=lambda way: seconds[way] * (1.0 if way == ways[0] else 1.1))
+    names = {f"{w.precision}{' channels-last' if w.channels_last else ''}": s for w, s in seconds.items()}
+    return best, names
+
+
+def environment() -> dict[str, str]:
+    """What a reader needs to judge a time: versions and processor."""
+    import albumentations
+    import monai
+    import torchvision
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "monai": monai.__version__,
+        "albumentations": albumentations.__version__,
+        "platform": platform.platform(),
+        "cpus": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "gpu": gpu,
+    }

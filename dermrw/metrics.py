@@ -1,0 +1,359 @@
+"""How good predictions are: ISIC's balanced accuracy, intervals over lesions, ranking, calibration error.
+
+Pure functions of NumPy arrays, for any number of classes C. The usual inputs: `probabilities` float [N, C];
+`labels` int [N] in 0..C-1; `lesions` [N], strings or ints, the lesion that each image shows; `weights` [N],
+finite and non-negative, all 1 if None. An image of weight 0 counts nowhere. All functions raise ValueError
+for inputs of the wrong shape or range. What is undefined (no image, no positive) is nan, without a warning.
+Fractions are in 0..1, logarithms natural (nats).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from dermrw.diagnoses import DIAGNOSES
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Weights = npt.ArrayLike | None
+
+# The official scorer (isic-challenge-scoring 5.6.0, load_csv.parse_truth_csv) gives this image weight 0.
+ISIC_ZERO_WEIGHT = "ISIC_0035068"
+
+
+class Interval(NamedTuple):
+    """Two ends, low <= high; both nan where the quantity is undefined."""
+
+    low: float
+    high: float
+
+
+class Bootstrap(NamedTuple):
+    """Intervals for balanced accuracy and for each class's recall, and how many lesions [C] each rests on."""
+
+    balanced_accuracy: Interval
+    recalls: tuple[Interval, ...]
+    lesions: Ints
+
+
+class Reliability(NamedTuple):
+    """Points of a reliability diagram, one for each bin that holds weight, by rising score."""
+
+    score: Floats  # mean score in the bin
+    frequency: Floats  # share of events in the bin
+    weight: Floats  # the bin's share of all weight; sums to 1
+
+
+class Group(NamedTuple):
+    """One value of a grouping, such as one sex or one age band."""
+
+    name: str
+    images: int  # of weight above 0
+    lesions: int
+    balanced_accuracy: float  # over the classes present in the group only
+    recalls: Floats  # [C], nan where absent
+    present: Bools  # [C]
+
+
+def _weights(weights: Weights, n: int) -> Floats:
+    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,) or not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError(f"weights must be {n} finite, non-negative numbers")
+    return w
+
+
+def _checked(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights, sums: bool = False
+) -> tuple[Floats, Ints, Floats]:
+    """The three inputs as float64, int64, float64; `sums` also asks that rows sum to 1 (no logits)."""
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
+    if p.ndim != 2 or y.shape != p.shape[:1]:
+        raise ValueError(f"probabilities [N, C] and labels [N] have shapes {p.shape} and {y.shape}")
+    if y.size and (y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= p.shape[1]):
+        raise ValueError(f"labels must be integers in 0..{p.shape[1] - 1}")
+    # 1e-3 lets pass what half precision or a file of few decimals does to a row, and stops logits.
+    if sums and not (np.abs(p.sum(axis=1) - 1) <= 1e-3).all():
+        raise ValueError("probabilities must sum to 1 in every row")
+    return p, y.astype(np.int64), _weights(weights, len(y))
+
+
+def decide(probabilities: npt.ArrayLike) -> Ints:
+    """The class of the largest probability [N], or -1 where two or more share it (exact equality).
+
+    ISIC calls a tie 'undecided', which is never right (scorer's metrics._to_labels). Rounding makes ties:
+    decide on the numbers that are handed in. Raises ValueError for a nan.
+    """
+    p = np.asarray(probabilities)
+    if np.isnan(p).any():
+        raise ValueError("probabilities hold a nan")
+    tied = (p == p.max(axis=1, keepdims=True)).sum(axis=1) > 1
+    return np.where(tied, -1, p.argmax(axis=1)).astype(np.int64)
+
+
+def score_weights(image_ids: Sequence[str] | npt.NDArray[Any]) -> Floats:
+    """ISIC's weight [N] of each image: 0 for `ISIC_ZERO_WEIGHT`, 1 for all others."""
+    return np.array([0.0 if str(name) == ISIC_ZERO_WEIGHT else 1.0 for name in image_ids])
+
+
+def class_balanced_weights(labels: npt.ArrayLike, weights: Weights = None) -> Floats:
+    """Weights [N] that give every class present the same total, in proportion to `weights` within a class.
+
+    They sum to what `weights` sum to. They stand in for a test set of equal prevalence.
+    """
+    y = np.asarray(labels, dtype=np.int64)
+    w = _weights(weights, len(y))
+    total = np.bincount(y, weights=w)
+    each = w.sum() / max(1, np.count_nonzero(total))  # what every class is to weigh
+    return np.divide(w * each, total[y], out=np.zeros(len(y)), where=w > 0)
+
+
+def confusion(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> Floats:
+    """Weight [C, C + 1] of the images of each class (row) by decision (column; the last is undecided)."""
+    p, y, w = _checked(probabilities, labels, weights)
+    table = np.zeros((p.shape[1], p.shape[1] + 1))
+    # -1, undecided, is the last column. (scikit-learn's confusion_matrix refuses weights that are all 0.)
+    np.add.at(table, (y, decide(p)), w)
+    return table
+
+
+def recalls(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> Floats:
+    """The share [C] of each class's weight that is decided rightly; nan for a class without weight."""
+    table = confusion(probabilities, labels, weights)
+    total = table.sum(axis=1)
+    return np.divide(table.diagonal(), total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def balanced_accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
+    """The mean recall of the classes present: the challenge's score, exactly as its official scorer has it.
+
+    (isic-challenge-scoring 5.6.0, metrics.balanced_multiclass_accuracy: undecided is wrong, weights count,
+    the mean leaves out a class without weight.)
+    """
+    values = recalls(probabilities, labels, weights)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+
+
+def bootstrap_interval(
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    lesions: npt.ArrayLike,
+    weights: Weights = None,
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Bootstrap:
+    """Percentile intervals for balanced accuracy and each recall, from a bootstrap of lesions within classes.
+
+    Images of a lesion are right or wrong together, so whole lesions are drawn (cluster bootstrap: Field and
+    Welsh, J. R. Stat. Soc. B 69:369-390 (2007); Cameron, Gelbach, Miller, Rev. Econ. Stat. 90:414-427
+    (2008)), and within classes, since balanced accuracy takes the classes as given. In a replicate each class
+    draws as many of its lesions, with replacement, as it has; its recall is the weight decided rightly over
+    the weight drawn. A lesion with images of two classes counts as one lesion in each.
+
+    Lesions of a class with the same (weight right, weight) are alike, so the draw is multinomial over these
+    kinds: the same distribution, and quick. A class with one lesion, or whose lesions are all wholly right or
+    all wholly wrong, has an interval of width 0, given as it is: it says that the bootstrap saw no variation,
+    not that the recall is known. With L lesions the variance comes out about (L - 1) / L of what it should.
+    """
+    p, y, w = _checked(probabilities, labels, weights)
+    lesion_of, right = np.asarray(lesions), w * (decide(p) == y)
+    if lesion_of.shape != y.shape:
+        raise ValueError(f"lesions must be [{len(y)}], not of shape {lesion_of.shape}")
+    rng = np.random.default_rng(seed)
+    drawn = np.full((replicates, p.shape[1]), np.nan)
+    count = np.zeros(p.shape[1], dtype=np.int64)
+    for c in np.unique(y[w > 0]):
+        mine = (y == c) & (w > 0)
+        _, lesion = np.unique(lesion_of[mine], return_inverse=True)
+        sums = np.column_stack([np.bincount(lesion, right[mine]), np.bincount(lesion, w[mine])])
+        kinds, number = np.unique(sums, axis=0, return_counts=True)
+        count[c] = number.sum()
+        totals = rng.multinomial(count[c], number / count[c], size=replicates) @ kinds
+        drawn[:, c] = totals[:, 0] / totals[:, 1]
+
+    def interval(values: Floats) -> Interval:
+        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(float(low), float(high))
+
+    present = count > 0
+    overall = drawn[:, present].mean(axis=1) if present.any() else drawn[:, 0]
+    return Bootstrap(interval(overall), tuple(interval(column) for column in drawn.T), count)
+
+
+def _two_sides(positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights) -> list[Any] | None:
+    """Positive, score and weight of the images with weight; None unless both sides are there."""
+    event, value = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
+    if event.ndim != 1 or value.shape != event.shape:
+        raise ValueError(f"positive and score must be [N], not of shapes {event.shape} and {value.shape}")
+    w = _weights(weights, len(event))
+    event, value, w = event[w > 0], value[w > 0], w[w > 0]
+    return [event, value, w] if event.any() and not event.all() else None
+
+
+def auc(positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None) -> float:
+    """Area under the ROC curve of `score` [N] for `positive` [N] bool; nan without positives or negatives."""
+    sides = _two_sides(positive, score, weights)
+    return float(roc_auc_score(sides[0], sides[1], sample_weight=sides[2])) if sides else np.nan
+
+
+def average_precision(positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None) -> float:
+    """Average precision (scikit-learn's step-wise sum, as ISIC's); nan without positives or negatives."""
+    sides = _two_sides(positive, score, weights)
+    return float(average_precision_score(sides[0], sides[1], sample_weight=sides[2])) if sides else np.nan
+
+
+def _roc(positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights) -> tuple[Floats, Floats] | None:
+    sides = _two_sides(positive, score, weights)
+    if sides is None:
+        return None
+    false, true, _ = roc_curve(sides[0], sides[1], sample_weight=sides[2], drop_intermediate=False)
+    return false, true
+
+
+def sensitivity_at_specificity(
+    positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None, *, specificity: float = 0.95
+) -> float:
+    """The greatest sensitivity of any threshold whose specificity is at least `specificity`.
+
+    No interpolation between thresholds: a mix of two is no rule that a clinic could follow.
+    """
+    curve = _roc(positive, score, weights)  # 1e-12: 1 - 0.9 is below 1 / 10 in float64
+    return float(curve[1][curve[0] <= 1 - specificity + 1e-12].max()) if curve else np.nan
+
+
+def specificity_at_sensitivity(
+    positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None, *, sensitivity: float = 0.95
+) -> float:
+    """The greatest specificity of any threshold whose sensitivity is at least `sensitivity`."""
+    curve = _roc(positive, score, weights)
+    return float(1 - curve[0][curve[1] >= sensitivity - 1e-12].min()) if curve else np.nan
+
+
+def per_class(
+    measure: Callable[..., float],
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    weights: Weights = None,
+    **options: float,
+) -> Floats:
+    """`measure` (`auc`, `average_precision`, ...) of every class against the rest [C]."""
+    p, y, w = _checked(probabilities, labels, weights)
+    return np.array([measure(y == c, p[:, c], w, **options) for c in range(p.shape[1])])
+
+
+def malignant(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[bool] | None = None
+) -> tuple[Bools, Floats]:
+    """(positive [N], score [N]) of malignant against the rest, to be handed to `auc` and its like.
+
+    The score is the summed probability of the malignant classes; `classes` [C] bool says which (HAM10000's
+    if None).
+    """
+    p, y, _ = _checked(probabilities, labels, None)
+    bad = np.array([d.malignant for d in DIAGNOSES] if classes is None else classes, dtype=bool)
+    if bad.shape != p.shape[1:]:
+        raise ValueError(f"classes must be {p.shape[1]} truths, not of shape {bad.shape}")
+    return bad[y], p[:, bad].sum(axis=1)
+
+
+def reliability_curve(
+    event: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None, *, bins: int = 15
+) -> Reliability:
+    """Mean score against frequency of `event` [N] bool, in bins of equal weight by rising `score` [N].
+
+    Equal mass rather than equal width: an empty or nearly empty bin says nothing, and the error's bias is
+    smaller (Roelofs et al., AISTATS 2022). Images of equal score share a bin, that of their middle mass, so
+    the answer does not hang on their order; hence a bin may be empty, and is then left out.
+    """
+    happened, value = np.asarray(event, dtype=np.float64), np.asarray(score, dtype=np.float64)
+    w = _weights(weights, len(value))
+    happened, value, w = happened[w > 0], value[w > 0], w[w > 0]
+    _, same = np.unique(value, return_inverse=True)
+    mass = np.bincount(same, w)
+    middle = (np.cumsum(mass) - mass / 2) / w.sum()
+    where = np.minimum(bins * middle, bins - 1).astype(np.int64)[same]
+    sums = np.array([np.bincount(where, w * v, minlength=bins) for v in (value, happened, np.ones_like(w))])
+    sums = sums[:, sums[2] > 0]
+    return Reliability(sums[0] / sums[2], sums[1] / sums[2], sums[2] / w.sum())
+
+
+def expected_calibration_error(
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    weights: Weights = None,
+    *,
+    bins: int = 15,
+    classwise: bool = False,
+) -> float:
+    """Mean absolute gap between probability and frequency over `reliability_curve`'s equal-mass bins.
+
+    Top-label by default (Guo et al., ICML 2017, eq. 3): the largest probability against whether its class
+    (the first, of tied ones) is right. `classwise`: the same for each class's probability against that class,
+    then the mean over all C classes (Kull et al., NeurIPS 2019, section 2). Unweighted it speaks
+    for the test set's own prevalence, with `class_balanced_weights` for equal prevalence. It cannot reach 0:
+    chance adds about sqrt(bins / effective N), which a few heavy images make large. nan without weight.
+    """
+    p, y, w = _checked(probabilities, labels, weights, sums=True)
+    if not w.any():
+        return np.nan
+    top = p.argmax(axis=1)
+    pairs = [(y == c, p[:, c]) for c in range(p.shape[1])] if classwise else [(y == top, p[np.arange(len(y)), top])]
+    curves = [reliability_curve(event, score, w, bins=bins) for event, score in pairs]
+    return float(np.mean([r.weight @ np.abs(r.score - r.frequency) for r in curves]))
+
+
+def _mean(values: Floats, w: Floats) -> float:
+    return float(np.average(values[w > 0], weights=w[w > 0])) if w.any() else np.nan
+
+
+def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
+    """Mean over images of sum_c (p_c - [y = c])^2, 0 to 2 (Brier, Mon. Weather Rev. 78:1-3 (1950), eq. 2)."""
+    p, y, w = _checked(probabilities, labels, weights, sums=True)
+    return _mean(np.sum((p - np.eye(p.shape[1])[y]) ** 2, axis=1), w)
+
+
+def nll(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
+    """Mean of -log p[label], in nats; infinite where a label had probability 0, which is not hidden."""
+    p, y, w = _checked(probabilities, labels, weights, sums=True)
+    with np.errstate(divide="ignore"):
+        return _mean(-np.log(p[np.arange(len(y)), y]), w)
+
+
+def by_group(
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    lesions: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    weights: Weights = None,
+) -> list[Group]:
+    """Results for every value of `groups` [N], none left out; None, nan and '' are the group 'missing'.
+
+    Numbers come in their order, then names in theirs, 'missing' last. Balanced accuracies of groups are
+    comparable only where `present` agrees, and a class may rest on one lesion: look at the counts first.
+    """
+    p, y, w = _checked(probabilities, labels, weights)
+    lesion_of, values = np.asarray(lesions), np.asarray(groups, dtype=object)
+    if lesion_of.shape != y.shape or values.shape != y.shape:
+        raise ValueError(f"lesions and groups must be [{len(y)}]")
+    names = np.array(["missing" if str(v) in ("None", "nan", "<NA>", "NaT", "") else str(v) for v in values])
+
+    def order(name: str) -> tuple[int, float, str]:
+        try:
+            return 0, float(name), name
+        except ValueError:
+            return 1 + (name == "missing"), 0.0, name
+
+    found = []
+    for name in sorted(set(names.tolist()), key=order):
+        rows = names == name
+        counted = rows & (w > 0)
+        share = recalls(p[rows], y[rows], w[rows])
+        score = balanced_accuracy(p[rows], y[rows], w[rows])
+        lesion_count = len(np.unique(lesion_of[counted]))
+        found.append(Group(name, int(counted.sum()), lesion_count, score, share, ~np.isnan(share)))
+    return found

@@ -1,0 +1,119 @@
+"""Networks by their torchvision names, with a head for our classes and weights whose origin is said."""
+
+import hashlib
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights, list_models
+
+from dermrw.config import Model
+from dermrw.errors import UserError
+from dermrw.pixels import MEAN, STD
+
+# googlenet and inception_v3 return auxiliary logits in train mode; squeezenet ends in a convolution
+UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
+
+
+def backbones() -> list[str]:
+    """Every name that `model.backbone` may have."""
+    return [*sorted(set(list_models(module=torchvision.models)) - UNFIT), "cifar_alexnet"]
+
+
+class CifarAlexNet(nn.Sequential):
+    """AlexNet (Krizhevsky et al. 2012) cut to 32 px: five convolutions, three poolings, one linear layer."""
+
+    def __init__(self, num_classes: int) -> None:
+        def conv(inputs: int, outputs: int, pool: bool) -> list[nn.Module]:
+            layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
+            return [*layers, nn.MaxPool2d(2)] if pool else layers
+
+        super().__init__(
+            *conv(3, 64, True),
+            *conv(64, 192, True),
+            *conv(192, 384, False),
+            *conv(384, 256, False),
+            *conv(256, 256, True),
+            nn.Flatten(),
+            nn.Linear(256 * 4 * 4, num_classes),
+        )
+
+
+def _replace_head(model: nn.Module, classes: int) -> None:
+    """A fresh linear layer of `classes` outputs in the place of the model's last one."""
+    name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Linear(head.in_features, classes))
+
+
+def _load_file(model: nn.Module, path: Path) -> str:
+    """Loads a state dict; returns the file's name and digest. Nothing in the file is executed."""
+    if not path.is_file():
+        raise UserError(f"model.weights names {path}, which is not a file: name one, or say imagenet or none")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except Exception as error:
+        # torch raises errors of many types on a foreign file, several lines long
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} doesn't hold ImageNet weights for this backbone: {reason}") from None
+    return f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
+
+
+def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
+    """The network `[N, 3, H, W] -> [N, classes]` and one phrase on where its weights come from.
+
+    Raises:
+        UserError: an unknown name, an unfit file, or ImageNet weights that can't be downloaded.
+    """
+    if config.backbone not in backbones():
+        raise UserError(f"model.backbone={config.backbone} is unknown; known are {', '.join(backbones())}")
+    if config.backbone == "cifar_alexnet":
+        if config.weights != "none":
+            raise UserError("cifar_alexnet has no pretrained weights: add model.weights=none")
+        return CifarAlexNet(classes), "trained from scratch"
+    if config.weights == "none":
+        return get_model(config.backbone, weights=None, num_classes=classes), "trained from scratch"
+    if config.weights == "imagenet":
+        weights = get_model_weights(config.backbone).DEFAULT
+        try:
+            model = get_model(config.backbone, weights=weights)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"the ImageNet weights of {config.backbone} can't be had from {weights.url} ({error}): fetch that file "
+                "elsewhere and name it, model.weights=FILE, or train from scratch, model.weights=none"
+            ) from None
+        origin = f"ImageNet weights {weights} of torchvision {torchvision.__version__}"
+    else:
+        model = get_model(config.backbone, weights=None)
+        origin = f"weights from {_load_file(model, Path(config.weights).expanduser())}"
+    _replace_head(model, classes)
+    return model, origin
+
+
+def freeze(model: nn.Module, part: str) -> None:
+    """Takes gradients from what `model.freeze` names; for `backbone` all but the last linear layer."""
+    if part == "backbone":
+        head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+        model.requires_grad_(False)
+        head.requires_grad_(True)
+
+
+def train_mode(model: nn.Module, part: str) -> None:
+    """Train mode, but for batch norm where it is frozen: there the running statistics stay and are used."""
+    model.train()
+    if part != "none":
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def to_input(pixels: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
+    """Pixels uint8 `[N, H, W, 3]` -> the network's input, float `[N, 3, H, W]`, normalised as on ImageNet."""
+    x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
+    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255
+    x = (x.float() - mean) / std
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,0 +1,124 @@
+"""The meta step of learning to reweight examples (Ren et al., ICML 2018, arXiv 1803.09050), exact and cheap.
+
+Algorithm 1 looks one virtual SGD step ahead. With a training batch of B examples and their losses ℓᵢ(θ)
+
+    θ̂(ε) = θ − α ∇θ Σᵢ εᵢ ℓᵢ(θ),    uᵢ = −∂ L_meta(θ̂(ε)) / ∂εᵢ at ε = 0,    wᵢ = max(uᵢ, 0) / Σⱼ max(uⱼ, 0).
+
+At ε = 0 the virtual step has length zero, θ̂ = θ, and the chain rule leaves an inner product of two first
+derivatives at θ:
+
+    uᵢ = α ⟨∇θ L_meta(θ), ∇θ ℓᵢ(θ)⟩,
+
+the directional derivative of every training loss along the meta gradient g. α cancels in wᵢ. So nothing second-order is
+needed: one backward pass over the small meta batch gives g, and the forward pass over the training batch, run on dual
+numbers θ + g·δ (forward-mode differentiation), gives the losses and all B derivatives at once. The same forward pass
+carries the graph of Σ wᵢ ℓᵢ. Where batch norm in train mode couples the examples, ∂/∂εᵢ is of the ℓᵢ computed
+from the whole batch, here as in the paper.
+
+This file needs torch alone and works on any `nn.Module` whose operators have forward-mode rules.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each example: logits `[B, C]`, labels `[B]` -> losses `[B]`."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def normalize(scores: Tensor) -> Tensor:
+    """Scores u `[B]` -> weights w `[B]` (eqs. 13 and 14): clipped at zero, summing to 1, or all zero if no u > 0."""
+    clipped = scores.clamp(min=0)
+    total = clipped.sum()
+    return torch.where(total > 0, clipped / total.where(total > 0, torch.ones_like(total)), clipped)
+
+
+def meta_gradient(
+    model: nn.Module, meta_x: Tensor, meta_y: Tensor, loss: PerExampleLoss = cross_entropy
+) -> dict[str, Tensor]:
+    """Gradient of the mean meta loss at θ, by the name of each trainable parameter; the model stays untouched.
+
+    The pass runs in the model's own mode (train or eval). It sees copies of the buffers and a copy of the random
+    stream, so running statistics, `.grad` and the random numbers of whatever follows are as if it had not run. A
+    dropout mask of the meta pass is therefore drawn from the same state as that of the next training pass.
+
+    Args:
+        model: any module; parameters with `requires_grad` are θ.
+        meta_x: meta inputs `[M, ...]`.
+        meta_y: meta labels `[M]`.
+        loss: per-example loss, (model output `[M, ...]`, labels `[M]`) -> `[M]`.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError("no parameter of the model requires a gradient, so no example can be weighed")
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=[d.index for d in devices]), torch.enable_grad():
+        output = functional_call(model, {**parameters, **buffers}, (meta_x,))
+        value = loss(output, meta_y).mean()
+        # a parameter that the loss does not reach (an unused head, say) has derivative zero
+        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(p) if g is None else g.detach()
+        for (name, p), g in zip(parameters.items(), gradients, strict=True)
+    }
+
+
+def losses_along(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    direction: dict[str, Tensor],
+    loss: PerExampleLoss = cross_entropy,
+) -> tuple[Tensor, Tensor]:
+    """One training forward pass: losses ℓᵢ(θ) `[B]` with their graph, and ⟨direction, ∇θ ℓᵢ(θ)⟩ `[B]`, detached.
+
+    It is the plain forward pass in every other respect: running statistics and the random stream advance as usual.
+    `direction` maps names of parameters to tensors of their shapes.
+    """
+    parameters = dict(model.named_parameters())
+    with forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()}
+        dual_losses = loss(functional_call(model, duals, (x,)), y)
+        if dual_losses.shape != y.shape[:1]:
+            raise ValueError(
+                f"the loss must give one value per example, {list(y.shape[:1])}, but gave {list(dual_losses.shape)}"
+            )
+        losses, tangents = forward_ad.unpack_dual(dual_losses)
+        # a tangent of None means that no trainable parameter reaches the losses
+        slopes = torch.zeros_like(losses) if tangents is None else tangents
+        return losses, slopes.detach()
+
+
+def reweighted_losses(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    meta_x: Tensor,
+    meta_y: Tensor,
+    loss: PerExampleLoss = cross_entropy,
+) -> tuple[Tensor, Tensor]:
+    """Losses and weights of a training batch, by Ren et al.'s Algorithm 1; backward on `(weights * losses).sum()`.
+
+    Args:
+        model: any module of torch operations, in the mode in which it is to be trained.
+        x: training inputs `[B, ...]`.
+        y: training labels `[B]`.
+        meta_x: meta inputs `[M, ...]`; the paper's g, the clean, balanced examples.
+        meta_y: meta labels `[M]`.
+        loss: per-example loss, (model output, labels) -> one value per example; cross-entropy by default.
+
+    Returns:
+        losses `[B]`, with the graph of the one training forward pass, and weights `[B]`, detached, non-negative,
+        summing to 1, or all zero where no example's gradient agrees with the meta gradient (skip or count such a step).
+    """
+    losses, slopes = losses_along(model, x, y, meta_gradient(model, meta_x, meta_y, loss), loss)
+    return losses, normalize(slopes)

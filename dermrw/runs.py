@@ -1,0 +1,105 @@
+"""The run folder: `runs/NAME/` with config.yaml, split.csv, metrics.jsonl, last.pt, best.pt, and what eval adds."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dermrw.checkpoint import write_atomic
+from dermrw.config import Config, differences, dump, load_config
+from dermrw.errors import UserError
+from dermrw.split import SPLIT_COLUMNS
+
+RUNS = Path("runs")
+# keys that may be chosen anew for a resume: they change how fast, not what
+FREE = {"data.workers", "train.checkpoint_seconds"}
+
+
+def new_run(name: str) -> Path:
+    """A folder name for a new run, such as runs/ham-20260131-094500; not yet made."""
+    stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, n = stem, 2
+    while path.exists():
+        path, n = stem.with_name(f"{stem.name}-{n}"), n + 1
+    return path
+
+
+def latest_run() -> Path:
+    """The run that was started last."""
+    runs = [p.parent for p in RUNS.glob("*/config.yaml")]
+    if not runs:
+        raise UserError("there is no run in runs/ yet: `make train-ham` makes one")
+    return max(runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
+
+
+def open_run(path: Path) -> Config:
+    """The config of an existing run."""
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run: it holds no config.yaml; name a folder such as runs/NAME")
+    return load_config(path / "config.yaml")
+
+
+def start_run(path: Path, config: Config, split: pd.DataFrame) -> None:
+    """Writes the folder's split.csv and then its config.yaml, which makes it a run."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the run folder {path} can't be made: {error.strerror}") from None
+    write_atomic(path / "split.csv", split[SPLIT_COLUMNS].to_csv(index=False, lineterminator="\n").encode())
+    header = "# Complete: `python -m dermrw train config.yaml` from here reruns this run.\n"
+    write_atomic(path / "config.yaml", (header + dump(config)).encode())
+
+
+def check_same(path: Path, stored: Config, asked: Config) -> None:
+    """Refuses to go on with a run under another config; what the run resolved from `auto` may be asked as auto."""
+    changed = [
+        d
+        for d in differences(asked, stored)
+        if d.partition(":")[0] not in FREE and not d.partition(": ")[2].startswith("auto,")
+    ]
+    if changed:
+        raise UserError(
+            f"{path} was started with other settings ({'; '.join(changed)}): give the same to resume it, or another RUN"
+        )
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """The run's split.csv."""
+    try:
+        split = pd.read_csv(path / "split.csv", dtype=str)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'split.csv'} can't be read: {' '.join(str(error).split())}") from None
+    if list(split.columns) != SPLIT_COLUMNS:
+        raise UserError(f"{path / 'split.csv'} must have the columns {', '.join(SPLIT_COLUMNS)}")
+    return split
+
+
+class Log:
+    """metrics.jsonl: one JSON object a line, appended; a resume cuts off what the checkpoint doesn't know."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self.file = path.open("ab")
+        self.file.truncate(offset)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends a row."""
+        self.file.write(json.dumps(row).encode() + b"\n")
+        self.file.flush()
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self.file.tell()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    rows = []
+    for line in (path / "metrics.jsonl").read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,353 @@
+"""The training loop, readable from top to bottom."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+from tqdm import tqdm
+
+from dermrw.checkpoint import load_checkpoint, save_checkpoint
+from dermrw.config import Config, Train
+from dermrw.data import Classes, Pixels, Splits, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.errors import UserError
+from dermrw.machine import Choice, choose, environment
+from dermrw.metrics import balanced_accuracy
+from dermrw.models import build_model, freeze, to_input, train_mode
+from dermrw.objectives import Batch, Objective, build_objective
+from dermrw.runs import Log, check_same, new_run, open_run, read_split, start_run
+
+LOG_EVERY = 10  # steps that one row of metrics.jsonl averages
+WARM_UP = 3  # steps that the estimate of the whole time leaves out
+
+
+def train(asked: Config, run: Path | None = None) -> Path:
+    """Trains, or resumes, a run; returns its folder.
+
+    Args:
+        asked: the config, with `auto` where the machine may choose.
+        run: the run's folder; resumed if it holds a run of the same config; None for a new one.
+    """
+    root = resolve_root(asked.data)
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"root": str(root)})})
+    if run is not None and (run / "config.yaml").exists():
+        config = open_run(run)
+        check_same(run, config, asked)
+        splits = load_splits(config.data, root, read_split(run))
+    else:
+        config, splits = asked, load_splits(asked.data, root)
+    run = run or new_run(config.name)
+
+    torch.manual_seed(config.train.seed)
+    classes = len(splits.classes.codes)
+    model, origin = build_model(config.model, classes)
+    freeze(model, config.model.freeze)
+    objective = build_objective(config.objective, classes)
+    choice, timings = _choose(config, model, objective, classes, len(splits.meta), len(splits.train))
+    config = _resolved(config, choice)
+    start_run(run, config, splits.table)
+    print(
+        f"Run {run}: {config.objective.name} on {config.data.name} ({len(splits.train):,} training, "
+        f"{len(splits.validation):,} validation, {len(splits.test):,} test and {len(splits.meta)} meta images)\n"
+        f"Model {config.model.backbone}, {origin}, {config.data.size} px, {config.train.epochs} epochs, "
+        f"batches of {config.train.batch_size}\nComputing on {choice}"
+        + (f"; seconds a step: {', '.join(f'{k} {v:.2f}' for k, v in timings.items())}" if timings else ""),
+        flush=True,
+    )
+    Loop(run, config, choice, splits, model, objective, origin).fit()
+    return run
+
+
+def _choose(
+    config: Config, model: nn.Module, objective: Objective, classes: int, meta: int, examples: int
+) -> tuple[Choice, dict[str, float]]:
+    """The machine's choice, timed on a batch as large as the real one."""
+    size, n = config.data.size, min(config.train.batch_size, examples)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n + meta, 3, size, size, generator=generator)
+
+    def step(candidate: nn.Module, inputs: Tensor) -> Tensor:
+        y = torch.arange(len(inputs), device=inputs.device) % classes
+        return objective(candidate, Batch(inputs[:n], y[:n], y[:n], inputs[n:], y[n:]))[0]
+
+    return choose(config.train, model, step, x)
+
+
+def _resolved(config: Config, choice: Choice) -> Config:
+    """The config with what was `auto` replaced by what was chosen, so that a resume computes the same way."""
+    chosen = {"device": str(choice.device), "precision": choice.precision, "channels_last": choice.channels_last}
+    return config.model_copy(update={"train": config.train.model_copy(update=chosen)})
+
+
+def build_optimizer(config: Train, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser; weight decay spares biases and normalisation, whose scale is not a complexity."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def build_schedule(config: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The learning rate over `steps` steps: one-cycle (Smith 2018; up for 30 %, then down to almost 0), or constant."""
+    if config.schedule == "constant":
+        return ConstantLR(optimizer, factor=1.0)
+    # momentum is not cycled, so that the schedule alone changes between the two
+    return OneCycleLR(optimizer, config.lr, total_steps=steps, cycle_momentum=False)
+
+
+@torch.no_grad()
+def predict_logits(model: nn.Module, pixels: Pixels, choice: Choice, batch_size: int) -> np.ndarray:
+    """Logits float32 `[N, C]` of a set, in its order, in eval mode and fp32."""
+    model.eval()
+    parts = []
+    for images, _, _ in in_order(pixels, batch_size):
+        parts.append(model(to_input(images, choice.device, choice.channels_last)).float().cpu())
+    return torch.cat(parts).numpy()
+
+
+class Loop:
+    """One run's state, and the loop over epochs and steps."""
+
+    def __init__(
+        self,
+        run: Path,
+        config: Config,
+        choice: Choice,
+        splits: Splits,
+        model: nn.Module,
+        objective: Objective,
+        origin: str,
+    ) -> None:
+        self.run, self.config, self.choice, self.splits, self.origin = run, config, choice, splits, origin
+        self.model, self.objective = choice.place(model), objective
+        self.batch_size = min(config.train.batch_size, len(splits.train))
+        self.steps = len(splits.train) // self.batch_size
+        self.optimizer = build_optimizer(config.train, self.model)
+        self.schedule = build_schedule(config.train, self.optimizer, self.steps * config.train.epochs)
+        self.epoch = self.step = 0  # finished epochs; finished steps of the present one
+        self.best, self.best_epoch, self.all_zero, self.seconds = -1.0, 0, 0.0, 0.0
+        self.rows: list[dict[str, Any]] = []  # steps that no row of the log has averaged yet
+
+    def fit(self) -> None:
+        """Trains to the end, from the last checkpoint where there is one."""
+        offset = self.load() if (self.run / "last.pt").exists() else 0
+        if self.epoch == self.config.train.epochs:
+            print(f"{self.run} is finished; `make eval RUN={self.run}` evaluates it.")
+            return
+        data, seed = self.config.data, self.config.train.seed
+        self.pixels = Pixels(self.splits.train, data, seed, progress="training")
+        self.validation = Pixels(self.splits.validation, data, progress="validation")
+        meta = Pixels(self.splits.meta, data)
+        images, labels, _ = next(in_order(meta, len(meta)))
+        self.meta_x = to_input(images, self.choice.device, self.choice.channels_last)  # [M, 3, size, size]
+        self.meta_y = labels.to(self.choice.device)
+        self.log = Log(self.run / "metrics.jsonl", offset)
+        self.started, self.saved = time.monotonic(), time.monotonic()
+        self.done_before = self.epoch * self.steps + self.step
+        with stoppable() as stop:
+            while self.epoch < self.config.train.epochs:
+                self.train_epoch(stop)
+                self.validate()
+        print(
+            f"Best epoch {self.best_epoch} of {self.epoch}: balanced validation accuracy {self.best:.3f}, "
+            f"in {duration(self.seconds)}. Now `make eval RUN={self.run}`."
+        )
+
+    def train_epoch(self, stop: threading.Event) -> None:
+        """The steps that are left of the present epoch; a checkpoint, and the end, where `stop` is set."""
+        train_mode(self.model, self.config.model.freeze)
+        batches = epoch_batches(
+            self.splits.train.labels, self.objective.sampler, self.batch_size, self.config.train.seed, self.epoch
+        )
+        rest = loader(self.pixels, batches[self.step :], self.epoch, self.config.data.workers)
+        bar = tqdm(
+            rest, f"epoch {self.epoch + 1}/{self.config.train.epochs}", self.steps, initial=self.step,
+            leave=False, mininterval=1, dynamic_ncols=True, unit="step",
+        )  # fmt: skip
+        for images, labels, index in bar:
+            self.rows.append(self.train_step(images, labels, index))
+            self.step += 1
+            if self.step % LOG_EVERY == 0 or self.step == self.steps:
+                row = {"epoch": self.epoch, "step": self.epoch * self.steps + self.step, **average(self.rows)}
+                self.log.write(row)
+                bar.set_postfix_str(describe(row, self.splits.classes))
+                self.rows = []
+            self.estimate()
+            if stop.is_set() or time.monotonic() - self.saved > self.config.train.checkpoint_seconds:
+                self.save("last.pt")
+            if stop.is_set():
+                bar.close()
+                raise KeyboardInterrupt
+        bar.close()
+
+    def train_step(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Any]:
+        """One step of the optimiser on a batch of pixels uint8 `[B, size, size, 3]`."""
+        x = to_input(images, self.choice.device, self.choice.channels_last)
+        batch = Batch(x, labels.to(self.choice.device), index, self.meta_x, self.meta_y)
+        with self.choice.autocast():
+            loss, log = self.objective(self.model, batch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss became {value} at epoch {self.epoch + 1}, step {self.step + 1}: the run stopped and keeps "
+                "its last checkpoint; try a lower rate in a new run, such as "
+                f"train.lr={self.config.train.lr / 10:g}, or train.precision=fp32"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.config.train.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
+        self.optimizer.step()
+        row: dict[str, Any] = {
+            "loss": value,
+            "lr": self.schedule.get_last_lr()[0],
+            **{k: v.tolist() for k, v in log.items()},
+        }
+        self.schedule.step()
+        self.all_zero += float(log["all_zero"]) if "all_zero" in log else 0.0
+        return row
+
+    def validate(self) -> None:
+        """Ends an epoch: balanced accuracy on validation, best.pt where it is the best so far, last.pt."""
+        logits = predict_logits(self.model, self.validation, self.choice, self.batch_size)
+        score = balanced_accuracy(logits, self.splits.validation.labels)
+        self.epoch, self.step = self.epoch + 1, 0
+        better = score > self.best
+        if better:
+            self.best, self.best_epoch = score, self.epoch
+        row = {"epoch": self.epoch, "step": self.epoch * self.steps, "validation": {"balanced_accuracy": score}}
+        self.log.write(row)
+        if better:
+            self.save("best.pt")
+        self.save("last.pt")
+        zero = f"; all weights were zero in {self.all_zero:.0f} steps so far" if self.all_zero else ""
+        left = (time.monotonic() - self.started) / (self.epoch * self.steps - self.done_before)
+        left *= (self.config.train.epochs - self.epoch) * self.steps
+        tqdm.write(
+            f"epoch {self.epoch}/{self.config.train.epochs}: balanced validation accuracy {score:.3f}"
+            f"{' (best so far)' if better else ''}, {duration(left)} left{zero}"
+        )
+
+    def estimate(self) -> None:
+        """After the first steps, once: how long it all will take and, where that is hours, what shortens it."""
+        done = self.epoch * self.steps + self.step - self.done_before
+        if done == WARM_UP:
+            self.warm = time.monotonic()
+        if done != 3 * WARM_UP:
+            return
+        train = self.config.train
+        left = self.steps * train.epochs - self.done_before - done
+        seconds = (time.monotonic() - self.warm) / (done - WARM_UP) * left
+        text = f"About {duration(seconds)} to go on this machine."
+        if seconds > 3600:
+            epochs = max(1, int(train.epochs * 1800 / seconds))
+            size = max(64, self.config.data.size // 2)
+            text += f' Shorter, for less accuracy: ARGS="train.epochs={epochs}" (about half an hour)'
+            text += f' or ARGS="data.size={size}".'
+        tqdm.write(text)
+
+    def save(self, name: str) -> None:
+        """Writes a checkpoint."""
+        now = time.monotonic()
+        self.seconds += now - max(self.saved, self.started)
+        self.saved = now
+        save_checkpoint(
+            self.run / name,
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "objective": self.objective.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "best": self.best,
+                "best_epoch": self.best_epoch,
+                "all_zero": self.all_zero,
+                "seconds": self.seconds,
+                "rows": self.rows,
+                "log_offset": self.log.offset,
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "classes": list(self.splits.classes.codes),
+                "origin": self.origin,
+                "environment": environment(),
+            },
+        )
+
+    def load(self) -> int:
+        """Takes back the state of last.pt; returns how much of metrics.jsonl belongs to it."""
+        state = load_checkpoint(self.run / "last.pt")
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.objective.load_state_dict(state["objective"])
+            for key in ("epoch", "step", "best", "best_epoch", "all_zero", "seconds", "rows", "origin"):
+                setattr(self, key, state[key])
+            torch.set_rng_state(state["random"])
+            if self.choice.device.type == "cuda" and state["random_cuda"]:
+                torch.cuda.set_rng_state_all(state["random_cuda"])
+            offset = int(state["log_offset"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.run / 'last.pt'} does not fit this run: {reason}") from None
+        print(f"Resuming {self.run} after epoch {self.epoch}, step {self.step} of {self.steps}", flush=True)
+        return offset
+
+
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or a scheduler's SIGTERM sets, so that the step under way ends before the loop does.
+
+    A second signal acts at once.
+    """
+    stop = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        for number in before:
+            signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        if in_main:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of each value (a number or a list of numbers) over some steps."""
+    return {key: np.mean([row[key] for row in rows], axis=0).tolist() for key in rows[0]}
+
+
+def describe(row: dict[str, Any], classes: Classes) -> str:
+    """The progress bar's right end."""
+    text = f"loss {row['loss']:.3f}"
+    if "class_weight" in row:
+        weights = " ".join(f"{c} {w:.2f}" for c, w in zip(classes.codes, row["class_weight"], strict=True))
+        text += f" | {weights} | zero {row['zero_share']:.0%} | effective {row['effective_batch']:.1f}"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
