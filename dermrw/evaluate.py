@@ -24,7 +24,7 @@ from dermrw.config import Config, load_config
 from dermrw.data import Classes, ImageSet, Pixels, Splits, image_set, load_splits, resolve_root
 from dermrw.diagnoses import DIAGNOSES, DX
 from dermrw.errors import UserError
-from dermrw.machine import Choice, choose_device, environment
+from dermrw.machine import Choice, choose_device, environment, keep_freed_memory
 from dermrw.models import build_model
 from dermrw.runs import open_run, read_split
 from dermrw.tables import find_official
@@ -59,6 +59,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         the report on the run's own test split.
     """
+    keep_freed_memory()
     config = _with_overrides(open_run(run), run, overrides)
     root = resolve_root(config.data)
     splits = load_splits(config.data, root, read_split(run))
@@ -75,7 +76,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return predict_logits(model, Pixels(images, config.data, progress=name), choice, BATCH)
 
     valid = splits.validation
-    fitted = fit_calibration(logits_of(valid, "validation"), valid.labels, valid.table["lesion_id"].to_numpy())
+    fitted = fit_calibration(logits_of(valid, "validation"), valid.labels, valid.table["lesion_id"].to_numpy(), seed=0)
     calibration = {
         **fitted.calibration.to_dict(),
         "fitted_on": f"{len(valid)} validation images, every class weighing the same",

@@ -1,6 +1,7 @@
 """What this machine does well: device, precision and memory layout, chosen by timing real steps, and said."""
 
 import copy
+import ctypes
 import os
 import platform
 import time
@@ -39,6 +40,20 @@ class Choice(NamedTuple):
         if self.device.type == "cuda":
             return f"{torch.cuda.get_device_name(self.device)}, {self.precision}{layout}"
         return f"CPU ({torch.get_num_threads()} threads), {self.precision}{layout}"
+
+
+def keep_freed_memory() -> None:
+    """Has the C library keep what is freed for the next step, where it is glibc; elsewhere nothing changes.
+
+    By default it gives every large tensor back to the kernel and zeroes its pages anew in each step: training
+    MobileNetV2 on two cores was 1.7 times slower for it (64 images of 128 px, plain and reweighted alike).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks up to 1 GiB come from the heap
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the heap shrinks only beyond 2 GiB of free top
 
 
 def choose_device(name: str) -> torch.device:
@@ -106,8 +121,8 @@ def environment() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # a TorchVersion would not pass weights_only
+        "torchvision": str(torchvision.__version__),
         "monai": monai.__version__,
         "albumentations": albumentations.__version__,
         "platform": platform.platform(),

@@ -296,7 +296,7 @@ def expected_calibration_error(
     (the first, of tied ones) is right. `classwise`: the same for each class's probability against that class,
     then the mean over all C classes (Kull et al., NeurIPS 2019, section 2). Unweighted it speaks
     for the test set's own prevalence, with `class_balanced_weights` for equal prevalence. It cannot reach 0:
-    chance adds about sqrt(bins / effective N), which a few heavy images make large. nan without weight.
+    chance adds up to about 0.4 sqrt(bins / effective N), which a few heavy images make large. nan without weight.
     """
     p, y, w = _checked(probabilities, labels, weights, sums=True)
     if not w.any():
@@ -312,7 +312,7 @@ def _mean(values: Floats, w: Floats) -> float:
 
 
 def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
-    """Mean over images of sum_c (p_c - [y = c])^2, 0 to 2 (Brier, Mon. Weather Rev. 78:1-3 (1950), eq. 2)."""
+    """Mean over images of sum_c (p_c - [y = c])^2, 0 to 2 (Brier, Mon. Weather Rev. 78:1-3 (1950))."""
     p, y, w = _checked(probabilities, labels, weights, sums=True)
     return _mean(np.sum((p - np.eye(p.shape[1])[y]) ** 2, axis=1), w)
 

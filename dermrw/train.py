@@ -19,7 +19,7 @@ from dermrw.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.config import Config, Train
 from dermrw.data import Classes, Pixels, Splits, epoch_batches, in_order, load_splits, loader, resolve_root
 from dermrw.errors import UserError
-from dermrw.machine import Choice, choose, environment
+from dermrw.machine import Choice, choose, environment, keep_freed_memory
 from dermrw.metrics import balanced_accuracy
 from dermrw.models import build_model, freeze, to_input, train_mode
 from dermrw.objectives import Batch, Objective, build_objective
@@ -36,6 +36,7 @@ def train(asked: Config, run: Path | None = None) -> Path:
         asked: the config, with `auto` where the machine may choose.
         run: the run's folder; resumed if it holds a run of the same config; None for a new one.
     """
+    keep_freed_memory()
     root = resolve_root(asked.data)
     asked = asked.model_copy(update={"data": asked.data.model_copy(update={"root": str(root)})})
     if run is not None and (run / "config.yaml").exists():

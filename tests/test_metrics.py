@@ -263,6 +263,9 @@ def test_a_level_that_is_met_exactly_counts():
     score = np.r_[np.arange(10), 8.5]
     assert metrics.sensitivity_at_specificity(event, score, specificity=0.9) == 1
     assert metrics.sensitivity_at_specificity(event, score, specificity=0.91) == 0
+    # thresholds whose points lie on one line are thresholds all the same
+    event, score = np.array([1, 0, 1, 0, 1, 0], bool), [3, 3, 2, 2, 1, 1]
+    assert metrics.sensitivity_at_specificity(event, score, specificity=1 / 3) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("event", [[True, True], [False, False], [True, False]])

@@ -8,12 +8,11 @@ from numpy.random import default_rng
 
 from dermrw import synthetic
 from dermrw.diagnoses import DX
+from dermrw.drawing import contact_sheet, draw_lesion
 from dermrw.errors import UserError
 from dermrw.synthetic import (
     HAM_IMAGES,
     HAM_LESIONS,
-    contact_sheet,
-    draw_lesion,
     sample_metadata,
     write_sample,
 )
