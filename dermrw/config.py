@@ -45,7 +45,7 @@ class Data(_Section):
 class Model(_Section):
     """The network."""
 
-    backbone: str = Field("efficientnet_b0", description="a classification model of torchvision, or cifar_alexnet")
+    backbone: str = Field("efficientnet_b0", description="a classification model of torchvision, or small_cnn")
     weights: str = Field("imagenet", description="imagenet (torchvision's own), none, or a file with a state dict")
     freeze: Literal["none", "batch_norm", "backbone"] = "none"
 

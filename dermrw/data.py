@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ class Classes(NamedTuple):
 HAM_CLASSES = Classes(DX, COLUMNS)
 
 
-class ImageSet(NamedTuple):
+@dataclass(frozen=True)
+class ImageSet:
     """Some images: a table with a row each, their labels `[N]`, and a file or the pixels of each."""
 
     table: pd.DataFrame  # image_id, lesion_id, dx, split, and what is known of the patient
@@ -63,6 +65,8 @@ def resolve_root(data: Data) -> Path:
     if data.name == "sample":
         from dermrw.synthetic import write_sample
 
+        if data.root and (Path(data.root) / "HAM10000_metadata.csv").is_file():
+            return Path(data.root).resolve()  # drawn before, of whatever size
         return write_sample(Path(data.root or "data/sample")).resolve()
     if data.name == "cifar10":
         from dermrw.cifar import find_cifar10

@@ -95,7 +95,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "epochs": config.train.epochs,
         "training_seconds": round(state["seconds"]),
         "training_images": len(splits.train),
-        "training_prevalence": dict(zip(splits.classes.codes, prevalence.round(6).tolist(), strict=True)),
+        "training_prevalence": dict(zip(splits.classes.codes, prevalence.tolist(), strict=True)),
         "calibration": calibration,
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),

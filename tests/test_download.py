@@ -23,9 +23,7 @@ from dermrw.download import DOI, STAGING, download
 from dermrw.errors import UserError
 
 LISTING = "/api/datasets/:persistentId/"
-METADATA = (
-    b"lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\nHAM_1,ISIC_1,nv,histo,50,male,back,x\n"
-)
+METADATA = b"lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\nHAM_1,ISIC_1,nv,histo,50,male,back,x\n"
 DATAVERSE = ("HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip", "HAM10000_metadata.csv")
 
 
@@ -222,9 +220,7 @@ def test_an_interrupt_while_unpacking_costs_no_second_download(
 
 def test_a_wrong_md5(server: Server, tmp_path: Path) -> None:
     server.files["/api/access/datafile/1"] = zipped("ISIC_1.jpg", content=b"other")
-    message = (
-        r"part_1\.zip .*/datafile/1: .*published MD5 [0-9a-f]{32}; .*`--source isic`.*by hand from https"
-    )
+    message = r"part_1\.zip .*/datafile/1: .*published MD5 [0-9a-f]{32}; .*`--source isic`.*by hand from https"
     with pytest.raises(UserError, match=message):
         fetch(server, tmp_path)
     assert tree(tmp_path) == [] and server.gets["/api/access/datafile/1"] == 4
@@ -271,9 +267,7 @@ def test_a_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.Mon
         fetch(server, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.jpg", "/evil.jpg", "a/../../evil.jpg", "..\\evil.jpg", "C:/evil.jpg"]
-)
+@pytest.mark.parametrize("name", ["../evil.jpg", "/evil.jpg", "a/../../evil.jpg", "..\\evil.jpg", "C:/evil.jpg"])
 def test_an_archive_that_reaches_out_is_refused(server: Server, tmp_path: Path, name: str) -> None:
     server.list_file(1, "HAM10000_images_part_1.zip", zipped("ISIC_1.jpg", name))
     with pytest.raises(UserError, match=r"part_1\.zip .*outside its own folder"):
@@ -292,9 +286,7 @@ def test_a_bad_archive_without_checksum_is_fetched_anew(server: Server, tmp_path
     path = "/2018/ISIC2018_Task3_Training_Input.zip"
     good = server.files[path]
     server.files[path] = body
-    with pytest.raises(
-        UserError, match=r"Training_Input\.zip .*the archive (is damaged|holds no files).*; run"
-    ):
+    with pytest.raises(UserError, match=r"Training_Input\.zip .*the archive (is damaged|holds no files).*; run"):
         fetch(server, tmp_path, source="isic")
     assert tree(tmp_path) == []
     server.files[path] = good
@@ -322,9 +314,7 @@ def test_files_put_there_by_hand_need_no_server(
 
 def test_a_bad_archive_put_by_hand_is_named_and_kept(server: Server, tmp_path: Path) -> None:
     (tmp_path / DATAVERSE[0]).write_bytes(b"half")
-    with pytest.raises(
-        UserError, match=r"part_1\.zip cannot be used: the archive is damaged .*fetch it anew"
-    ):
+    with pytest.raises(UserError, match=r"part_1\.zip cannot be used: the archive is damaged .*fetch it anew"):
         fetch(server, tmp_path)
     assert (tmp_path / DATAVERSE[0]).read_bytes() == b"half"
 
@@ -337,9 +327,7 @@ def test_a_disk_too_small(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("where", ["fetching", "unpacking"])
-def test_a_disk_that_fills_up(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_disk_that_fills_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

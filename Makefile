@@ -1,0 +1,60 @@
+# Each target sets up what it needs in .venv and runs. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN ?=
+ARGS ?=
+# a stamp, so that the environment is made once for each state of its two files
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install data check train-ham train-cifar eval test lint format clean
+
+help: ## this list
+	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "dermrw needs Python 3.11 or newer, and $(PYTHON) is not: name one, make PYTHON=python3.12 …" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "Setting up $(VENV) (once; some gigabytes with CUDA, see README for a small CPU-only set-up)"
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+install: $(READY) ## set up .venv, nothing else
+
+data: $(READY) ## download HAM10000 and the official ISIC 2018 sets (3 GB; CC BY-NC 4.0)
+	$(PY) -m dermrw download $(ARGS)
+
+check: $(READY) ## print what the data folder holds and lacks (ARGS=FOLDER)
+	$(PY) -m dermrw check $(ARGS)
+
+train-ham: $(READY) ## train on HAM10000 by reweighting, or on the embedded sample where it is absent
+	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run $(RUN))
+
+train-cifar: $(READY) ## the toy problem: CIFAR-10 with one dominant class, reweighting against SGD
+	for config in configs/cifar*.yaml; do \
+	  name=$$(basename $$config .yaml); \
+	  $(PY) -m dermrw train $$config $(ARGS) --run $(or $(RUN),runs)/$$name || exit $$?; \
+	  $(PY) -m dermrw eval $(or $(RUN),runs)/$$name || exit $$?; \
+	done
+
+eval: $(READY) ## score a run (the latest): balanced accuracy, report.json, report.html
+	$(PY) -m dermrw eval $(RUN) $(ARGS)
+
+test: $(READY) ## run the tests
+	$(PY) -m pytest -n auto $(ARGS)
+
+lint: $(READY) ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(READY) ## let ruff format the code
+	$(VENV)/bin/ruff format .
+
+clean: ## remove the environment and caches (runs and data stay)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

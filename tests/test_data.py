@@ -1,0 +1,107 @@
+"""Sets, caching, sampling and augmentation."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dermrw.augment import augmenter, example_seed
+from dermrw.config import Data
+from dermrw.data import Pixels, Splits, epoch_batches, in_order, load_splits, loader
+from dermrw.errors import UserError
+from dermrw.pixels import evaluation_pixels
+
+DATA = Data(name="sample", size=32, meta="rule")
+
+
+@pytest.fixture(scope="module")
+def splits(sample: Path) -> Splits:
+    return load_splits(DATA, sample)
+
+
+def test_a_stored_split_gives_the_same_sets(sample: Path, splits: Splits) -> None:
+    again = load_splits(DATA, sample, splits.table.sample(frac=1, random_state=0).sort_values("image_id"))
+    for one, other in zip(splits[2:], again[2:], strict=True):
+        assert one.sources == other.sources and np.array_equal(one.labels, other.labels)  # type: ignore[union-attr]
+    stranger = splits.table.copy()
+    stranger.loc[0, "image_id"] = "ISIC_9"
+    with pytest.raises(UserError, match="ISIC_9"):
+        load_splits(DATA, sample, stranger)
+
+
+def test_evaluation_pixels_are_the_networks_input(splits: Splits) -> None:
+    images, labels, index = next(in_order(Pixels(splits.test, DATA), 8))
+    assert images.dtype == torch.uint8 and index.tolist() == list(range(8))
+    assert labels.tolist() == splits.test.labels[:8].tolist()
+    for image, source in zip(images, splits.test.sources, strict=False):
+        assert np.array_equal(image, evaluation_pixels(source, 32))
+
+
+def test_the_order_covers_every_image_once(splits: Splits) -> None:
+    seen = torch.cat([index for _, _, index in in_order(Pixels(splits.train, DATA), 7)])
+    assert seen.tolist() == list(range(len(splits.train)))
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(splits: Splits) -> None:
+    pixels, again = Pixels(splits.train, DATA, seed=3), Pixels(splits.train, DATA, seed=3)
+    first = pixels[(2, 5)][0]
+    pixels[(0, 9)]  # another draw in between
+    assert torch.equal(first, pixels[(2, 5)][0]) and torch.equal(first, again[(2, 5)][0])
+    others = [pixels[(3, 5)][0], pixels[(2, 6)][0], Pixels(splits.train, DATA, seed=4)[(2, 5)][0]]
+    assert not any(torch.equal(first, other) for other in others)
+    assert first.shape == (32, 32, 3)
+
+
+def test_workers_give_the_same_batches_and_leave_the_random_stream_alone(splits: Splits) -> None:
+    batches = epoch_batches(splits.train.labels, "shuffled", 16, 0, 1)[:3]
+    before = torch.get_rng_state()
+    alone, helped = ([b[0] for b in loader(Pixels(splits.train, DATA, 0), batches, 1, n)] for n in (0, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_the_cache_holds_no_augmented_image(splits: Splits) -> None:
+    pixels = Pixels(splits.train, DATA, seed=0)
+    pixels[(0, 0)]
+    plain = Pixels(splits.train, DATA)
+    assert np.array_equal(pixels.base[0]["image"], plain.base[0]["image"])
+    assert np.array_equal(plain[(0, 0)][0], evaluation_pixels(splits.train.sources[0], 32))
+
+
+def test_a_damaged_image_is_named(splits: Splits, tmp_path: Path) -> None:
+    bad = tmp_path / "ISIC_1.jpg"
+    bad.write_bytes(b"no picture")
+    images = replace(splits.test, sources=[str(bad), *splits.test.sources[1:]])
+    with pytest.raises(UserError, match=r"ISIC_1\.jpg"):
+        Pixels(images, DATA)
+
+
+def test_shuffled_epochs_hold_each_example_once() -> None:
+    labels = np.repeat([0, 1], [90, 13])
+    one, two = (epoch_batches(labels, "shuffled", 10, seed=0, epoch=e) for e in (0, 1))
+    assert one.shape == (10, 10) and len(np.unique(one)) == 100
+    assert not np.array_equal(one, two)
+    assert np.array_equal(one, epoch_batches(labels, "shuffled", 10, seed=0, epoch=0))
+
+
+def test_balanced_epochs_draw_classes_evenly_and_as_many_images() -> None:
+    labels = np.repeat(np.arange(4), [9000, 900, 90, 10])
+    batches = epoch_batches(labels, "balanced", 100, seed=0, epoch=0)
+    assert batches.size == len(labels)  # an epoch costs what a plain one costs; one weight per example, not per class
+    counts = np.bincount(labels[batches.ravel()])
+    # each count is binomial(10000, 1/4): sd 43
+    assert (np.abs(counts - 2500) < 5 * 43).all()
+    within = np.bincount(batches.ravel(), minlength=len(labels))[-10:]  # the rarest class's images: 250 each, sd 16
+    assert (np.abs(within - 250) < 5 * 16).all()
+
+
+def test_a_batch_larger_than_the_set_is_the_set() -> None:
+    assert epoch_batches(np.zeros(5, int), "shuffled", 64, 0, 0).shape == (1, 5)
+
+
+def test_augment_none_and_seeds() -> None:
+    assert augmenter("none", 32) is None
+    seeds = {example_seed(s, e, i) for s in range(3) for e in range(10) for i in range(30)}
+    assert len(seeds) == 900 and all(0 <= s < 2**32 for s in seeds)

@@ -1,0 +1,173 @@
+"""The whole way on the embedded sample, by the commands that a user types."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+
+from dermrw.__main__ import main
+from dermrw.data import HAM_CLASSES, ImageSet
+from dermrw.errors import UserError
+from dermrw.evaluate import Scored, age_band, build_report, evaluate, read_predictions, write_predictions
+
+COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+TINY = [
+    "data.size=32", "model.backbone=mobilenet_v3_small", "train.epochs=1", "train.batch_size=16",
+    "train.precision=fp32", "train.channels_last=false",
+]  # fmt: skip
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["dermrw", *arguments])
+    main()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """A folder as a newcomer's: the sample where `train` looks for it, a run, and its evaluation."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("clone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("HAM10000_DIR", raising=False)
+        patch.setattr("dermrw.synthetic.write_sample", lambda _: sample)
+        command(patch, "train", *TINY)
+        command(patch, "eval")
+    return folder
+
+
+@pytest.fixture
+def run(place: Path) -> Path:
+    return next((place / "runs").iterdir())
+
+
+def test_without_ham10000_the_sample_is_named_everywhere(run: Path) -> None:
+    assert run.name.startswith("sample-")
+    report = json.loads((run / "report.json").read_text())
+    assert "Embedded sample" in report["warning"] and "make data" in report["warning"]
+    assert (run / "report.html").read_text().count("Embedded sample") >= 2
+
+
+def test_the_report_is_of_the_predictions_as_written(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    predictions = pd.read_csv(run / "predictions.csv")
+    split = pd.read_csv(run / "split.csv")
+    test = split[split["split"] == "test"]
+    assert list(predictions.columns) == ["image", *COLUMNS]
+    assert set(predictions["image"]) == set(test["image_id"])
+    assert (predictions.dtypes.iloc[1:] == np.float64).all()
+    values = predictions[COLUMNS].to_numpy()
+    assert values.min() >= 0 and values.max() <= 1 and np.allclose(values.sum(1), 1)
+    truth = [COLUMNS.index(dx.upper()) for dx in test.set_index("image_id").loc[predictions["image"], "dx"]]
+    assert next(iter(report)) == "balanced_accuracy"
+    assert report["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, values.argmax(1)), abs=1e-12)
+    assert report["interval_95"][0] <= report["balanced_accuracy"] <= report["interval_95"][1]
+    given = pd.read_csv(run / "ground_truth.csv").set_index("image").loc[predictions["image"]]
+    assert given.to_numpy().argmax(1).tolist() == truth
+    assert sum(group["images"] for group in report["groups"]["sex"]) == len(test)
+
+
+def test_evaluating_again_gives_the_same(run: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    before = (run / "predictions.csv").read_bytes()
+    report = evaluate(run)
+    assert (run / "predictions.csv").read_bytes() == before
+    assert json.loads((run / "report.json").read_text()) == report
+
+
+def test_official_sets_are_scored_into_files_of_their_own(
+    run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(shutil.copytree(sample, tmp_path / "ham10000"))
+    official = tmp_path / "isic2018_task3_test"
+    (official / "ISIC2018_Task3_Test_Input").mkdir(parents=True)
+    table = pd.read_csv(sample / "HAM10000_metadata.csv").head(30)
+    truth = pd.DataFrame(np.eye(7)[[COLUMNS.index(dx.upper()) for dx in table["dx"]]], columns=COLUMNS)
+    truth.insert(0, "image", table["image_id"])
+    truth.to_csv(official / "ISIC2018_Task3_Test_GroundTruth.csv", index=False)
+    for name in table["image_id"]:
+        shutil.copy(next(sample.rglob(f"{name}.jpg")), official / "ISIC2018_Task3_Test_Input")
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (copy / "config.yaml").read_text().replace("name: sample", "name: ham10000")
+    (copy / "config.yaml").write_text(text)
+    own = (copy / "predictions.csv").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    evaluate(copy, [f"data.root={root}"])
+    assert (copy / "predictions.csv").read_bytes() == own
+    assert len(pd.read_csv(copy / "predictions_isic2018_test.csv")) == 30
+    report = json.loads((copy / "report_isic2018_test.json").read_text())
+    assert report["images"] == 30 and "official test" in report["scored_on"]
+
+
+def test_mistakes_end_in_one_sentence(
+    place: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(place)
+    (tmp_path / "foreign").mkdir()
+    cases = [
+        (["eval", str(tmp_path / "foreign")], "is not a run"),
+        (["eval", str(run), "train.epochs=3"], "eval takes"),
+        (["train", "data.root=/nowhere"], "data.root is /nowhere"),
+        (["train", "train.epoch=3"], "did you mean train.epochs"),
+        (["train", "train.device=cuda:7"], "train.device=cuda:7"),
+        (["train", *TINY, "model.backbone=resnet17"], "resnet17 is unknown"),
+        (["train", "absent.yaml"], "no config file absent.yaml"),
+        (["check"], "HAM10000 is not at"),
+    ]
+    for arguments, said in cases:
+        with pytest.raises(SystemExit) as caught:
+            command(monkeypatch, *arguments)
+        err = capsys.readouterr().err
+        assert caught.value.code == 2 and said in err and "Traceback" not in err, (arguments, err)
+        assert err.strip().splitlines()[-1].startswith("dermrw: ")
+    monkeypatch.setenv("HAM10000_DIR", "/nowhere")
+    with pytest.raises(SystemExit):  # set but wrong: never the sample
+        command(monkeypatch, "train")
+    assert "HAM10000_DIR is /nowhere" in capsys.readouterr().err
+
+
+def scored(probabilities: np.ndarray, labels: np.ndarray) -> Scored:
+    n = len(labels)
+    table = pd.DataFrame({"image_id": [f"I{i}" for i in range(n)], "lesion_id": [f"L{i // 2}" for i in range(n)]})
+    for column in ("sex", "age", "localization", "dx_type"):
+        table[column] = ""
+    return Scored("a set", ImageSet(table, labels, [""] * n), HAM_CLASSES, probabilities)
+
+
+def test_absent_classes_and_ties_are_null_and_wrong_not_nan() -> None:
+    p = np.full((4, 7), 1 / 7)
+    p[0] = np.eye(7)[0]
+    report = build_report(scored(p, np.array([0, 0, 1, 1])), p, np.full(7, 1 / 7), {"run": "r"})
+    assert report["balanced_accuracy"] == 0.25  # half of class 0, none of class 1 (ties), five classes absent
+    assert report["classes"]["df"]["recall"] is None and report["classes"]["df"]["auc"] is None
+    json.dumps(report, allow_nan=False)
+
+
+def test_predictions_keep_every_digit(tmp_path: Path) -> None:
+    p = np.random.default_rng(0).dirichlet(np.ones(7), 50)
+    p[0] = np.eye(7)[2]  # would be an integer column's row
+    ids = pd.Series([f"I{i}" for i in range(50)])
+    write_predictions(tmp_path / "p.csv", ids, HAM_CLASSES, p)
+    assert np.array_equal(read_predictions(tmp_path / "p.csv", ids[::-1], HAM_CLASSES)[::-1], p)
+    assert "1.0" in (tmp_path / "p.csv").read_text().splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "band"),
+    [("0.0", "0–29"), ("30", "30–44"), ("85.0", "75 and over"), ("", None), ("nan", None), (None, None)],
+)
+def test_age_bands(value: object, band: str | None) -> None:
+    assert age_band(value) == band
+
+
+def test_a_run_without_a_best_epoch(tmp_path: Path, run: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "best.pt").unlink()
+    with pytest.raises(UserError, match="train first"):
+        evaluate(copy)

@@ -1,0 +1,250 @@
+"""report.html on made-up sets: well-formed, self-contained, safe with hostile names, honest about what is missing."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dermrw import evaluate, report
+from dermrw.cifar import CIFAR_CLASSES
+from dermrw.data import HAM_CLASSES, Classes, ImageSet
+from dermrw.errors import UserError
+from dermrw.evaluate import Scored, build_report
+
+HOSTILE = "<script src='http://evil.example/x.js'>alert(\"1\")</script>&"
+HTML = "{http://www.w3.org/1999/xhtml}"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "REPLICATES", 50)
+
+
+def scored_set(classes: Classes, n: int = 60, absent: tuple[int, ...] = (), seed: int = 0) -> Scored:
+    rng = np.random.default_rng(seed)
+    present = [c for c in range(len(classes.codes)) if c not in absent]
+    labels = np.array([present[i % len(present)] for i in range(n)])
+    logits = rng.normal(size=(n, len(classes.codes))) + np.eye(len(classes.codes))[labels]
+    p = np.exp(logits)
+    ids = [f"image_{i}" for i in range(n)]
+    table = pd.DataFrame({"image_id": ids, "lesion_id": [f"lesion_{i // 2}" for i in range(n)]})
+    table = table.assign(sex="female", age=40.0, localization="back", dx_type="histo")
+    pixels = list(rng.integers(0, 255, (n, 32, 32, 3)).astype(np.uint8))
+    return Scored("the run's own test split", ImageSet(table, labels, pixels), classes, p / p.sum(1, keepdims=True))
+
+
+def made(scored: Scored, **about: Any) -> dict[str, Any]:
+    codes = scored.classes.codes
+    prevalence = np.full(len(codes), 1 / len(codes))
+    tried = {"nll": 1.0, "standard_error": 0.1, "behind": 0.0, "behind_error": 0.0}
+    told = {
+        "run": "a-run",
+        "warning": None,
+        "objective": "reweight",
+        "backbone": "resnet18",
+        "weights": "trained from scratch",
+        "size": 32,
+        "epoch": 2,
+        "epochs": 3,
+        "training_seconds": 100,
+        "training_images": 700,
+        # rounded, as eval writes it: the sum is not 1
+        "training_prevalence": dict(zip(codes, prevalence.round(6).tolist(), strict=True)),
+        "calibration": {
+            "temperature": 1.5,
+            "offsets": [0.0] * len(codes),
+            "fitted_on": "70 validation images",
+            "strength": None,
+            "cross_validation": [{"strength": None, **tried}, {"strength": 0.1, **tried}],
+        },
+        "evaluated": "2026-01-31",
+        "environment": {"python": "3.11", "gpu": "none"},
+    }
+    return build_report(scored, scored.probabilities, prevalence, {**told, **about})
+
+
+def write_log(run: Path, classes: int, reweight: bool = True, epochs: int = 3, steps: int = 4) -> None:
+    rows: list[dict[str, Any]] = []
+    for epoch in range(epochs):
+        for i in range(1, steps + 1):
+            row = {"epoch": epoch, "step": epoch * steps + i, "loss": 1.0, "lr": 1e-3}
+            weighed = {"class_weight": [1 / classes] * classes, "zero_share": 0.5, "effective_batch": 7.0}
+            rows.append({**row, **(weighed if reweight else {})})
+        rows.append({"epoch": epoch + 1, "step": (epoch + 1) * steps, "validation": {"balanced_accuracy": 0.5}})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut sho')
+
+
+def html(run: Path, told: dict[str, Any], scored: Scored, suffix: str = "") -> str:
+    report.write_html(run, suffix, told, scored)
+    return (run / f"report{suffix}.html").read_text(encoding="utf-8")
+
+
+def parse(text: str) -> ElementTree.Element:
+    """The page as XML, after checking that nothing in it is fetched and that no id comes twice."""
+    assert text.startswith("<!DOCTYPE html>")
+    root = ElementTree.fromstring(text)
+    ids = [e.attrib["id"] for e in root.iter() if "id" in e.attrib]
+    assert len(ids) == len(set(ids))
+    for element in root.iter():
+        tag = element.tag.rpartition("}")[2]
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base"), tag
+        for key, value in element.attrib.items():
+            assert not key.lower().startswith("on"), key
+            if key.rpartition("}")[2] in ("src", "href", "srcset", "data", "poster") and tag != "a":
+                assert value.startswith(("data:image/jpeg;base64,", "#")), value[:80]
+                assert not value.startswith("#") or value[1:] in ids
+            for target in re.findall(r"url\(([^)]*)\)", value):
+                assert target[1:] in ids
+    assert not re.search(r"@import|@font-face|url\((?!#)", text)
+    return root
+
+
+def words(root: ElementTree.Element) -> str:
+    return " ".join("".join(root.itertext()).split())
+
+
+def test_ham_page_is_whole_and_self_contained(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES)
+    write_log(tmp_path, 7)
+    text = html(tmp_path, made(scored), scored)
+    root = parse(text)
+    said = words(root)
+    assert len(text) < 1_500_000
+    for title in ("Class by class", "ROC curves", "Training", "learned weights", "confident mistakes", "Groups of"):
+        assert title in said
+    assert "CC BY-NC 4.0, ViDIR Group, Medical University of Vienna" in said
+    assert "Not a medical device" in said
+    assert "The mistakes are of this test split" in said
+    assert all(image.attrib["alt"] for image in root.iter(f"{HTML}img"))
+    assert "Not a result" not in said
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    scored = scored_set(CIFAR_CLASSES, 20)
+    told = made(scored)
+    assert html(tmp_path, told, scored) == html(tmp_path, told, scored)
+
+
+def test_warning_stands_at_both_ends_and_sample_needs_no_licence(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, 14)
+    said = words(parse(html(tmp_path, made(scored, warning="Embedded sample: <drawn>."), scored)))
+    assert said.count("Embedded sample: <drawn>.") == 2
+    assert said.endswith("Embedded sample: <drawn>.")
+    assert "ViDIR" not in said
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES)
+    scored.images.table["image_id"] = [f"{HOSTILE}{i}" for i in range(60)]
+    scored.images.table["localization"] = HOSTILE
+    said = words(parse(html(tmp_path, made(scored, run=HOSTILE, weights=HOSTILE), scored)))
+    assert said.count(HOSTILE) > 10
+
+
+def test_hostile_class_is_text_in_figures_too(tmp_path: Path) -> None:
+    codes = (HOSTILE, '"b', "c<")
+    scored = scored_set(Classes(codes, codes), 12)
+    write_log(tmp_path, 3)
+    parse(html(tmp_path, made(scored), scored))
+
+
+def test_ten_classes_without_groups(tmp_path: Path) -> None:
+    scored = scored_set(CIFAR_CLASSES)
+    write_log(tmp_path, 10)
+    root = parse(html(tmp_path, made(scored), scored))
+    said = words(root)
+    assert "automobile" in said and "guessing, 10.0" in said
+    for word in ("lesion", "ViDIR", "malignant against", "Groups of", "diagnoses"):
+        assert word not in said
+    assert any("pixelated" in image.get("class", "") for image in root.iter(f"{HTML}img"))
+
+
+def test_absent_classes_are_dashes(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, absent=(0, 2, 3))  # all that is malignant: no curve for it either
+    told = made(scored)
+    assert told["malignant"]["auc"] is None
+    root = parse(html(tmp_path, told, scored))
+    row = next(e for e in root.iter(f"{HTML}tr") if "melanoma" in "".join(e.itertext()))
+    cells = ["".join(cell.itertext()).strip() for cell in row.iter(f"{HTML}td")]
+    assert cells == ["0", "0", "–", "", "–", "–", "–", "–"]
+    assert not re.search(r"\b(nan|None|inf)\b", words(root))
+
+
+def test_no_weight_at_all(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, 1)
+    scored.images.table["image_id"] = "ISIC_0035068"  # which the official scorer does not count
+    told = made(scored_set(HAM_CLASSES, 14))
+    told.update(images=0, accuracy=None, balanced_accuracy=None, interval_95=[None, None], mean_auc=None)
+    assert "No decision was wrong" in words(parse(html(tmp_path, told, scored)))
+
+
+def test_erm_run_shows_no_weights_and_no_log_shows_no_training(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, 21)
+    told = made(scored, objective="erm")
+    assert "Training loss" not in words(parse(html(tmp_path, told, scored)))
+    write_log(tmp_path, 7, reweight=False)
+    said = words(parse(html(tmp_path, told, scored)))
+    assert "Training loss" in said and "learned weights" not in said
+
+
+def test_undecided_column_only_where_used(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, 21)
+    assert "undecided" not in html(tmp_path, made(scored), scored)
+    scored.probabilities[0] = 1 / 7
+    assert "undecided" in html(tmp_path, made(scored), scored)
+
+
+def test_mistakes_are_the_most_confident_one_a_lesion() -> None:
+    scored = scored_set(HAM_CLASSES)
+    looks = report.figures.looks(HAM_CLASSES.codes)
+    found = report.mistakes(scored, np.ones(60), looks, 12)
+    assert len(found) == 12
+    assert [m.probability for m in found] == sorted((m.probability for m in found), reverse=True)
+    lesion = dict(zip(scored.images.table["image_id"], scored.images.table["lesion_id"], strict=True))
+    assert len({lesion[m.image_id] for m in found}) == 12
+    wrong = scored.probabilities.argmax(1) != scored.images.labels
+    assert found[0].probability == scored.probabilities.max(1)[wrong].max()
+    missed = report.mistakes(scored, np.ones(60), looks, 6, missed=True)
+    assert missed and all(m.truth.malignant and not m.decision.malignant for m in missed)
+
+
+def test_thumbnail_is_upright_small_and_may_fail(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (600, 400))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # lies on its side
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    url, pixelated = report.thumbnail(str(tmp_path / "a.jpg"))
+    assert url is not None and not pixelated
+    assert Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size == (107, 160)
+    assert report.thumbnail(str(tmp_path / "missing.jpg")) == (None, False)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = scored_set(HAM_CLASSES, 14)
+    told = made(scored)
+    (tmp_path / "report_x.html").write_text("old")
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(UserError):
+        report.write_html(tmp_path, "_x", told, scored)
+    assert [p.name for p in tmp_path.iterdir()] == ["report_x.html"]
+    assert (tmp_path / "report_x.html").read_text() == "old"
+
+
+def test_numbers_for_people() -> None:
+    assert report.percent(None) == report.number(None) == "–"
+    assert report.percent(0.2566) == "25.7\u202f%"
+    assert report.number(-0.5) == "−0.500"
+    assert [report.duration(s) for s in (66, 600, 9000)] == ["66\u202fs", "10\u202fmin", "2.5\u202fh"]

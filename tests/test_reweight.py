@@ -1,0 +1,156 @@
+"""The meta step against Algorithm 1 of Ren et al. written out with double backward, in float64."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.models as tv
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dermrw.reweight import meta_gradient, normalize, reweighted_losses
+
+CLASSES = 7
+
+
+def double_backward(model: nn.Module, x: Tensor, y: Tensor, meta_x: Tensor, meta_y: Tensor, alpha: float) -> Tensor:
+    """Algorithm 1, lines 4 to 11, literally: a virtual SGD step with weights ε, differentiated at ε = 0."""
+    model = copy.deepcopy(model)
+    state = torch.get_rng_state()
+    epsilon = torch.zeros(len(x), dtype=x.dtype, requires_grad=True)
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad((epsilon * losses).sum(), list(parameters.values()), create_graph=True)
+    virtual = {name: p - alpha * g for (name, p), g in zip(parameters.items(), gradients, strict=True)}
+    torch.set_rng_state(state)  # both passes draw their dropout masks from the same state, as documented
+    meta_loss = F.cross_entropy(functional_call(model, virtual, (meta_x,)), meta_y)
+    u = -torch.autograd.grad(meta_loss, epsilon)[0]
+    torch.set_rng_state(state)
+    w = u.clamp(min=0)
+    return w / w.sum() if w.sum() > 0 else w
+
+
+def dropout_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.LazyLinear(16), nn.Tanh(),
+        nn.Dropout(0.5), nn.Linear(16, CLASSES),
+    )  # fmt: skip
+
+
+NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "resnet18": (lambda: tv.resnet18(num_classes=CLASSES), 40),
+    "efficientnet_b0": (lambda: tv.efficientnet_b0(num_classes=CLASSES), 40),
+    "convnext_tiny": (lambda: tv.convnext_tiny(num_classes=CLASSES), 32),
+    "shufflenet_v2_x0_5": (lambda: tv.shufflenet_v2_x0_5(num_classes=CLASSES), 40),
+    "dropout": (dropout_net, 12),
+}
+
+
+def batches(size: int, b: int = 7, m: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    x, meta_x = (torch.randn(n, 3, size, size, generator=g).double() for n in (b, m))
+    return x, torch.arange(b) % CLASSES, meta_x, torch.arange(m) % CLASSES
+
+
+def build(name: str, train: bool) -> tuple[nn.Module, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    torch.manual_seed(0)
+    make, size = NETS[name]
+    model, data = make().double(), batches(size)
+    with torch.no_grad():
+        model.train()(data[0])  # lazy layers, and running statistics that differ from their start
+    return model.train(train), data
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", NETS)
+def test_weights_are_algorithm_1s(name: str, train: bool) -> None:
+    model, data = build(name, train)
+    torch.manual_seed(3)
+    expected = double_backward(model, *data, alpha=0.3)
+    torch.manual_seed(3)
+    losses, weights = reweighted_losses(model, *data)
+    assert (expected > 0).any() and (expected == 0).any()  # the case has both, so clipping is tested
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-10)
+    torch.manual_seed(3)
+    torch.testing.assert_close(losses, F.cross_entropy(model(data[0]), data[1], reduction="none"), rtol=0, atol=1e-10)
+    assert not weights.requires_grad
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "dropout"])
+def test_all_else_is_as_in_a_plain_pass(name: str, train: bool) -> None:
+    model, (x, y, meta_x, meta_y) = build(name, train)
+    plain = copy.deepcopy(model)
+    torch.manual_seed(3)
+    losses, weights = reweighted_losses(model, x, y, meta_x, meta_y)
+    after = torch.get_rng_state()
+    assert all(p.grad is None for p in model.parameters())
+    (weights * losses).sum().backward()
+
+    torch.manual_seed(3)
+    expected = F.cross_entropy(plain(x), y, reduction="none")
+    assert torch.equal(after, torch.get_rng_state())
+    (weights * expected).sum().backward()
+    for (key, buffer), other in zip(model.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-12, atol=1e-12, msg=key)
+    for (key, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12, msg=key)
+
+
+def test_frozen_and_unused_parameters_take_no_part() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.unused = nn.Linear(4, 6), nn.Linear(6, CLASSES), nn.Linear(6, 2)
+            self.body.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).tanh())
+
+    torch.manual_seed(0)
+    model = TwoHeads().double()
+    x, meta_x = torch.randn(9, 4).double(), torch.randn(5, 4).double()
+    y, meta_y = torch.arange(9) % CLASSES, torch.arange(5)
+    gradient = meta_gradient(model, meta_x, meta_y)
+    assert set(gradient) == {"head.weight", "head.bias", "unused.weight", "unused.bias"}
+    assert not gradient["unused.weight"].any()
+    _, weights = reweighted_losses(model, x, y, meta_x, meta_y)
+    model.unused = None  # type: ignore[assignment]
+    torch.testing.assert_close(weights, double_backward(model, x, y, meta_x, meta_y, 0.1), rtol=0, atol=1e-12)
+
+
+def test_another_loss() -> None:
+    model = nn.Linear(3, 1).double()
+    x, y = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double(), torch.tensor([1.0, 1.0]).double()
+    with torch.no_grad():
+        model.weight.zero_(), model.bias.zero_()
+    # squared error at prediction 0: ∇ℓᵢ = −2 yᵢ (xᵢ, 1), so uᵢ ∝ ⟨(x_meta, 1), (xᵢ, 1)⟩ = 2 and 1
+    losses, weights = reweighted_losses(model, x, y, x[:1], y[:1], lambda out, t: (out.squeeze(1) - t) ** 2)
+    assert losses.tolist() == [1, 1]
+    torch.testing.assert_close(weights, torch.tensor([2 / 3, 1 / 3]).double())
+
+
+def test_no_agreement_gives_all_zeros_and_finite_gradients() -> None:
+    model = nn.Linear(3, 2).double()
+    x = torch.ones(4, 3).double()
+    losses, weights = reweighted_losses(model, x, torch.zeros(4).long(), x, torch.ones(4).long())
+    assert weights.tolist() == [0, 0, 0, 0]
+    (weights * losses).sum().backward()
+    assert model.weight.grad is not None and model.weight.grad.isfinite().all()
+
+
+def test_normalize_sums_to_one_even_for_tiny_scores() -> None:
+    assert normalize(torch.tensor([1e-30, -1.0, 3e-30])).tolist() == pytest.approx([0.25, 0, 0.75])
+    assert normalize(torch.tensor([-1.0, -2.0])).tolist() == [0, 0]
+
+
+def test_mistakes_are_named() -> None:
+    model = nn.Linear(3, 2)
+    x, y = torch.ones(4, 3), torch.zeros(4).long()
+    with pytest.raises(ValueError, match="one value per example"):
+        reweighted_losses(model, x, y, x, y, lambda out, t: F.cross_entropy(out, t))
+    with pytest.raises(ValueError, match="requires a gradient"):
+        reweighted_losses(model.requires_grad_(False), x, y, x, y)

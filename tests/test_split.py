@@ -1,0 +1,101 @@
+"""The split by lesion and the curated meta set."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dermrw.config import CONFIGS
+from dermrw.diagnoses import DX
+from dermrw.errors import UserError
+from dermrw.split import SPLIT_COLUMNS, curated_list, meta_set, split_lesions
+from dermrw.tables import read_ham10000
+
+CURATED = "ham10000_meta_3_per_class.csv"
+
+
+@pytest.fixture(scope="module")
+def table(sample: Path) -> pd.DataFrame:
+    return read_ham10000(sample)
+
+
+def divide(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    return split_lesions(table, meta_set(table, "rule", 3), 0.15, 0.15, seed)
+
+
+def assert_sound(split: pd.DataFrame, table: pd.DataFrame) -> None:
+    """What must hold of every split.csv."""
+    assert list(split.columns) == SPLIT_COLUMNS
+    assert set(split["split"]) == {"train", "validation", "test", "meta"}
+    assert (split.groupby("lesion_id")["split"].nunique() == 1).all()
+    assert split["image_id"].is_unique
+    meta = split[split["split"] == "meta"]
+    assert meta["dx"].value_counts().to_dict() == dict.fromkeys(DX, 3)
+    assert meta["lesion_id"].is_unique
+    known = table.set_index("image_id")
+    assert (known.loc[meta["image_id"].tolist(), "dx_type"] == "histo").all()
+    assert (known.loc[split["image_id"].tolist(), "dx"].to_numpy() == split["dx"].to_numpy()).all()
+    # the meta lesions' other images have no row; every other image has one
+    gone = set(table["image_id"]) - set(split["image_id"])
+    others = table[table["lesion_id"].isin(meta["lesion_id"]) & ~table["image_id"].isin(meta["image_id"])]
+    assert gone == set(others["image_id"])
+    for part in ("train", "validation", "test"):
+        assert set(split.loc[split["split"] == part, "dx"]) == set(DX)
+
+
+def test_split_of_the_sample(table: pd.DataFrame) -> None:
+    split = divide(table)
+    assert_sound(split, table)
+    pd.testing.assert_frame_equal(split, divide(table.sample(frac=1, random_state=1)))  # not of the rows' order
+    assert not split.equals(divide(table, seed=1))
+    # the meta set doesn't move with the seed
+    assert set(split.query("split == 'meta'").image_id) == set(divide(table, 1).query("split == 'meta'").image_id)
+
+
+def test_shares_are_of_lesions_and_stratified(table: pd.DataFrame) -> None:
+    lesions = divide(table).query("split != 'meta'").drop_duplicates("lesion_id")
+    shares = lesions["split"].value_counts(normalize=True)
+    assert shares["validation"] == pytest.approx(0.15, abs=0.03) and shares["test"] == pytest.approx(0.15, abs=0.03)
+
+
+def test_lists_of_the_users_own(table: pd.DataFrame, tmp_path: Path) -> None:
+    rows = table.groupby("dx").head(1)
+    own = tmp_path / "own.csv"
+    rows[["image_id"]].to_csv(own, index=False)
+    assert set(meta_set(table, str(own), 3)["image_id"]) == set(rows["image_id"])
+    own.write_text("image_id\nISIC_1\nISIC_2\n")
+    with pytest.raises(UserError, match=r"ISIC_1, ISIC_2.*make data.*data\.meta=rule"):
+        meta_set(table, str(own), 3)
+    rows.iloc[1:][["image_id"]].to_csv(own, index=False)
+    with pytest.raises(UserError, match=f"no image of {rows.iloc[0].dx}"):
+        meta_set(table, str(own), 3)
+    own.write_text("name\nx\n")
+    with pytest.raises(UserError, match="lacks the column image_id"):
+        meta_set(table, str(own), 3)
+    with pytest.raises(UserError, match=r"absent\.csv"):
+        meta_set(table, str(tmp_path / "absent.csv"), 3)
+    with pytest.raises(UserError, match="21 of the 21"):
+        meta_set(table, CURATED, 3)  # HAM10000's list on the sample
+
+
+def test_too_little_is_said(table: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match="histology-confirmed lesions of"):
+        meta_set(table, "rule", 500)
+    with pytest.raises(UserError, match="no dx_type"):
+        meta_set(table.assign(dx_type=""), "rule", 3)
+    with pytest.raises(UserError, match="of df only 0 lesions"):
+        divide_without = table[table["dx"] != "df"]
+        split_lesions(divide_without, meta_set(table, "rule", 3), 0.15, 0.15, 0)
+
+
+def test_the_curated_list_states_21_images() -> None:
+    listed = pd.read_csv(CONFIGS / CURATED, comment="#")
+    assert listed["dx"].value_counts().to_dict() == dict.fromkeys(DX, 3)
+    assert listed["image_id"].is_unique and listed["lesion_id"].is_unique and (listed["dx_type"] == "histo").all()
+
+
+def test_the_curated_list_is_reproduced_from_the_real_data(ham10000: Path) -> None:
+    table = read_ham10000(ham10000)
+    assert curated_list(table) == (CONFIGS / CURATED).read_text()
+    split = split_lesions(table, meta_set(table, CURATED, 3), 0.15, 0.15, 0)
+    assert_sound(split, table)

@@ -1,0 +1,173 @@
+"""HAM10000 in the layouts that people have, drawn by the embedded sample."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermrw.check import check
+from dermrw.diagnoses import COLUMNS, DX
+from dermrw.errors import UserError
+from dermrw.tables import find_ham10000, find_official, read_ham10000, with_images
+
+
+@pytest.fixture
+def copy(sample: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sample, tmp_path / "ham"))
+
+
+def one_hot(table: pd.DataFrame) -> pd.DataFrame:
+    values = pd.DataFrame(np.eye(7)[[DX.index(dx) for dx in table["dx"]]], columns=list(COLUMNS))
+    values.insert(0, "image", table["image_id"].to_numpy())
+    return values
+
+
+def as_isic(sample: Path, root: Path) -> pd.DataFrame:
+    """The sample in ISIC 2018 Task 3's layout, as its zips unpack."""
+    table = pd.read_csv(sample / "HAM10000_metadata.csv")
+    (root / "ISIC2018_Task3_Training_Input").mkdir(parents=True)
+    for image in sample.rglob("*.jpg"):
+        shutil.copy(image, root / "ISIC2018_Task3_Training_Input")
+    (root / "ISIC2018_Task3_Training_GroundTruth").mkdir()
+    one_hot(table).to_csv(
+        root / "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv", index=False
+    )
+    words = {
+        "histo": "histopathology",
+        "follow_up": "serial imaging showing no change",
+        "consensus": "single image expert consensus",
+        "confocal": "confocal microscopy with consensus dermoscopy",
+    }
+    groups = pd.DataFrame({"image": table["image_id"], "lesion_id": table["lesion_id"]})
+    groups["diagnosis_confirm_type"] = table["dx_type"].map(words)
+    groups.to_csv(root / "ISIC2018_Task3_Training_LesionGroupings.csv", index=False)
+    return table
+
+
+def test_every_layout_gives_the_same_table(sample: Path, copy: Path, tmp_path: Path) -> None:
+    expected = read_ham10000(sample)
+    assert len(expected) == 200 and (expected["path"] != "").all()
+
+    one_folder = Path(shutil.copytree(copy, tmp_path / "one"))
+    for image in (one_folder / "HAM10000_images_part_2").iterdir():
+        image.rename(one_folder / "HAM10000_images_part_1" / image.name)
+    (one_folder / "HAM10000_metadata.csv").rename(one_folder / "HAM10000_metadata")
+
+    twice = Path(shutil.copytree(copy, tmp_path / "twice"))  # Kaggle's archive holds the folders twice
+    shutil.copytree(twice / "HAM10000_images_part_1", twice / "ham10000_images_part_1")
+
+    tab = Path(shutil.copytree(copy, tmp_path / "tab"))
+    pd.read_csv(tab / "HAM10000_metadata.csv").to_csv(tab / "HAM10000_metadata.tab", sep="\t", index=False)
+    (tab / "HAM10000_metadata.csv").unlink()
+
+    for root in (one_folder, twice, tab):
+        table = with_images(read_ham10000(root), root)
+        pd.testing.assert_frame_equal(table.drop(columns="path"), expected.drop(columns="path"))
+
+    as_isic(sample, tmp_path / "isic")
+    columns = ["image_id", "lesion_id", "dx", "dx_type"]
+    isic = with_images(read_ham10000(tmp_path / "isic"), tmp_path / "isic")
+    pd.testing.assert_frame_equal(isic[columns], expected[columns])
+
+
+def test_isic_without_lesions_is_refused(sample: Path, tmp_path: Path) -> None:
+    as_isic(sample, tmp_path)
+    (tmp_path / "ISIC2018_Task3_Training_LesionGroupings.csv").unlink()
+    with pytest.raises(UserError, match="LesionGroupings"):
+        read_ham10000(tmp_path)
+
+
+def test_where_it_is_looked_for(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_ham10000(None) is None
+    (tmp_path / "data/ham10000").mkdir(parents=True)
+    assert find_ham10000(None) == (tmp_path / "data/ham10000").resolve()
+    monkeypatch.setenv("HAM10000_DIR", str(sample))
+    assert find_ham10000(None) == sample.resolve()
+    assert find_ham10000(str(tmp_path)) == tmp_path.resolve()
+    with pytest.raises(UserError, match=r"data\.root"):
+        find_ham10000("/nowhere")
+    monkeypatch.setenv("HAM10000_DIR", "/nowhere")
+    with pytest.raises(UserError, match="HAM10000_DIR"):
+        find_ham10000(None)
+    with pytest.raises(UserError, match="holds neither"):
+        read_ham10000(tmp_path)
+
+
+def edit(root: Path, change: object) -> None:
+    path = root / "HAM10000_metadata.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = change(table)  # type: ignore[operator]
+    table.to_csv(path, index=False)
+
+
+def row0(column: str, value: str) -> object:
+    def change(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[0, column] = value
+        return table
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (row0("dx", "wart"), "'wart'"),
+        (row0("dx", ""), "''"),
+        (row0("image_id", "../x"), "not an image id"),
+        (row0("image_id", ""), "no image_id"),
+        (row0("lesion_id", ""), "no lesion_id"),
+        (lambda t: t.drop(columns="dx"), "lacks the column dx"),
+        (lambda t: pd.concat([t, t.iloc[[3]]]), "twice"),
+        (lambda t: t.assign(lesion_id="L1"), "two diagnoses"),
+        (lambda t: t.iloc[:0], "lists no image"),
+    ],
+)
+def test_bad_metadata_is_named(copy: Path, change: object, named: str) -> None:
+    edit(copy, change)
+    with pytest.raises(UserError, match=named) as caught:
+        read_ham10000(copy)
+    assert "HAM10000_metadata.csv" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\xff\xfe" * 50, b'a,"b\nc'])
+def test_metadata_that_is_no_table(copy: Path, data: bytes) -> None:
+    (copy / "HAM10000_metadata.csv").write_bytes(data)
+    with pytest.raises(UserError, match="HAM10000_metadata"):
+        read_ham10000(copy)
+
+
+def test_official_sets_beside_and_below(sample: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(sample, tmp_path / "ham10000"))
+    assert find_official(root, "Validation") is None
+    table = pd.read_csv(sample / "HAM10000_metadata.csv").head(20)
+    for folder in (tmp_path / "isic2018_task3_validation", root / "below"):
+        inputs = folder / "ISIC2018_Task3_Validation_Input"
+        inputs.mkdir(parents=True)
+        one_hot(table).to_csv(folder / "ISIC2018_Task3_Validation_GroundTruth.csv", index=False)
+        for name in table["image_id"]:
+            shutil.copy(next(sample.rglob(f"{name}.jpg")), inputs)
+        found = find_official(root, "Validation")
+        assert found is not None
+        expected = table.sort_values("image_id")
+        assert found["image_id"].tolist() == expected["image_id"].tolist()
+        assert found["dx"].tolist() == expected["dx"].tolist()
+        assert found["lesion_id"].tolist() == expected["image_id"].tolist()  # unknown: each image its own
+        shutil.rmtree(folder)
+
+
+def test_check(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check(copy)
+    out = capsys.readouterr().out
+    assert "200 images" in out and "missing: 0" in out and "Complete" in out
+    images = sorted(copy.rglob("*.jpg"))
+    shutil.copy(images[0], images[1])
+    images[2].write_bytes(images[2].read_bytes()[:300])
+    images[3].unlink()
+    with pytest.raises(UserError, match="1 images and 1 can't be read"):
+        check(copy)
+    out = capsys.readouterr().out
+    assert f"{images[0].stem} = {images[1].stem}" in out
+    assert images[2].stem in out and images[3].stem in out

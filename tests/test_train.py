@@ -1,0 +1,205 @@
+"""The loop: resume bit for bit, nothing overwritten, mistakes named, and that it learns."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from dermrw import train as module
+from dermrw.checkpoint import load_checkpoint
+from dermrw.config import Config, load_config
+from dermrw.errors import UserError
+from dermrw.metrics import balanced_accuracy
+from dermrw.runs import Log, latest_run, new_run, read_log
+from dermrw.train import Loop, train
+
+# mobilenet_v3_small has dropout and batch norm: what a resume must restore
+SETTINGS = [
+    "name=tiny", "data.name=sample", "data.size=32", "data.meta=rule", "model.backbone=mobilenet_v3_small",
+    "model.weights=none", "train.epochs=2", "train.batch_size=16", "train.precision=fp32",
+    "train.channels_last=false", "train.device=cpu",
+]  # fmt: skip
+
+
+def config(sample: Path, *overrides: str) -> Config:
+    return load_config(None, [*SETTINGS, f"data.root={sample}", *overrides])
+
+
+def weights(run: Path, name: str = "last.pt") -> dict[str, Tensor]:
+    return load_checkpoint(run / name)["model"]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        a, b = weights(one, name), weights(other, name)
+        assert all(torch.equal(a[k], b[k]) for k in a), name
+    assert read_log(one) == read_log(other)
+
+
+@pytest.fixture(scope="module")
+def whole(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run by reweighting."""
+    torch.set_num_threads(1)
+    return train(config(sample), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_the_run_folder(whole: Path, sample: Path) -> None:
+    names = {"config.yaml", "split.csv", "metrics.jsonl", "last.pt", "best.pt"}
+    assert {p.name for p in whole.iterdir()} == names
+    stored = load_config(whole / "config.yaml")
+    assert stored.data.root == str(sample.resolve()) and stored.train.precision == "fp32"
+    assert list(pd.read_csv(whole / "split.csv").columns) == ["image_id", "lesion_id", "dx", "split"]
+    rows = read_log(whole)
+    steps = [r for r in rows if "loss" in r]
+    assert {"lr", "class_weight", "zero_share", "effective_batch"} <= set(steps[0])
+    assert np.allclose([sum(r["class_weight"]) for r in steps], 1, atol=1e-5)
+    assert [r["epoch"] for r in rows if "validation" in r] == [1, 2]
+
+
+@pytest.mark.parametrize("stop_at", [3, 6, 9])
+def test_a_crash_at_any_step_and_a_resume_change_nothing(
+    whole: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    step, taken = Loop.train_step, [0]
+
+    def crashing(self: Loop, *args: Tensor) -> dict:
+        taken[0] += 1
+        if taken[0] == stop_at:
+            torch.rand(5)  # a random stream that a resume has to put right
+            raise RuntimeError("power cut")
+        return step(self, *args)
+
+    monkeypatch.setattr(Loop, "train_step", crashing)
+    # a checkpoint after every second step, so that the crash loses one in one case and none in the other
+    monkeypatch.setattr(module.time, "monotonic", iter(np.arange(0, 1e6, 0.5)).__next__)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config(sample, "train.checkpoint_seconds=1"), tmp_path / "run")
+    monkeypatch.undo()
+    torch.manual_seed(99)
+    train(config(sample, "train.checkpoint_seconds=1", "data.workers=1"), tmp_path / "run")
+    assert_same_end(whole, tmp_path / "run")
+
+
+def start(sample: Path, run: Path) -> subprocess.Popen:
+    arguments = [*SETTINGS, f"data.root={sample}", "train.checkpoint_seconds=0.001"]
+    code = "import torch; torch.set_num_threads(1); from dermrw.__main__ import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "train", "configs/sample.yaml", *arguments, "--run", str(run)],
+        cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={k: v for k, v in os.environ.items() if k != "HAM10000_DIR"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_kill_and_resume(whole: Path, sample: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    process = start(sample, run)
+    deadline = time.monotonic() + 120
+    while not (run / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130), out
+    if number == signal.SIGINT:
+        assert "Traceback" not in out and "goes on from its last checkpoint" in out
+    assert load_checkpoint(run / "last.pt")["epoch"] < 2, "the run was over before the signal"
+    process = start(sample, run)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 0 and "Resuming" in out, out
+    assert_same_end(whole, run)
+
+
+def test_a_finished_run_stays_as_it_is(whole: Path, sample: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p.name: p.read_bytes() for p in whole.iterdir()}
+    train(config(sample), whole)
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"train\.epochs: 9, was 2"):
+        train(config(sample, "train.epochs=9"), whole)
+    assert before == {p.name: p.read_bytes() for p in whole.iterdir()}
+
+
+def test_the_config_in_the_folder_alone_reruns_the_run(whole: Path, tmp_path: Path) -> None:
+    again = train(load_config(whole / "config.yaml"), tmp_path / "again")
+    assert_same_end(whole, again)
+    assert (again / "split.csv").read_bytes() == (whole / "split.csv").read_bytes()
+
+
+def test_the_best_epoch_is_chosen_on_validation(whole: Path) -> None:
+    scores = [r["validation"]["balanced_accuracy"] for r in read_log(whole) if "validation" in r]
+    best = load_checkpoint(whole / "best.pt")
+    assert best["best"] == max(scores) and best["epoch"] == best["best_epoch"] == scores.index(max(scores)) + 1
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_step(sample: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"epoch 1, step \d+.*train\.lr"):
+        train(config(sample, "objective=erm", "train.lr=1e30", "train.schedule=constant"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("objective", ["erm", "weighted_sampling"])
+def test_baselines_run_through_the_same_loop(sample: Path, tmp_path: Path, objective: str) -> None:
+    run = train(config(sample, f"objective={objective}", "train.epochs=1"), tmp_path / "run")
+    assert "class_weight" not in read_log(run)[0]
+
+
+def test_what_is_auto_is_resolved_and_may_be_asked_again(sample: Path, tmp_path: Path) -> None:
+    auto = config(sample, "train.precision=auto", "train.channels_last=auto", "train.device=auto", "train.epochs=1")
+    run = train(auto, tmp_path / "run")
+    stored = load_config(run / "config.yaml").train
+    assert stored.precision in ("fp32", "bf16") and isinstance(stored.channels_last, bool) and stored.device != "auto"
+    train(auto, run)
+
+
+def test_the_log_is_cut_to_what_the_checkpoint_knows(tmp_path: Path) -> None:
+    log = Log(tmp_path / "metrics.jsonl", 0)
+    log.write({"a": 1})
+    offset = log.offset
+    log.write({"a": 2})
+    log = Log(tmp_path / "metrics.jsonl", offset)
+    log.write({"a": 3})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"a": 4')  # a kill in the middle of a line
+    assert read_log(tmp_path) == [{"a": 1}, {"a": 3}]
+
+
+def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="make train-ham"):
+        latest_run()
+    first = new_run("ham")
+    first.mkdir(parents=True)
+    monkeypatch.setattr(time, "strftime", lambda *_: first.name.removeprefix("ham-"))
+    assert new_run("ham").name == f"{first.name}-2"
+    for age, name in ((100, "old"), (0, "new")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.yaml").touch()
+        then = time.time() - age
+        os.utime(tmp_path / "runs" / name / "config.yaml", (then, then))
+    assert latest_run() == Path("runs/new")
+
+
+def test_a_balanced_score_is_logged(whole: Path) -> None:
+    """The validation score is that of best.pt's predictions, computed anew."""
+    from dermrw.data import Pixels, load_splits
+    from dermrw.machine import Choice
+    from dermrw.models import build_model
+    from dermrw.runs import read_split
+    from dermrw.train import predict_logits
+
+    stored = load_config(whole / "config.yaml")
+    assert stored.data.root is not None
+    valid = load_splits(stored.data, Path(stored.data.root), read_split(whole)).validation
+    model, _ = build_model(stored.model, 7)
+    model.load_state_dict(weights(whole, "best.pt"))
+    logits = predict_logits(model, Pixels(valid, stored.data), Choice(torch.device("cpu"), "fp32", False), 16)
+    logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["validation"]["balanced_accuracy"] for row in logged if "validation" in row]
+    assert balanced_accuracy(logits, valid.labels) == pytest.approx(max(scores))
