@@ -71,7 +71,7 @@ class Train(_Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
-    checkpoint_seconds: float = Field(120, gt=0, description="at most so much work is lost when a run is killed")
+    checkpoint_seconds: float = Field(120.0, gt=0, description="at most so much work is lost when a run is killed")
 
 
 class Config(_Section):

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from sklearn.metrics import roc_curve
 
-from dermrw import metrics
+from dermrw import metrics, reliability
 from dermrw.diagnoses import DIAGNOSES
 
 Floats = npt.NDArray[np.float64]
@@ -152,19 +152,19 @@ def malignant_roc(
     return draw("malignant", "ROC curve of malignant or pre-malignant diagnoses against the rest", HALF, paint)
 
 
-def reliability(
+def reliability_diagram(
     name: str, probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, classes: Sequence[Look], bins: int
 ) -> Markup | None:
     """Top-label reliability in ink, each class's own thinly behind it."""
     if not weights.any():
         return None
     top = probabilities.argmax(axis=1)
-    curve = metrics.reliability_curve(labels == top, probabilities[np.arange(len(top)), top], weights, bins=bins)
+    curve = reliability.reliability_curve(labels == top, probabilities[np.arange(len(top)), top], weights, bins=bins)
 
     def paint(axes: Axes) -> None:
         _unit_square(axes, "probability given", "share that came true")
         for c, look in enumerate(classes):
-            own = metrics.reliability_curve(labels == c, probabilities[:, c], weights, bins=bins)
+            own = reliability.reliability_curve(labels == c, probabilities[:, c], weights, bins=bins)
             line = axes.plot(own.score, own.frequency, color=look.colour, linewidth=1, alpha=0.6)[0]
             if look.dashes:
                 line.set_dashes(look.dashes)

@@ -1,4 +1,4 @@
-"""How good predictions are: ISIC's balanced accuracy, intervals over lesions, ranking, calibration error.
+"""How good predictions are: ISIC's balanced accuracy, intervals over lesions, ranking, groups.
 
 Pure functions of NumPy arrays, for any number of classes C. The usual inputs: `probabilities` float [N, C];
 `labels` int [N] in 0..C-1; `lesions` [N], strings or ints, the lesion that each image shows; `weights` [N],
@@ -40,14 +40,6 @@ class Bootstrap(NamedTuple):
     lesions: Ints
 
 
-class Reliability(NamedTuple):
-    """Points of a reliability diagram, one for each bin that holds weight, by rising score."""
-
-    score: Floats  # mean score in the bin
-    frequency: Floats  # share of events in the bin
-    weight: Floats  # the bin's share of all weight; sums to 1
-
-
 class Group(NamedTuple):
     """One value of a grouping, such as one sex or one age band."""
 
@@ -59,14 +51,15 @@ class Group(NamedTuple):
     present: Bools  # [C]
 
 
-def _weights(weights: Weights, n: int) -> Floats:
+def checked_weights(weights: Weights, n: int) -> Floats:
+    """The weights [N] as float64, all 1 for None; ValueError unless they are N finite, non-negative numbers."""
     w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
     if w.shape != (n,) or not np.isfinite(w).all() or (w < 0).any():
         raise ValueError(f"weights must be {n} finite, non-negative numbers")
     return w
 
 
-def _checked(
+def checked(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights, sums: bool = False
 ) -> tuple[Floats, Ints, Floats]:
     """The three inputs as float64, int64, float64; `sums` also asks that rows sum to 1 (no logits)."""
@@ -78,7 +71,7 @@ def _checked(
     # 1e-3 lets pass what half precision or a file of few decimals does to a row, and stops logits.
     if sums and not (np.abs(p.sum(axis=1) - 1) <= 1e-3).all():
         raise ValueError("probabilities must sum to 1 in every row")
-    return p, y.astype(np.int64), _weights(weights, len(y))
+    return p, y.astype(np.int64), checked_weights(weights, len(y))
 
 
 def decide(probabilities: npt.ArrayLike) -> Ints:
@@ -105,7 +98,7 @@ def class_balanced_weights(labels: npt.ArrayLike, weights: Weights = None) -> Fl
     They sum to what `weights` sum to. They stand in for a test set of equal prevalence.
     """
     y = np.asarray(labels, dtype=np.int64)
-    w = _weights(weights, len(y))
+    w = checked_weights(weights, len(y))
     total = np.bincount(y, weights=w)
     each = w.sum() / max(1, np.count_nonzero(total))  # what every class is to weigh
     return np.divide(w * each, total[y], out=np.zeros(len(y)), where=w > 0)
@@ -113,7 +106,7 @@ def class_balanced_weights(labels: npt.ArrayLike, weights: Weights = None) -> Fl
 
 def confusion(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> Floats:
     """Weight [C, C + 1] of the images of each class (row) by decision (column; the last is undecided)."""
-    p, y, w = _checked(probabilities, labels, weights)
+    p, y, w = checked(probabilities, labels, weights)
     table = np.zeros((p.shape[1], p.shape[1] + 1))
     # -1, undecided, is the last column. (scikit-learn's confusion_matrix refuses weights that are all 0.)
     np.add.at(table, (y, decide(p)), w)
@@ -160,7 +153,7 @@ def bootstrap_interval(
     all wholly wrong, has an interval of width 0, given as it is: it says that the bootstrap saw no variation,
     not that the recall is known. With L lesions the variance comes out about (L - 1) / L of what it should.
     """
-    p, y, w = _checked(probabilities, labels, weights)
+    p, y, w = checked(probabilities, labels, weights)
     lesion_of, right = np.asarray(lesions), w * (decide(p) == y)
     if lesion_of.shape != y.shape:
         raise ValueError(f"lesions must be [{len(y)}], not of shape {lesion_of.shape}")
@@ -190,7 +183,7 @@ def _two_sides(positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights) 
     event, value = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
     if event.ndim != 1 or value.shape != event.shape:
         raise ValueError(f"positive and score must be [N], not of shapes {event.shape} and {value.shape}")
-    w = _weights(weights, len(event))
+    w = checked_weights(weights, len(event))
     event, value, w = event[w > 0], value[w > 0], w[w > 0]
     return [event, value, w] if event.any() and not event.all() else None
 
@@ -242,7 +235,7 @@ def per_class(
     **options: float,
 ) -> Floats:
     """`measure` (`auc`, `average_precision`, ...) of every class against the rest [C]."""
-    p, y, w = _checked(probabilities, labels, weights)
+    p, y, w = checked(probabilities, labels, weights)
     return np.array([measure(y == c, p[:, c], w, **options) for c in range(p.shape[1])])
 
 
@@ -254,74 +247,11 @@ def malignant(
     The score is the summed probability of the malignant classes; `classes` [C] bool says which (HAM10000's
     if None).
     """
-    p, y, _ = _checked(probabilities, labels, None)
+    p, y, _ = checked(probabilities, labels, None)
     bad = np.array([d.malignant for d in DIAGNOSES] if classes is None else classes, dtype=bool)
     if bad.shape != p.shape[1:]:
         raise ValueError(f"classes must be {p.shape[1]} truths, not of shape {bad.shape}")
     return bad[y], p[:, bad].sum(axis=1)
-
-
-def reliability_curve(
-    event: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None, *, bins: int = 15
-) -> Reliability:
-    """Mean score against frequency of `event` [N] bool, in bins of equal weight by rising `score` [N].
-
-    Equal mass rather than equal width: an empty or nearly empty bin says nothing, and the error's bias is
-    smaller (Roelofs et al., AISTATS 2022). Images of equal score share a bin, that of their middle mass, so
-    the answer does not hang on their order; hence a bin may be empty, and is then left out.
-    """
-    happened, value = np.asarray(event, dtype=np.float64), np.asarray(score, dtype=np.float64)
-    w = _weights(weights, len(value))
-    happened, value, w = happened[w > 0], value[w > 0], w[w > 0]
-    _, same = np.unique(value, return_inverse=True)
-    mass = np.bincount(same, w)
-    middle = (np.cumsum(mass) - mass / 2) / w.sum()
-    where = np.minimum(bins * middle, bins - 1).astype(np.int64)[same]
-    sums = np.array([np.bincount(where, w * v, minlength=bins) for v in (value, happened, np.ones_like(w))])
-    sums = sums[:, sums[2] > 0]
-    return Reliability(sums[0] / sums[2], sums[1] / sums[2], sums[2] / w.sum())
-
-
-def expected_calibration_error(
-    probabilities: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    weights: Weights = None,
-    *,
-    bins: int = 15,
-    classwise: bool = False,
-) -> float:
-    """Mean absolute gap between probability and frequency over `reliability_curve`'s equal-mass bins.
-
-    Top-label by default (Guo et al., ICML 2017, eq. 3): the largest probability against whether its class
-    (the first, of tied ones) is right. `classwise`: the same for each class's probability against that class,
-    then the mean over all C classes (Kull et al., NeurIPS 2019, section 2). Unweighted it speaks
-    for the test set's own prevalence, with `class_balanced_weights` for equal prevalence. It cannot reach 0:
-    chance adds up to about 0.4 sqrt(bins / effective N), which a few heavy images make large. nan without weight.
-    """
-    p, y, w = _checked(probabilities, labels, weights, sums=True)
-    if not w.any():
-        return np.nan
-    top = p.argmax(axis=1)
-    pairs = [(y == c, p[:, c]) for c in range(p.shape[1])] if classwise else [(y == top, p[np.arange(len(y)), top])]
-    curves = [reliability_curve(event, score, w, bins=bins) for event, score in pairs]
-    return float(np.mean([r.weight @ np.abs(r.score - r.frequency) for r in curves]))
-
-
-def _mean(values: Floats, w: Floats) -> float:
-    return float(np.average(values[w > 0], weights=w[w > 0])) if w.any() else np.nan
-
-
-def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
-    """Mean over images of sum_c (p_c - [y = c])^2, 0 to 2 (Brier, Mon. Weather Rev. 78:1-3 (1950))."""
-    p, y, w = _checked(probabilities, labels, weights, sums=True)
-    return _mean(np.sum((p - np.eye(p.shape[1])[y]) ** 2, axis=1), w)
-
-
-def nll(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
-    """Mean of -log p[label], in nats; infinite where a label had probability 0, which is not hidden."""
-    p, y, w = _checked(probabilities, labels, weights, sums=True)
-    with np.errstate(divide="ignore"):
-        return _mean(-np.log(p[np.arange(len(y)), y]), w)
 
 
 def by_group(
@@ -336,7 +266,7 @@ def by_group(
     Numbers come in their order, then names in theirs, 'missing' last. Balanced accuracies of groups are
     comparable only where `present` agrees, and a class may rest on one lesion: look at the counts first.
     """
-    p, y, w = _checked(probabilities, labels, weights)
+    p, y, w = checked(probabilities, labels, weights)
     lesion_of, values = np.asarray(lesions), np.asarray(groups, dtype=object)
     if lesion_of.shape != y.shape or values.shape != y.shape:
         raise ValueError(f"lesions and groups must be [{len(y)}]")

@@ -19,10 +19,10 @@ from dermrw.calibration import at_prevalence
 from dermrw.checkpoint import write_atomic
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.evaluate import BINS, Scored  # which imports this module only when it writes
 from dermrw.figures import Look
 from dermrw.pixels import read_image
 from dermrw.runs import open_run, read_log
+from dermrw.scores import BINS, Scored
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MISTAKES, MISSED = 12, 6
@@ -122,10 +122,10 @@ def context(run: Path, suffix: str, report: dict[str, Any], scored: Scored) -> d
         "roc": figures.roc(p, y, weights, looks),
         "malignant_roc": figures.malignant_roc(p, y, weights, malignant) if malignant else None,
         "reliability": [
-            ("equal_prevalence", figures.reliability("equal", p, y, _balanced(y, weights), looks, BINS)),
+            ("equal_prevalence", figures.reliability_diagram("equal", p, y, _balanced(y, weights), looks, BINS)),
             (
                 "training_prevalence",
-                figures.reliability("training", at_prevalence(p, prevalence), y, weights, looks, BINS),
+                figures.reliability_diagram("training", at_prevalence(p, prevalence), y, weights, looks, BINS),
             ),
         ],
         "training": training_figures(run, report, looks, prevalence),

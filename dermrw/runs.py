@@ -13,8 +13,6 @@ from dermrw.errors import UserError
 from dermrw.split import SPLIT_COLUMNS
 
 RUNS = Path("runs")
-# keys that may be chosen anew for a resume: they change how fast, not what
-FREE = {"data.workers", "train.checkpoint_seconds"}
 
 
 def new_run(name: str) -> Path:
@@ -52,17 +50,24 @@ def start_run(path: Path, config: Config, split: pd.DataFrame) -> None:
     write_atomic(path / "config.yaml", (header + dump(config)).encode())
 
 
-def check_same(path: Path, stored: Config, asked: Config) -> None:
-    """Refuses to go on with a run under another config; what the run resolved from `auto` may be asked as auto."""
-    changed = [
-        d
-        for d in differences(asked, stored)
-        if d.partition(":")[0] not in FREE and not d.partition(": ")[2].startswith("auto,")
-    ]
+def resume_config(path: Path, asked: Config) -> Config:
+    """The run's own config, with the keys of `asked` that change how fast a run is and not what it gives.
+
+    Raises:
+        UserError: any other key differs; what the run resolved from `auto` may be asked as auto.
+    """
+    data, train = {"workers": asked.data.workers}, {"checkpoint_seconds": asked.train.checkpoint_seconds}
+    stored = open_run(path)
+    stored = stored.model_copy(
+        update={"data": stored.data.model_copy(update=data), "train": stored.train.model_copy(update=train)}
+    )
+    changed = [d for d in differences(asked, stored) if not d.partition(": ")[2].startswith("auto,")]
     if changed:
         raise UserError(
             f"{path} was started with other settings ({'; '.join(changed)}): give the same to resume it, or another RUN"
         )
+    (path / "config.yaml").touch()  # the latest run is the one that was last worked on
+    return stored
 
 
 def read_split(path: Path) -> pd.DataFrame:

@@ -1,29 +1,27 @@
 """The training loop, readable from top to bottom."""
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from dermrw.checkpoint import load_checkpoint, save_checkpoint
-from dermrw.config import Config, Train
-from dermrw.data import Classes, Pixels, Splits, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.config import Config
+from dermrw.data import Pixels, Splits, epoch_batches, in_order, load_splits, loader, resolve_root
 from dermrw.errors import UserError
 from dermrw.machine import Choice, choose, environment, keep_freed_memory
 from dermrw.metrics import balanced_accuracy
 from dermrw.models import build_model, freeze, to_input, train_mode
 from dermrw.objectives import Batch, Objective, build_objective
-from dermrw.runs import Log, check_same, new_run, open_run, read_split, start_run
+from dermrw.optim import build_optimizer, build_schedule
+from dermrw.progress import average, describe, duration, stoppable
+from dermrw.runs import Log, new_run, read_split, resume_config, start_run
 
 LOG_EVERY = 10  # steps that one row of metrics.jsonl averages
 WARM_UP = 3  # steps that the estimate of the whole time leaves out
@@ -39,9 +37,9 @@ def train(asked: Config, run: Path | None = None) -> Path:
     keep_freed_memory()
     root = resolve_root(asked.data)
     asked = asked.model_copy(update={"data": asked.data.model_copy(update={"root": str(root)})})
-    if run is not None and (run / "config.yaml").exists():
-        config = open_run(run)
-        check_same(run, config, asked)
+    resumed = run is not None and (run / "config.yaml").exists()
+    if run is not None and resumed:
+        config = resume_config(run, asked)
         splits = load_splits(config.data, root, read_split(run))
     else:
         config, splits = asked, load_splits(asked.data, root)
@@ -54,7 +52,8 @@ def train(asked: Config, run: Path | None = None) -> Path:
     objective = build_objective(config.objective, classes)
     choice, timings = _choose(config, model, objective, classes, len(splits.meta), len(splits.train))
     config = _resolved(config, choice)
-    start_run(run, config, splits.table)
+    if not resumed:
+        start_run(run, config, splits.table)
     print(
         f"Run {run}: {config.objective.name} on {config.data.name} ({len(splits.train):,} training, "
         f"{len(splits.validation):,} validation, {len(splits.test):,} test and {len(splits.meta)} meta images)\n"
@@ -86,26 +85,6 @@ def _resolved(config: Config, choice: Choice) -> Config:
     """The config with what was `auto` replaced by what was chosen, so that a resume computes the same way."""
     chosen = {"device": str(choice.device), "precision": choice.precision, "channels_last": choice.channels_last}
     return config.model_copy(update={"train": config.train.model_copy(update=chosen)})
-
-
-def build_optimizer(config: Train, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser; weight decay spares biases and normalisation, whose scale is not a complexity."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
-    return torch.optim.AdamW(groups, lr=config.lr)
-
-
-def build_schedule(config: Train, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """The learning rate over `steps` steps: one-cycle (Smith 2018; up for 30 %, then down to almost 0), or constant."""
-    if config.schedule == "constant":
-        return ConstantLR(optimizer, factor=1.0)
-    # momentum is not cycled, so that the schedule alone changes between the two
-    return OneCycleLR(optimizer, config.lr, total_steps=steps, cycle_momentum=False)
 
 
 @torch.no_grad()
@@ -306,49 +285,3 @@ class Loop:
             raise UserError(f"{self.run / 'last.pt'} does not fit this run: {reason}") from None
         print(f"Resuming {self.run} after epoch {self.epoch}, step {self.step} of {self.steps}", flush=True)
         return offset
-
-
-@contextmanager
-def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a scheduler's SIGTERM sets, so that the step under way ends before the loop does.
-
-    A second signal acts at once.
-    """
-    stop = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: object) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    in_main = threading.current_thread() is threading.main_thread()
-    if in_main:
-        for number in before:
-            signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        if in_main:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each value (a number or a list of numbers) over some steps."""
-    return {key: np.mean([row[key] for row in rows], axis=0).tolist() for key in rows[0]}
-
-
-def describe(row: dict[str, Any], classes: Classes) -> str:
-    """The progress bar's right end."""
-    text = f"loss {row['loss']:.3f}"
-    if "class_weight" in row:
-        weights = " ".join(f"{c} {w:.2f}" for c, w in zip(classes.codes, row["class_weight"], strict=True))
-        text += f" | {weights} | zero {row['zero_share']:.0%} | effective {row['effective_batch']:.1f}"
-    return text
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 12 min, 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

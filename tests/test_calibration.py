@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime, minimize
 
-from dermrw import metrics
+from dermrw import metrics, reliability
 from dermrw.calibration import (
     T_BOUNDS,
     EqualPrevalence,
@@ -75,8 +75,8 @@ def test_at_prevalence_calibrates_an_erm_world():
     np.testing.assert_allclose(back, EqualPrevalence(1.5, (0.0,) * 7)(z), rtol=1e-10, atol=1e-14)
     # at equal prevalence the probabilities are calibrated on a sample of equal prevalence
     z, y, _ = world([6000] * 7, np.log(PRIOR), 1.5, images=1)
-    assert metrics.expected_calibration_error(truth(z), y) < 0.012
-    assert metrics.expected_calibration_error(EqualPrevalence(1, (0.0,) * 7)(z), y) > 0.1
+    assert reliability.expected_calibration_error(truth(z), y) < 0.012
+    assert reliability.expected_calibration_error(EqualPrevalence(1, (0.0,) * 7)(z), y) > 0.1
 
 
 @settings(max_examples=100, deadline=None)
@@ -169,7 +169,9 @@ def test_gradient(free):
     b = np.zeros(7)
     b[free] = at[1:] - at[1:].mean() if free.any() else 0
     penalty = strength * np.sum(at[1:] ** 2) if free.any() else 0
-    assert value == pytest.approx(metrics.nll(EqualPrevalence(np.exp(at[0]), tuple(b))(z), y, w) + penalty, abs=1e-13)
+    assert value == pytest.approx(
+        reliability.nll(EqualPrevalence(np.exp(at[0]), tuple(b))(z), y, w) + penalty, abs=1e-13
+    )
 
 
 @pytest.mark.parametrize("strength", [np.inf, 0.1, 0.001])
@@ -182,7 +184,7 @@ def test_the_fit_is_the_minimum(strength):
 
     def loss(v):
         b = np.r_[v[1:], -v[1:].sum()] if penalised else np.zeros(7)
-        return metrics.nll(EqualPrevalence(v[0], tuple(b))(z), y, w) + (strength * b @ b if penalised else 0)
+        return reliability.nll(EqualPrevalence(v[0], tuple(b))(z), y, w) + (strength * b @ b if penalised else 0)
 
     mine = np.r_[ours.temperature, ours.offsets[:-1]] if penalised else np.array([ours.temperature])
     start = np.r_[2.5, np.zeros(len(mine) - 1)]
@@ -230,7 +232,7 @@ def test_fit_on_an_erm_model():
     big, truth, _ = world([3000] * 7, np.log(PRIOR), 1.5, seed=2)
     exact = EqualPrevalence(1.5, tuple(-np.log(PRIOR)))
     score = [metrics.balanced_accuracy(c(big), truth) for c in (found.calibration, exact)]
-    loss = [metrics.nll(c(big), truth) for c in (found.calibration, exact)]
+    loss = [reliability.nll(c(big), truth) for c in (found.calibration, exact)]
     assert score[0] > score[1] - 0.015
     assert loss[0] < loss[1] + 0.04
     assert metrics.balanced_accuracy(fit_at(z, y, np.inf, ALL)(big), truth) < score[1] - 0.08

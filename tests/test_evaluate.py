@@ -13,7 +13,8 @@ from sklearn.metrics import balanced_accuracy_score
 from dermrw.__main__ import main
 from dermrw.data import HAM_CLASSES, ImageSet
 from dermrw.errors import UserError
-from dermrw.evaluate import Scored, age_band, build_report, evaluate, read_predictions, write_predictions
+from dermrw.evaluate import evaluate, read_predictions, write_predictions
+from dermrw.scores import Scored, age_band, build_report
 
 COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 TINY = [

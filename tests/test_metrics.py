@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_sample_weight
 
-from dermrw import metrics
+from dermrw import metrics, reliability
 from dermrw.diagnoses import COLUMNS, DX
 
 ORACLE = Path(__file__).parent / "isic_oracle"
@@ -120,7 +120,9 @@ def test_nothing_is_nan_not_a_crash():
     p, y = np.zeros((0, 7)), np.zeros(0, dtype=int)
     assert np.isnan(metrics.balanced_accuracy(p, y))
     assert np.isnan(metrics.balanced_accuracy(np.eye(3), [0, 1, 2], np.zeros(3)))
-    assert np.isnan([metrics.nll(p, y), metrics.brier(p, y), metrics.expected_calibration_error(p, y)]).all()
+    assert np.isnan(
+        [reliability.nll(p, y), reliability.brier(p, y), reliability.expected_calibration_error(p, y)]
+    ).all()
     assert np.isnan(metrics.per_class(metrics.auc, p, y)).all()
     assert np.isnan(metrics.bootstrap_interval(p, y, []).balanced_accuracy).all()
 
@@ -310,16 +312,16 @@ def test_ece_by_loops(bins):
     for w in (np.ones(len(y)), metrics.class_balanced_weights(y)):
         top = p.argmax(1)
         want = slow_ece(y == top, p.max(1), w, bins)
-        assert metrics.expected_calibration_error(p, y, w, bins=bins) == pytest.approx(want, abs=1e-13)
+        assert reliability.expected_calibration_error(p, y, w, bins=bins) == pytest.approx(want, abs=1e-13)
         want = np.mean([slow_ece(y == c, p[:, c], w, bins) for c in range(7)])
-        ours = metrics.expected_calibration_error(p, y, w, bins=bins, classwise=True)
+        ours = reliability.expected_calibration_error(p, y, w, bins=bins, classwise=True)
         assert ours == pytest.approx(want, abs=1e-13)
 
 
 def test_reliability_bins_are_of_equal_mass():
     rng = np.random.default_rng(0)
     score = rng.random(307)
-    curve = metrics.reliability_curve(rng.random(307) < score, score)
+    curve = reliability.reliability_curve(rng.random(307) < score, score)
     assert set(np.round(curve.weight * 307).astype(int).tolist()) <= {20, 21}
     assert len(curve.weight) == 15
     assert (np.diff(curve.score) > 0).all()
@@ -329,13 +331,13 @@ def test_reliability_bins_are_of_equal_mass():
 def test_equal_scores_share_a_bin():
     score = np.r_[np.full(50, 0.2), np.full(50, 1.0)]
     event = np.r_[np.arange(50) < 10, np.arange(50) < 50]
-    curve = metrics.reliability_curve(event, score)
+    curve = reliability.reliability_curve(event, score)
     np.testing.assert_allclose(curve.score, [0.2, 1])
     np.testing.assert_allclose(curve.frequency, [0.2, 1])
     p = np.array([[0.7, 0.3]] * 10)  # 7 of 10 right, in any order: no error
     y = np.r_[np.zeros(7, int), np.ones(3, int)]
     for order in (np.arange(10), np.arange(10)[::-1]):
-        assert metrics.expected_calibration_error(p, y[order]) == pytest.approx(0, abs=1e-15)
+        assert reliability.expected_calibration_error(p, y[order]) == pytest.approx(0, abs=1e-15)
 
 
 def test_ece_tells_calibrated_from_overconfident():
@@ -345,23 +347,23 @@ def test_ece_tells_calibrated_from_overconfident():
     y = (rng.random((len(p), 1)) > np.cumsum(p, 1)).sum(1)
     sharp = p**2 / np.sum(p**2, 1, keepdims=True)
     for classwise in (False, True):
-        assert metrics.expected_calibration_error(p, y, classwise=classwise) < 0.01
-        assert metrics.expected_calibration_error(sharp, y, classwise=classwise) > 0.05
+        assert reliability.expected_calibration_error(p, y, classwise=classwise) < 0.01
+        assert reliability.expected_calibration_error(sharp, y, classwise=classwise) > 0.05
 
 
 def test_nll_and_brier():
     p, y, _, rng = random_case(8)
     w = rng.random(len(y))
     for weights in (None, w):
-        assert metrics.nll(p, y, weights) == pytest.approx(sk.log_loss(y, p, sample_weight=weights), abs=1e-13)
+        assert reliability.nll(p, y, weights) == pytest.approx(sk.log_loss(y, p, sample_weight=weights), abs=1e-13)
         want = np.average([sum((p[i, c] - (y[i] == c)) ** 2 for c in range(7)) for i in range(len(y))], weights=weights)
-        assert metrics.brier(p, y, weights) == pytest.approx(want, abs=1e-13)
-    assert metrics.nll([[1.0, 0.0]], [1]) == np.inf
-    assert metrics.nll([[1.0, 0.0], [1.0, 0.0]], [1, 0], [0, 1]) == 0
-    assert metrics.brier([[1.0, 0.0]], [1]) == 2
+        assert reliability.brier(p, y, weights) == pytest.approx(want, abs=1e-13)
+    assert reliability.nll([[1.0, 0.0]], [1]) == np.inf
+    assert reliability.nll([[1.0, 0.0], [1.0, 0.0]], [1, 0], [0, 1]) == 0
+    assert reliability.brier([[1.0, 0.0]], [1]) == 2
 
 
-@pytest.mark.parametrize("measure", [metrics.nll, metrics.brier, metrics.expected_calibration_error])
+@pytest.mark.parametrize("measure", [reliability.nll, reliability.brier, reliability.expected_calibration_error])
 def test_logits_are_not_probabilities(measure):
     with pytest.raises(ValueError, match="sum to 1"):
         measure([[3.0, -1.0]], [0])

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermrw import evaluate, report
+from dermrw import report, scores
 from dermrw.cifar import CIFAR_CLASSES
 from dermrw.data import HAM_CLASSES, Classes, ImageSet
 from dermrw.errors import UserError
-from dermrw.evaluate import Scored, build_report
+from dermrw.scores import Scored, build_report
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(\"1\")</script>&"
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -25,7 +25,7 @@ HTML = "{http://www.w3.org/1999/xhtml}"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "REPLICATES", 50)
+    monkeypatch.setattr(scores, "REPLICATES", 50)
 
 
 def scored_set(classes: Classes, n: int = 60, absent: tuple[int, ...] = (), seed: int = 0) -> Scored:
