@@ -152,8 +152,9 @@ class Loop:
             self.splits.train.labels, self.objective.sampler, self.batch_size, self.config.train.seed, self.epoch
         )
         rest = loader(self.pixels, batches[self.step :], self.epoch, self.config.data.workers)
+        best = f", validation {self.best:.3f} at best" if self.best_epoch else ""
         bar = tqdm(
-            rest, f"epoch {self.epoch + 1}/{self.config.train.epochs}", self.steps, initial=self.step,
+            rest, f"epoch {self.epoch + 1}/{self.config.train.epochs}{best}", self.steps, initial=self.step,
             leave=False, mininterval=1, dynamic_ncols=True, unit="step",
         )  # fmt: skip
         for images, labels, index in bar:
