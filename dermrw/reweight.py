@@ -25,6 +25,7 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,7 +86,8 @@ def losses_along(
     `direction` maps names of parameters to tensors of their shapes.
     """
     parameters = dict(model.named_parameters())
-    with forward_ad.dual_level():
+    # of the kernels for attention only the plain one has a forward-mode rule
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals = {name: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()}
         dual_losses = loss(functional_call(model, duals, (x,)), y)
         if dual_losses.shape != y.shape[:1]:
