@@ -13,7 +13,7 @@ import pandas as pd
 from torchvision.datasets import CIFAR10
 
 from dermrw.config import Data
-from dermrw.data import Classes
+from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -15,22 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dermrw.augment import augmenter, example_seed
+from dermrw.cifar import CIFAR_CLASSES, cifar_table, find_cifar10
 from dermrw.config import Data
-from dermrw.diagnoses import COLUMNS, DX
+from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
 from dermrw.pixels import center_crop, resized_pixels
 from dermrw.split import meta_set, split_lesions
+from dermrw.synthetic import write_sample
 from dermrw.tables import find_ham10000, read_ham10000, with_images
-
-
-class Classes(NamedTuple):
-    """The classes in the order of the labels: their codes in split.csv and their columns in predictions.csv."""
-
-    codes: tuple[str, ...]
-    columns: tuple[str, ...]
-
-
-HAM_CLASSES = Classes(DX, COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -63,14 +55,10 @@ def resolve_root(data: Data) -> Path:
         UserError: HAM10000 or CIFAR-10 is asked for and not found.
     """
     if data.name == "sample":
-        from dermrw.synthetic import write_sample
-
         if data.root and (Path(data.root) / "HAM10000_metadata.csv").is_file():
             return Path(data.root).resolve()  # drawn before, of whatever size
         return write_sample(Path(data.root or "data/sample")).resolve()
     if data.name == "cifar10":
-        from dermrw.cifar import find_cifar10
-
         return find_cifar10(data.root)
     root = find_ham10000(data.root)
     if root is None:
@@ -87,8 +75,6 @@ def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any]) -> Imag
 def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Splits:
     """The sets below `root`, divided anew or as a run's split.csv says."""
     if data.name == "cifar10":
-        from dermrw.cifar import CIFAR_CLASSES, cifar_table
-
         classes = CIFAR_CLASSES
         table, split = cifar_table(data, root, split)
     else:

@@ -29,3 +29,13 @@ DIAGNOSES = (
 DX = tuple(d.dx for d in DIAGNOSES)
 COLUMNS = tuple(d.column for d in DIAGNOSES)
 INDEX = {d.dx: i for i, d in enumerate(DIAGNOSES)}
+
+
+class Classes(NamedTuple):
+    """A data set's classes in the order of the labels: codes in split.csv, columns in predictions.csv."""
+
+    codes: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+HAM_CLASSES = Classes(DX, COLUMNS)

@@ -20,8 +20,8 @@ from dermrw.calibration import EqualPrevalence
 from dermrw.calibration import fit as fit_calibration
 from dermrw.checkpoint import load_checkpoint, write_atomic
 from dermrw.config import Config, load_config
-from dermrw.data import Classes, ImageSet, Pixels, Splits, image_set, load_splits, resolve_root
-from dermrw.diagnoses import DIAGNOSES
+from dermrw.data import ImageSet, Pixels, Splits, image_set, load_splits, resolve_root
+from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.machine import Choice, choose_device, environment, keep_freed_memory
 from dermrw.models import build_model

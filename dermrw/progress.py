@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dermrw.data import Classes
+from dermrw.diagnoses import Classes
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import pandas as pd
 
 from dermrw import metrics, reliability
 from dermrw.calibration import at_prevalence
-from dermrw.data import Classes, ImageSet
-from dermrw.diagnoses import DX
+from dermrw.data import ImageSet
+from dermrw.diagnoses import DX, Classes
 
 BINS = 15
 REPLICATES = 2000

@@ -11,7 +11,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from dermrw.__main__ import main
-from dermrw.data import HAM_CLASSES, ImageSet
+from dermrw.data import ImageSet
+from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.evaluate import evaluate, read_predictions, write_predictions
 from dermrw.scores import Scored, age_band, build_report
@@ -36,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("HAM10000_DIR", raising=False)
-        patch.setattr("dermrw.synthetic.write_sample", lambda _: sample)
+        patch.setattr("dermrw.data.write_sample", lambda _: sample)
         command(patch, "train", *TINY)
         command(patch, "eval")
     return folder

@@ -15,7 +15,8 @@ from PIL import Image
 
 from dermrw import report, scores
 from dermrw.cifar import CIFAR_CLASSES
-from dermrw.data import HAM_CLASSES, Classes, ImageSet
+from dermrw.data import ImageSet
+from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
 from dermrw.scores import Scored, build_report
 
