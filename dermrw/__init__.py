@@ -1,7 +1,21 @@
 """dermrw: skin-lesion classification on HAM10000 by learning to reweight examples.
 
 Importing this package imports nothing else; take what you need from its modules, for instance
-`from dermrw.reweight import reweighted_losses`.
+`from dermrw.reweight import reweighted_losses`, or `from dermrw import Classifier` to use an exported model.
 """
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dermrw.predict import Classifier as Classifier
+
+__version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    # on demand (PEP 562): `import dermrw` stays instant, and training needs no ONNX Runtime
+    if name == "Classifier":
+        from dermrw.predict import Classifier
+
+        return Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

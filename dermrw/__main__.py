@@ -1,13 +1,15 @@
-"""The command line: download, check, train, eval."""
+"""The command line: download, check, train, eval, predict. Each command imports what it needs, predict no torch."""
 
 import argparse
-import os
-import sys
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dermrw
-from dermrw.config import CONFIGS, Config, load_config
-from dermrw.errors import UserError
+from dermrw.errors import plain_endings
+
+if TYPE_CHECKING:
+    from dermrw.config import Config
 
 SAMPLE_NOTICE = """\
 ****************************************************************************************************************
@@ -30,19 +32,32 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="print what a data folder holds and lacks")
     check.add_argument("folder", nargs="?", type=Path, help="default: HAM10000_DIR, then data/ham10000")
     fit = commands.add_parser("train", help="train or resume a run")
-    fit.add_argument("config", nargs="?", type=Path, default=CONFIGS / "ham.yaml", help="default: configs/ham.yaml")
+    fit.add_argument("config", nargs="?", default="configs/ham.yaml", help="a YAML file (default: %(default)s)")
     fit.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=5 objective=erm")
     fit.add_argument("--run", type=Path, help="the run's folder; resumed where it exists (default: a new one)")
     score = commands.add_parser("eval", help="score a run on its test split and on ISIC's official sets")
     score.add_argument("run", nargs="?", type=Path, help="default: the latest run")
     score.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")
+    use = commands.add_parser("predict", help="classify images with a model file; needs no torch")
+    use.add_argument("model", type=Path, help="the .onnx that `make export` wrote")
+    use.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, and folders of images")
+    use.add_argument("--csv", required=True, type=Path, help="where the probabilities go, in ISIC's format")
+    use.add_argument(
+        "--prevalence",
+        default="equal",
+        help="equal (the default), training, or each share: mel=0.05,nv=0.8,…",
+    )
+    use.add_argument("--lesions", type=Path, help="a CSV with image and lesion_id: images of a lesion are combined")
+    use.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     return parser
 
 
-def _with_sample(config: Config, overrides: list[str]) -> Config:
+def _training_config(name: str, overrides: list[str]) -> "Config":
     """The config, or the embedded sample's where HAM10000 is asked for without a place and is at none; says so."""
+    from dermrw.config import CONFIGS, find_config, load_config
     from dermrw.tables import find_ham10000
 
+    config = load_config(find_config(name), overrides)
     if config.data.name == "ham10000" and find_ham10000(config.data.root) is None:
         config = load_config(CONFIGS / "sample.yaml", overrides)
     if config.data.name == "sample":
@@ -51,6 +66,7 @@ def _with_sample(config: Config, overrides: list[str]) -> Config:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # torch's own, on import of functorch
     if arguments.command == "download":
         from dermrw.download import download
 
@@ -62,13 +78,24 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.command == "train":
         from dermrw.train import train
 
-        if "=" in str(arguments.config):  # overrides alone: the default config
+        if "=" in arguments.config:  # overrides alone: the default config
             arguments.overrides.insert(0, str(arguments.config))
-            arguments.config = CONFIGS / "ham.yaml"
-        config = _with_sample(load_config(arguments.config, arguments.overrides), arguments.overrides)
+            arguments.config = "configs/ham.yaml"
+        config = _training_config(arguments.config, arguments.overrides)
         train(config, arguments.run)
         if config.data.name == "sample":
             print(SAMPLE_NOTICE)
+    elif arguments.command == "predict":
+        from dermrw.predict import predict
+
+        predict(
+            arguments.model,
+            arguments.paths,
+            arguments.csv,
+            prevalence=arguments.prevalence,
+            lesions=arguments.lesions,
+            device=arguments.device,
+        )
     else:
         from dermrw.evaluate import evaluate
         from dermrw.runs import latest_run
@@ -81,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Runs a command; a user's mistake is one sentence and status 2, Ctrl-C status 130."""
-    try:
+    with plain_endings("dermrw"):
         parser = _parser()
         arguments, rest = parser.parse_known_args()
         # argparse doesn't take positional arguments on both sides of an option where there are subcommands
@@ -90,16 +117,6 @@ def main() -> None:
         if rest:
             arguments.overrides.extend(rest)
         _run(arguments)
-    except UserError as error:
-        print(f"dermrw: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\ndermrw: stopped; the same command with the same run goes on from its last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # the reader of a pipe (`| head`) left; nothing more can be said to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 if __name__ == "__main__":

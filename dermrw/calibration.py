@@ -1,11 +1,8 @@
-"""Probabilities for equal prevalence, and the one function that takes them to any clinic.
+"""From logits to probabilities for equal prevalence; `prevalence.py` takes those to any clinic.
 
 A model cannot be calibrated where 67 % of the images are nevi and rank best for balanced accuracy with the
 same numbers. So the model speaks for *equal prevalence*: its probabilities are those of an imagined clinic
 that sees every diagnosis equally often; their largest is the decision that balanced accuracy rewards.
-`at_prevalence` turns them into those of any other clinic by Bayes' rule. Both rest on label shift: the look
-of each diagnosis is the same everywhere, only how often it comes differs (Saerens, Latinne, Decaestecker,
-Neural Computation 14:21-41 (2002), eq. 2.4).
 
 `fit` learns temperature and offsets (Guo et al., ICML 2017, section 4.2; offsets as in bias-corrected
 temperature scaling, Alexandari, Kundaje, Shrikumar, ICML 2020) from validation images only.
@@ -32,34 +29,6 @@ Bools = npt.NDArray[np.bool_]
 T_BOUNDS = (0.05, 20.0)  # a separable validation set would send T to 0, a useless model to infinity
 STRENGTHS = (np.inf, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)  # simplest first; inf is temperature alone
 FOLDS = 5
-
-
-def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike) -> Floats:
-    """Probabilities [N, C] for a clinic of this `prevalence` [C], from those for equal prevalence [N, C].
-
-    Bayes' rule: p'_c is proportional to p_c pi_c. With pi_c = 1/C nothing changes. Raises ValueError where
-    the prevalence is not C finite, non-negative numbers that sum to 1 (within 1e-6), and where an image has
-    probability only for diagnoses that the prevalence rules out.
-    """
-    p = np.asarray(probabilities, dtype=np.float64)
-    pi = np.asarray(prevalence, dtype=np.float64)
-    if p.ndim != 2:
-        raise ValueError(f"probabilities must be [N, C], not of shape {p.shape}")
-    if pi.shape != p.shape[1:]:
-        raise ValueError(f"prevalence must hold {p.shape[1]} numbers, one for each class, not shape {pi.shape}")
-    if not np.isfinite(pi).all():
-        raise ValueError(f"prevalence holds a number that is not finite: {pi.tolist()}")
-    if (pi < 0).any():
-        raise ValueError(f"prevalence holds a negative number: {pi.min():g} for class {pi.argmin()}")
-    if abs(pi.sum() - 1) > 1e-6:
-        raise ValueError(f"prevalence sums to {pi.sum():.9g}, not to 1")
-    joint = p * pi
-    total = joint.sum(axis=1, keepdims=True)
-    if not (total > 0).all():
-        raise ValueError(
-            f"row {np.flatnonzero(~(total[:, 0] > 0))[0]}: every class it gives probability has prevalence 0"
-        )
-    return joint / total
 
 
 @dataclass(frozen=True)

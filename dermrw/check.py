@@ -76,6 +76,34 @@ def read_all(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[list[str]
     return unreadable, [group for group in same.values() if len(group) > 1]
 
 
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose images are there and can be read; says which are left out."""
+    present = table[table["path"] != ""]
+    bad = dict(read_all(present)[0])
+    missing = table.loc[table["path"] == "", "image_id"].tolist()
+    if bad or missing:
+        print(f"Left out of {len(table):,} images, as data.skip_unreadable asks:")
+        _say("missing", missing)
+        _say("unreadable", list(bad.values()))
+    return present[~present["image_id"].isin(list(bad))].reset_index(drop=True)
+
+
+def refuse_unreadable(table: pd.DataFrame) -> None:
+    """Reads every image once, so that bad ones are named together and not one after the other.
+
+    Raises:
+        UserError: images can't be read.
+    """
+    bad = [why for _, why in read_all(table)[0]]
+    if bad:
+        more = f"\n… and {len(bad) - 10:,} more" if len(bad) > 10 else ""
+        listed = "\n".join(bad[:10])
+        raise UserError(
+            f"{len(bad):,} of {len(table):,} images can't be read: fetch them anew, or leave them out with "
+            f"data.skip_unreadable=true\n{listed}{more}"
+        )
+
+
 def _say(what: str, items: list[str], most: int = 20) -> None:
     print(f"{what}: {len(items):,}" + (":" if items else ""))
     for item in items[:most]:

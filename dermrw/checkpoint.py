@@ -1,26 +1,21 @@
 """Checkpoints: written whole or not at all, read without executing anything in them."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dermrw.errors import UserError
+from dermrw.files import remove_partial
 
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that at any moment, a power cut included, it holds either its old or its new content."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} can't be written ({error.strerror}): free some space or name another RUN") from None
+# what every checkpoint holds, and of which type; weights_only=True reads nothing but plain values and tensors
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "model": dict, "optimizer": dict, "schedule": dict, "objective": dict, "classes": list, "origin": str,
+    "epoch": int, "step": int, "best": float, "best_epoch": int, "all_zero": float, "seconds": (int, float),
+    "rows": list, "log_offset": int, "random": torch.Tensor, "random_cuda": list,
+}  # fmt: skip
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -34,7 +29,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
+        remove_partial(temporary)
         raise UserError(f"the checkpoint {path} can't be written: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -45,8 +40,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train first, or name the run with RUN=runs/NAME") from None
     except Exception as error:
-        # torch raises errors of many types on a foreign file
-        raise UserError(f"{path} is not a checkpoint of dermrw: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(state, dict) or "model" not in state:
-        raise UserError(f"{path} is not a checkpoint of dermrw: it holds no model")
+        # torch raises errors of many types on a foreign file, and some advise to execute what is in it
+        forbidden = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors and plain values" if forbidden else "it is cut short or damaged"
+        raise UserError(f"{path} is not a checkpoint of dermrw: {reason}") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a checkpoint of dermrw: it holds no state")
+    for key, kind in KEYS.items():
+        if not isinstance(state.get(key), kind):
+            raise UserError(f"{path} is not a checkpoint of dermrw, or of another version: it holds no {key!r}")
     return state

@@ -15,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dermrw.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_HERE = Path(__file__).resolve().parent
+# in an installed package the configs lie inside it, in a checkout beside it
+CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
 
 class _Section(BaseModel):
@@ -39,6 +41,7 @@ class Data(_Section):
     dominant: int = Field(2, ge=0, le=9, description="CIFAR-10: the dominant class (2 is bird)")
     bias: float = Field(0.9, ge=0.1, lt=1, description="CIFAR-10: the dominant class's share of the training set")
     augment: Literal["dermoscopy", "none"] = "dermoscopy"
+    skip_unreadable: bool = Field(False, description="leave out images that are missing or can't be read, and say so")
     workers: int = Field(0, ge=0, le=64, description="processes that augment beside training; 0: none")
 
 
@@ -68,7 +71,7 @@ class Train(_Section):
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: not clipped")
     seed: int = Field(0, ge=0)
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     checkpoint_seconds: float = Field(120.0, gt=0, description="at most so much work is lost when a run is killed")
@@ -147,6 +150,13 @@ def _flat(values: dict[str, Any], source: str) -> Iterable[tuple[str, Any]]:
             raise UserError(f"{source}: {key} must hold keys of its own, such as {key}: {{...}}")
         else:
             yield key, value
+
+
+def find_config(name: str) -> Path:
+    """The config file of this path, else dermrw's own of this name: `configs/ham.yaml`, `ham.yaml` or `ham`."""
+    path = Path(name)
+    own = CONFIGS / path.with_suffix(".yaml").name
+    return own if not path.exists() and path.parent in (Path(), Path("configs")) and own.is_file() else path
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

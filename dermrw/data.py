@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dermrw.augment import augmenter, example_seed
+from dermrw.check import readable, refuse_unreadable
 from dermrw.cifar import CIFAR_CLASSES, cifar_table, find_cifar10
 from dermrw.config import Data
 from dermrw.diagnoses import HAM_CLASSES, Classes
@@ -49,15 +50,21 @@ class Splits(NamedTuple):
 
 
 def resolve_root(data: Data) -> Path:
-    """The folder of the data that the config asks for; the embedded sample is drawn where it is not there yet.
+    """The folder of the data that the config asks for; the embedded sample is drawn at data/sample if it isn't there.
 
     Raises:
-        UserError: HAM10000 or CIFAR-10 is asked for and not found.
+        UserError: what is asked for is not found.
     """
     if data.name == "sample":
-        if data.root and (Path(data.root) / "HAM10000_metadata.csv").is_file():
-            return Path(data.root).resolve()  # drawn before, of whatever size
-        return write_sample(Path(data.root or "data/sample")).resolve()
+        place = Path("data/sample")
+        if data.root and Path(data.root).expanduser().resolve() != place.resolve():
+            root = Path(data.root).expanduser()
+            if not (root / "HAM10000_metadata.csv").is_file():
+                raise UserError(
+                    f"data.root is {root}, which holds no sample: leave it out, and one is drawn at {place}"
+                )
+            return root.resolve()  # drawn before, of whatever size
+        return write_sample(place).resolve()
     if data.name == "cifar10":
         return find_cifar10(data.root)
     root = find_ham10000(data.root)
@@ -81,10 +88,18 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Sp
         classes = HAM_CLASSES
         table = read_ham10000(root)
         if split is None:
+            if data.skip_unreadable:
+                table = readable(table)
             # the meta set first: its error names the images that a user's copy lacks, and both ways out
             meta = meta_set(table, data.meta, data.meta_per_class)
-            split = split_lesions(with_images(table, root), meta, data.validation, data.test, data.split_seed)
+            table = with_images(table, root)
+            if not data.skip_unreadable:
+                refuse_unreadable(table)
+            split = split_lesions(table, meta, data.validation, data.test, data.split_seed)
         table = table.rename(columns={"path": "source"})
+    odd = split["dx"][~split["dx"].isin(classes.codes)]
+    if len(odd):
+        raise UserError(f"split.csv holds the class {odd.iloc[0]!r}; known are {', '.join(classes.codes)}")
     known = split["image_id"].isin(table["image_id"])
     if not known.all():
         raise UserError(
@@ -124,7 +139,7 @@ class Pixels(Dataset):
         self.images, self.size, self.seed = images, data.size, seed
         self.augment = augmenter(data.augment, data.size) if seed is not None else None
         if progress:
-            print(f"Reading {len(images):,} {progress} images into memory", flush=True)
+            print(f"Reading {len(images):,} images into memory: {progress}", flush=True)
         try:
             self.base = CacheDataset(
                 [{"image": source} for source in images.sources],

@@ -4,6 +4,7 @@ Everything is computed from predictions.csv as written, so that whoever scores t
 Temperature and offsets come from validation; the test split chooses nothing.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,19 +16,21 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from dermrw.calibration import EqualPrevalence
 from dermrw.calibration import fit as fit_calibration
-from dermrw.checkpoint import load_checkpoint, write_atomic
+from dermrw.checkpoint import load_checkpoint
 from dermrw.config import Config, load_config
 from dermrw.data import ImageSet, Pixels, Splits, image_set, load_splits, resolve_root
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
+from dermrw.files import write_atomic
 from dermrw.machine import Choice, choose_device, environment, keep_freed_memory
 from dermrw.models import build_model
 from dermrw.report import write_html
 from dermrw.runs import open_run, read_split
-from dermrw.scores import Scored, build_report
+from dermrw.scores import Scored, build_report, compare_lesion_rules
 from dermrw.tables import find_official
 from dermrw.train import predict_logits
 
@@ -52,12 +55,8 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = _with_overrides(open_run(run), run, overrides)
     root = resolve_root(config.data)
     splits = load_splits(config.data, root, read_split(run))
-    state = load_checkpoint(run / "best.pt")
-    if state["classes"] != list(splits.classes.codes):
-        raise UserError(f"{run / 'best.pt'} knows the classes {', '.join(state['classes'])}: not this run's")
     choice = Choice(choose_device("auto" if not _chosen(overrides) else config.train.device), "fp32", False)
-    model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(splits.classes.codes))
-    model.load_state_dict(state["model"])
+    model, state = load_best(run, config, splits.classes)
     model = choice.place(model)
     print(f"Evaluating {run}, epoch {state['best_epoch']} of {config.train.epochs}, on {choice}", flush=True)
 
@@ -65,7 +64,8 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return predict_logits(model, Pixels(images, config.data, progress=name), choice, BATCH)
 
     valid = splits.validation
-    fitted = fit_calibration(logits_of(valid, "validation"), valid.labels, valid.table["lesion_id"].to_numpy(), seed=0)
+    logits, lesions = logits_of(valid, "the validation split"), valid.table["lesion_id"].to_numpy()
+    fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
     calibration = {
         **fitted.calibration.to_dict(),
         "fitted_on": f"{len(valid)} validation images, every class weighing the same",
@@ -86,6 +86,8 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "training_images": len(splits.train),
         "training_prevalence": dict(zip(splits.classes.codes, prevalence.tolist(), strict=True)),
         "calibration": calibration,
+        "lesion_rule": compare_lesion_rules(fitted.calibration(logits), valid.labels, lesions),
+        "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),
     }
@@ -103,6 +105,25 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if about["warning"]:
         print(about["warning"])
     return own
+
+
+def load_best(run: Path, config: Config, classes: Classes) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a run's best epoch, on the CPU, and the checkpoint that it came from.
+
+    Raises:
+        UserError: best.pt is absent, damaged, or another run's.
+    """
+    path = run / "best.pt"
+    state = load_checkpoint(path)
+    if state["classes"] != list(classes.codes):
+        raise UserError(f"{path} knows the classes {state['classes']}: it is not this run's")
+    model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(classes.codes))
+    try:
+        model.load_state_dict(state["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} doesn't hold the weights of {config.model.backbone}: {reason}") from None
+    return model, state
 
 
 def _chosen(overrides: Sequence[str]) -> bool:
@@ -167,13 +188,15 @@ def print_report(report: dict[str, Any]) -> None:
         return "–" if value is None else f"{100 * value:.1f} %"
 
     table = Table(title=f"{report['run']} on {report['scored_on']}", caption_justify="left")
-    for heading in ("class", "images", "lesions", "recall", "95 % interval", "AUC", "average precision"):
+    lesions = ["lesions"] if "groups" in report else []  # of CIFAR-10 each image is its own
+    for heading in ("class", "images", *lesions, "recall", "95 % interval", "AUC", "average precision"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for code, row in report["classes"].items():
         low, high = row["recall_interval_95"]
         label = f"{code}  {names[code]}" if code in names else code
         numbers = [f"{row[key]:.3f}" if row[key] is not None else "–" for key in ("auc", "average_precision")]
-        cells = [str(row["images"]), str(row["lesions"]), percent(row["recall"]), f"{percent(low)} to {percent(high)}"]
+        cells = [str(row[key]) for key in ("images", *lesions)]
+        cells += [percent(row["recall"]), f"{percent(low)} to {percent(high)}"]
         table.add_row(label, *cells, *numbers)
     low, high = report["interval_95"]
     console = Console(width=None if Console().is_terminal else 110)

@@ -104,6 +104,20 @@ def class_balanced_weights(labels: npt.ArrayLike, weights: Weights = None) -> Fl
     return np.divide(w * each, total[y], out=np.zeros(len(y)), where=w > 0)
 
 
+def prevalence_weights(labels: npt.ArrayLike, prevalence: npt.ArrayLike, weights: Weights = None) -> Floats:
+    """Weights [N] that give each class the share of `prevalence` [C], in proportion to `weights` within a class.
+
+    They sum to what `weights` sum to, and stand in for a test set of that prevalence; a class without an image has no
+    share, and the others' shares grow in proportion.
+    """
+    y = np.asarray(labels, dtype=np.int64)
+    w = checked_weights(weights, len(y))
+    share = np.asarray(prevalence, dtype=np.float64)
+    total = np.bincount(y, weights=w, minlength=len(share))
+    each = w.sum() * share / max(share[total > 0].sum(), np.finfo(float).tiny)  # what every class is to weigh
+    return np.divide(w * each[y], total[y], out=np.zeros(len(y)), where=w > 0)
+
+
 def confusion(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> Floats:
     """Weight [C, C + 1] of the images of each class (row) by decision (column; the last is undecided)."""
     p, y, w = checked(probabilities, labels, weights)

@@ -78,9 +78,12 @@ def _load_file(model: nn.Module, path: Path) -> str:
         raise UserError(f"model.weights names {path}, which is not a file: name one, or say imagenet or none")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        # torch raises errors of many types on a foreign file, and some advise to execute what is in it
+        raise UserError(f"{path} is not a file of weights: it must hold a state dict and nothing else") from None
+    try:
         model.load_state_dict(state)
-    except Exception as error:
-        # torch raises errors of many types on a foreign file, several lines long
+    except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} doesn't hold ImageNet weights for this backbone: {reason}") from None
     return f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
@@ -115,6 +118,26 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
         origin = f"weights from {_load_file(model, Path(config.weights).expanduser())}"
     _replace_head(model, classes)
     return model, origin
+
+
+def check_fit(model: nn.Module, backbone: str, size: int) -> None:
+    """One image through the network.
+
+    Raises:
+        UserError: images of this size don't fit it.
+    """
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{backbone} can't take images of {size} × {size} pixels ({reason}): choose another data.size, such as "
+            f"{32 if backbone in OWN else 224}, or another model.backbone"
+        ) from None
+    finally:
+        model.train(was_training)
 
 
 def freeze(model: nn.Module, part: str) -> None:

@@ -6,8 +6,9 @@ Resizing without antialiasing differs from this by up to 163 grey levels, so not
 """
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,6 +18,15 @@ from dermrw.errors import UserError
 # ImageNet's statistics, with which every backbone of torchvision was trained (RGB, in units of 1/255)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # Pillow's others are rare here, and some call other programs
+MOST_PIXELS = 90_000_000  # more than any dermatoscope has; what says so with a few bytes is a decompression bomb
+LEAST_SIDE = 16  # pixels; on less no lesion can be seen
+MOST_ELONGATED = 10  # longer side over shorter
+
+# the limit above is checked by ourselves: a warning turned into an error is not safe among threads
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -33,23 +43,46 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(source: str | Path | BinaryIO) -> Image.Image:
-    """The picture in a file, by `to_rgb`.
+def _open(source: Any) -> AbstractContextManager[Image.Image]:
+    """An undecoded picture from a file, which is closed in the end; or a picture or array as it is."""
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise UserError(f"an array must be uint8 [H, W, 3], not {source.dtype} {list(source.shape)}")
+        source = Image.fromarray(source)
+    return nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+
+
+def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Image.Image:
+    """The picture in a file (or a Pillow image, or an array uint8 `[H, W, 3]`), by `to_rgb`.
 
     Raises:
-        UserError: the file is missing, is no picture, is cut short, or is too large to be one honestly.
+        UserError: it is missing, is no picture, is cut short, or has a size or shape that no photograph has.
     """
+    name = source if isinstance(source, str | Path) else getattr(source, "name", None) or "given"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                return to_rgb(image)
+        with _open(source) as image:
+            width, height = image.size
+            said = f"the image {name} has {width} × {height} pixels"
+            if width * height > MOST_PIXELS:
+                raise UserError(f"{said}, more than {MOST_PIXELS:,}: shrink it")
+            if min(width, height) < LEAST_SIDE:
+                raise UserError(f"{said}, too few to show a lesion: take a larger copy of it")
+            if max(width, height) > MOST_ELONGATED * min(width, height):
+                raise UserError(f"{said}, too long and narrow for a photograph: is it one?")
+            if image.mode == "F":
+                raise UserError(f"the image {name} holds floating-point numbers: save it with 8 or 16 bits a channel")
+            return to_rgb(image)
     except FileNotFoundError:
-        raise UserError(f"there is no image {source}") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"the image {source} can't be used: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"the image {source} is damaged or unreadable: {error}") from None
+        raise UserError(f"there is no image {name}") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder, not an image") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is not an image in a format that is known (JPEG, PNG, TIFF, WebP, BMP)") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"the image {name} has more than {MOST_PIXELS:,} pixels: shrink it") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
+        # Pillow's decoders raise errors of many types on damaged files
+        raise UserError(f"the image {name} is damaged or unreadable: {' '.join(str(error).split())[:200]}") from None
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
@@ -67,11 +100,11 @@ def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     return pixels[top : top + size, left : left + size]
 
 
-def resized_pixels(source: str | Path | BinaryIO, size: int) -> np.ndarray:
-    """Uncropped pixels, uint8 `[H, W, 3]` with min(H, W) = size: what augmentation starts from."""
+def resized_pixels(source: Any, size: int) -> np.ndarray:
+    """Uncropped pixels of what `read_image` takes, uint8 `[H, W, 3]`, min(H, W) = size: augmentation starts here."""
     return np.asarray(resize(read_image(source), size))
 
 
-def evaluation_pixels(source: str | Path | BinaryIO, size: int) -> np.ndarray:
-    """The pixels that a network is evaluated on, uint8 `[size, size, 3]`."""
+def evaluation_pixels(source: Any, size: int) -> np.ndarray:
+    """The pixels that a network is evaluated on, uint8 `[size, size, 3]`, of what `read_image` takes."""
     return np.ascontiguousarray(center_crop(resized_pixels(source, size), size))

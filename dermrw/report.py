@@ -15,12 +15,12 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from dermrw import figures, metrics
-from dermrw.calibration import at_prevalence
-from dermrw.checkpoint import write_atomic
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.figures import Look
+from dermrw.files import write_atomic
 from dermrw.pixels import read_image
+from dermrw.prevalence import at_prevalence
 from dermrw.runs import open_run, read_log
 from dermrw.scores import BINS, Scored
 
@@ -95,6 +95,7 @@ def context(run: Path, suffix: str, report: dict[str, Any], scored: Scored) -> d
     weights = metrics.score_weights(scored.images.table["image_id"].to_numpy())
     prevalence = np.array([report["training_prevalence"][look.code] for look in looks])
     prevalence = prevalence / prevalence.sum()  # report.json rounds, and at_prevalence asks for a sum of exactly 1
+    at_training = metrics.prevalence_weights(y, prevalence, weights)
     malignant = report.get("malignant")
     rows = [{"look": look, **report["classes"][look.code]} for look in looks]
     commonest = max(rows, key=lambda row: row["images"])
@@ -125,7 +126,14 @@ def context(run: Path, suffix: str, report: dict[str, Any], scored: Scored) -> d
             ("equal_prevalence", figures.reliability_diagram("equal", p, y, _balanced(y, weights), looks, BINS)),
             (
                 "training_prevalence",
-                figures.reliability_diagram("training", at_prevalence(p, prevalence), y, weights, looks, BINS),
+                figures.reliability_diagram(
+                    "training",
+                    at_prevalence(p, prevalence),
+                    y,
+                    metrics.prevalence_weights(y, prevalence, weights),
+                    looks,
+                    BINS,
+                ),
             ),
         ],
         "training": training_figures(run, report, looks, prevalence),

@@ -42,6 +42,19 @@ def normalize(scores: Tensor) -> Tensor:
     return torch.where(total > 0, clipped / total.where(total > 0, torch.ones_like(total)), clipped)
 
 
+def _by_name(model: nn.Module, replacement: dict[Tensor, Tensor]) -> dict[str, Tensor]:
+    """What `functional_call` takes to replace these parameters and buffers wherever modules share them.
+
+    Its own `tie_weights` swaps a module that is registered under two names twice, and then can't put it back.
+    """
+    found = {}
+    for prefix, module in model.named_modules():  # each module once
+        for own in (module.named_parameters, module.named_buffers):
+            tensors = own(prefix, recurse=False, remove_duplicate=False)
+            found.update({name: replacement[t] for name, t in tensors if t in replacement})
+    return found
+
+
 def meta_gradient(
     model: nn.Module, meta_x: Tensor, meta_y: Tensor, loss: PerExampleLoss = cross_entropy
 ) -> dict[str, Tensor]:
@@ -60,10 +73,10 @@ def meta_gradient(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("no parameter of the model requires a gradient, so no example can be weighed")
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    copies = {b: b.clone() for b in model.buffers()}
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=[d.index for d in devices]), torch.enable_grad():
-        output = functional_call(model, {**parameters, **buffers}, (meta_x,))
+        output = functional_call(model, _by_name(model, copies), (meta_x,), tie_weights=False)
         value = loss(output, meta_y).mean()
         # a parameter that the loss does not reach (an unused head, say) has derivative zero
         gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
@@ -88,8 +101,8 @@ def losses_along(
     parameters = dict(model.named_parameters())
     # of the kernels for attention only the plain one has a forward-mode rule
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-        duals = {name: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()}
-        dual_losses = loss(functional_call(model, duals, (x,)), y)
+        duals = {parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()}
+        dual_losses = loss(functional_call(model, _by_name(model, duals), (x,), tie_weights=False), y)
         if dual_losses.shape != y.shape[:1]:
             raise ValueError(
                 f"the loss must give one value per example, {list(y.shape[:1])}, but gave {list(dual_losses.shape)}"

@@ -2,14 +2,17 @@
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
-from dermrw.checkpoint import write_atomic
-from dermrw.config import Config, differences, dump, load_config
+from dermrw.config import Config, differences, dump, load_config, read_yaml
 from dermrw.errors import UserError
+from dermrw.files import write_atomic
 from dermrw.split import SPLIT_COLUMNS
 
 RUNS = Path("runs")
@@ -36,15 +39,40 @@ def open_run(path: Path) -> Config:
     """The config of an existing run."""
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run: it holds no config.yaml; name a folder such as runs/NAME")
+    absent = {"name", "data", "model", "objective", "train"} - set(read_yaml(path / "config.yaml"))
+    if absent:
+        raise UserError(f"{path / 'config.yaml'} is not complete, it lacks {', '.join(sorted(absent))}: is it a run's?")
     return load_config(path / "config.yaml")
+
+
+@contextmanager
+def sole_training(path: Path) -> Iterator[None]:
+    """Makes the run's folder where it isn't there, and holds it for one training; a killed one lets it go.
+
+    Raises:
+        UserError: another training holds it, or the folder can't be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another training writes into {path}: wait for its end, or name another RUN") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"the run folder {path} can't be written to ({reason}): name another RUN") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (path / ".lock").unlink()
+        lock.release()
+        with suppress(OSError):  # where it did not become a run, and holds nothing of the user's
+            path.rmdir()
 
 
 def start_run(path: Path, config: Config, split: pd.DataFrame) -> None:
     """Writes the folder's split.csv and then its config.yaml, which makes it a run."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the run folder {path} can't be made: {error.strerror}") from None
     write_atomic(path / "split.csv", split[SPLIT_COLUMNS].to_csv(index=False, lineterminator="\n").encode())
     header = "# Complete: `python -m dermrw train config.yaml` from here reruns this run.\n"
     write_atomic(path / "config.yaml", (header + dump(config)).encode())
@@ -78,6 +106,16 @@ def read_split(path: Path) -> pd.DataFrame:
         raise UserError(f"{path / 'split.csv'} can't be read: {' '.join(str(error).split())}") from None
     if list(split.columns) != SPLIT_COLUMNS:
         raise UserError(f"{path / 'split.csv'} must have the columns {', '.join(SPLIT_COLUMNS)}")
+    if split.isna().any(axis=None):
+        raise UserError(f"{path / 'split.csv'} has an empty cell")
+    doubled = split["image_id"][split["image_id"].duplicated()]
+    if len(doubled):
+        raise UserError(f"{path / 'split.csv'} lists {doubled.iloc[0]} twice")
+    if set(split["split"]) != {"train", "validation", "test", "meta"}:
+        raise UserError(f"{path / 'split.csv'} must have rows for train, validation, test and meta, and no other")
+    crossing = split.groupby("lesion_id")["split"].nunique()
+    if (crossing > 1).any():
+        raise UserError(f"{path / 'split.csv'}: lesion {crossing.idxmax()} is on two sides of the split")
     return split
 
 
@@ -102,7 +140,7 @@ class Log:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
     rows = []
-    for line in (path / "metrics.jsonl").read_text().splitlines():
+    for line in (path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

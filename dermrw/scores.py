@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from dermrw import metrics, reliability
-from dermrw.calibration import at_prevalence
 from dermrw.data import ImageSet
 from dermrw.diagnoses import DX, Classes
+from dermrw.prevalence import LESION_RULES, at_prevalence, combine
 
 BINS = 15
 REPLICATES = 2000
@@ -90,7 +90,7 @@ def _calibration_error(p: np.ndarray, y: np.ndarray, weights: np.ndarray, preval
     found: dict[str, Any] = {"binning": f"{BINS} bins of equal weight"}
     for name, q, w in (
         ("equal_prevalence", p, balanced),
-        ("training_prevalence", at_prevalence(p, prevalence), weights),
+        ("training_prevalence", at_prevalence(p, prevalence), metrics.prevalence_weights(y, prevalence, weights)),
     ):
         found[name] = {
             "top_label_ece": reliability.expected_calibration_error(q, y, w, bins=BINS),
@@ -136,6 +136,35 @@ def _groups(scored: Scored, weights: np.ndarray) -> dict[str, list[dict[str, Any
         ]
         for name, values in columns.items()
     }
+
+
+def compare_lesion_rules(p: np.ndarray, y: np.ndarray, lesions: np.ndarray) -> dict[str, Any]:
+    """How images of one lesion are best combined: each rule on the validation lesions that have several images.
+
+    A lesion counts once, every class weighs the same; the rule with the least NLL (nats) is chosen, the simplest
+    where no lesion has several images.
+
+    Args:
+        p: probabilities for equal prevalence `[N, C]`, y: labels `[N]`, lesions: `[N]`.
+    """
+    _, first, lesion, views = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
+    several = first[views > 1]  # one image of each lesion that has several
+    found: dict[str, Any] = {"rule": LESION_RULES[0], "lesions_with_several_images": len(several), "compared": {}}
+    if not len(several):
+        return found
+    weights = metrics.class_balanced_weights(y[several])
+    image_weights = np.zeros(len(y))
+    image_weights[views[lesion] > 1] = metrics.class_balanced_weights(y[views[lesion] > 1])
+    each = {"each image alone": (p, np.flatnonzero(image_weights), image_weights[image_weights > 0])}
+    for rule in LESION_RULES:
+        each[rule] = (combine(p, lesions, rule), several, weights)
+    for name, (q, rows, w) in each.items():
+        found["compared"][name] = {
+            "nll": reliability.nll(q[rows], y[rows], w),
+            "balanced_accuracy": metrics.balanced_accuracy(q[rows], y[rows]),
+        }
+    found["rule"] = min(LESION_RULES, key=lambda rule: found["compared"][rule]["nll"])
+    return found
 
 
 def age_band(value: Any) -> str | None:

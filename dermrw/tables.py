@@ -12,9 +12,9 @@ import pandas as pd
 
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
+from dermrw.pixels import IMAGE_SUFFIXES
 
 TABLE_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "path"]
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 # how ISIC's lesion groupings word HAM10000's dx_type
 CONFIRMATION = {
     "histopathology": "histo",

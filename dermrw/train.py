@@ -17,11 +17,11 @@ from dermrw.data import Pixels, Splits, epoch_batches, in_order, load_splits, lo
 from dermrw.errors import UserError
 from dermrw.machine import Choice, choose, environment, keep_freed_memory
 from dermrw.metrics import balanced_accuracy
-from dermrw.models import build_model, freeze, to_input, train_mode
+from dermrw.models import build_model, check_fit, freeze, to_input, train_mode
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.optim import build_optimizer, build_schedule
 from dermrw.progress import average, describe, duration, stoppable
-from dermrw.runs import Log, new_run, read_split, resume_config, start_run
+from dermrw.runs import Log, new_run, read_split, resume_config, sole_training, start_run
 
 LOG_EVERY = 10  # steps that one row of metrics.jsonl averages
 WARM_UP = 3  # steps that the estimate of the whole time leaves out
@@ -37,17 +37,23 @@ def train(asked: Config, run: Path | None = None) -> Path:
     keep_freed_memory()
     root = resolve_root(asked.data)
     asked = asked.model_copy(update={"data": asked.data.model_copy(update={"root": str(root)})})
-    resumed = run is not None and (run / "config.yaml").exists()
-    if run is not None and resumed:
+    run = run or new_run(asked.name)
+    with sole_training(run):
+        return _train(asked, run, root)
+
+
+def _train(asked: Config, run: Path, root: Path) -> Path:
+    resumed = (run / "config.yaml").exists()
+    if resumed:
         config = resume_config(run, asked)
         splits = load_splits(config.data, root, read_split(run))
     else:
         config, splits = asked, load_splits(asked.data, root)
-    run = run or new_run(config.name)
 
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
     model, origin = build_model(config.model, classes)
+    check_fit(model, config.model.backbone, config.data.size)
     freeze(model, config.model.freeze)
     objective = build_objective(config.objective, classes)
     choice, timings = _choose(config, model, objective, classes, len(splits.meta), len(splits.train))
@@ -62,7 +68,10 @@ def train(asked: Config, run: Path | None = None) -> Path:
         + (f"; seconds a step: {', '.join(f'{k} {v:.2f}' for k, v in timings.items())}" if timings else ""),
         flush=True,
     )
-    Loop(run, config, choice, splits, model, objective, origin).fit()
+    try:
+        Loop(run, config, choice, splits, model, objective, origin).fit()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command with RUN={run} goes on from its last checkpoint") from None
     return run
 
 
@@ -127,8 +136,8 @@ class Loop:
             print(f"{self.run} is finished; `make eval RUN={self.run}` evaluates it.")
             return
         data, seed = self.config.data, self.config.train.seed
-        self.pixels = Pixels(self.splits.train, data, seed, progress="training")
-        self.validation = Pixels(self.splits.validation, data, progress="validation")
+        self.pixels = Pixels(self.splits.train, data, seed, progress="the training split")
+        self.validation = Pixels(self.splits.validation, data, progress="the validation split")
         meta = Pixels(self.splits.meta, data)
         images, labels, _ = next(in_order(meta, len(meta)))
         self.meta_x = to_input(images, self.choice.device, self.choice.channels_last)  # [M, 3, size, size]
@@ -181,10 +190,12 @@ class Loop:
             loss, log = self.objective(self.model, batch)
         value = loss.item()
         if not math.isfinite(value):
+            mend = f"train.lr={self.config.train.lr / 10:g}"
+            if self.choice.precision != "fp32":
+                mend += ", or train.precision=fp32"
             raise UserError(
                 f"the loss became {value} at epoch {self.epoch + 1}, step {self.step + 1}: the run stopped and keeps "
-                "its last checkpoint; try a lower rate in a new run, such as "
-                f"train.lr={self.config.train.lr / 10:g}, or train.precision=fp32"
+                f"its last checkpoint; try a lower rate in a new run, such as {mend}"
             )
         self.optimizer.zero_grad()
         loss.backward()

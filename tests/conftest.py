@@ -1,12 +1,16 @@
 """Fixtures that several test files share."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from dermrw.__main__ import main
+from dermrw.runs import latest_run
 from dermrw.synthetic import write_sample
+from export.__main__ import export
 
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -23,6 +27,51 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small embedded sample in HAM10000's layout."""
     return write_sample(tmp_path_factory.mktemp("data") / "sample", 200)
+
+
+TINY = [
+    "data.size=32", "model.backbone=mobilenet_v3_small", "train.epochs=1", "train.batch_size=16",
+    "train.precision=fp32", "train.channels_last=false",
+]  # fmt: skip
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """What a user types after `dermrw`."""
+    monkeypatch.setattr("sys.argv", ["dermrw", *arguments])
+    main()
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
+    """A newcomer's folder: the sample where `train` looks for it, a run, its evaluation and its model file."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("clone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("HAM10000_DIR", raising=False)
+        patch.setattr("dermrw.data.write_sample", lambda _: sample)
+        command(patch, "train", *TINY)
+        command(patch, "eval")
+        export(latest_run(), [])
+    return folder
+
+
+@pytest.fixture
+def place(_trained: Path, tmp_path: Path) -> Path:
+    """A copy of the newcomer's folder, for a test of its own."""
+    return Path(shutil.copytree(_trained, tmp_path / "clone"))
+
+
+@pytest.fixture
+def run(place: Path) -> Path:
+    """The run in it."""
+    return next((place / "runs").iterdir())
+
+
+@pytest.fixture
+def model_file(run: Path) -> Path:
+    """The run's model file."""
+    return run / "model.onnx"
 
 
 @pytest.fixture(scope="session")

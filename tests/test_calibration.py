@@ -5,20 +5,18 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import approx_fprime, minimize
 
 from dermrw import metrics, reliability
 from dermrw.calibration import (
     T_BOUNDS,
     EqualPrevalence,
-    at_prevalence,
     clustered_mean,
     fit,
     fit_at,
     objective,
 )
+from dermrw.prevalence import at_prevalence
 
 PRIOR = np.array([1113, 6705, 514, 327, 1099, 115, 142]) / 10015
 ALL = np.ones(7, bool)
@@ -49,24 +47,6 @@ def world(lesions, offset, scale, seed=0, images=1.34):
     return z, y[lesion], lesion
 
 
-# ---- at_prevalence
-
-
-def test_at_prevalence_by_sampling():
-    """Draw labels at a clinic's prevalence and a symptom given the label: the shares are the answer."""
-    rng = np.random.default_rng(0)
-    likelihood = rng.dirichlet(np.ones(5), 3)  # [class, symptom]
-    prevalence = np.array([0.7, 0.25, 0.05])
-    y = rng.choice(3, 2_000_000, p=prevalence)
-    symptom = (rng.random((len(y), 1)) > np.cumsum(likelihood, 1)[y]).sum(1)
-    counts = np.zeros((5, 3))
-    np.add.at(counts, (symptom, y), 1)
-    equal = (likelihood / likelihood.sum(0)).T  # what a model for equal prevalence says of each symptom
-    n = counts.sum(1, keepdims=True)
-    ours = at_prevalence(equal, prevalence)
-    assert (np.abs(ours - counts / n) < 4.5 * np.sqrt(ours * (1 - ours) / n)).all()
-
-
 def test_at_prevalence_calibrates_an_erm_world():
     """The whole chain: equal prevalence from ERM logits, back to the training prevalence, is softmax(z / T)."""
     z, y, _ = world([300] * 7, np.log(PRIOR), 1.5)
@@ -77,40 +57,6 @@ def test_at_prevalence_calibrates_an_erm_world():
     z, y, _ = world([6000] * 7, np.log(PRIOR), 1.5, images=1)
     assert reliability.expected_calibration_error(truth(z), y) < 0.012
     assert reliability.expected_calibration_error(EqualPrevalence(1, (0.0,) * 7)(z), y) > 0.1
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(2, 8))
-def test_at_prevalence_properties(seed, c):
-    rng = np.random.default_rng(seed)
-    p, a, b = rng.dirichlet(np.ones(c), 5), rng.dirichlet(np.ones(c)), rng.dirichlet(np.ones(c))
-    np.testing.assert_allclose(at_prevalence(p, np.full(c, 1 / c)), p, rtol=1e-13, atol=0)
-    there = at_prevalence(p, a)
-    np.testing.assert_allclose(there.sum(1), 1, rtol=0, atol=1e-14)
-    # odds are multiplied by the odds of the prevalence, and steps compose
-    np.testing.assert_allclose(there[:, 0] * p[:, 1] * a[1], there[:, 1] * p[:, 0] * a[0], rtol=1e-9)
-    both = a * b / (a @ b)
-    np.testing.assert_allclose(at_prevalence(there, b), at_prevalence(p, both), rtol=1e-9, atol=1e-300)
-
-
-def test_at_prevalence_of_zero_rules_out():
-    np.testing.assert_allclose(at_prevalence([[0.2, 0.3, 0.5]], [0.5, 0.5, 0]), [[0.4, 0.6, 0]], rtol=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("prevalence", "fault"),
-    [
-        ([0.5, 0.6], "sums to 1.1"),
-        ([1.2, -0.2], "negative number: -0.2 for class 1"),
-        ([np.nan, 1], "not finite"),
-        ([1.0], "2 numbers"),
-        ([[0.5, 0.5]], "2 numbers"),
-        ([0.0, 1.0], "row 1: every class"),
-    ],
-)
-def test_at_prevalence_names_the_fault(prevalence, fault):
-    with pytest.raises(ValueError, match=fault):
-        at_prevalence([[0.5, 0.5], [1.0, 0.0]], prevalence)
 
 
 # ---- EqualPrevalence

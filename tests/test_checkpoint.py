@@ -4,12 +4,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from dermrw.checkpoint import load_checkpoint, save_checkpoint, write_atomic
+from dermrw.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.errors import UserError
+from dermrw.files import write_atomic
+
+STATE = {
+    "model": {"w": torch.arange(3.0)}, "optimizer": {}, "schedule": {}, "objective": {}, "classes": ["a"], "origin": "",
+    "epoch": 2, "step": 0, "best": 0.5, "best_epoch": 1, "all_zero": 0.0, "seconds": 1.5, "rows": [{"loss": 0.5}],
+    "log_offset": 3, "random": torch.get_rng_state(), "random_cuda": [],
+}  # fmt: skip
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    state = {"model": {"w": torch.arange(3.0)}, "epoch": 2, "rows": [{"loss": 0.5}]}
+    state = STATE
     save_checkpoint(tmp_path / "last.pt", state)
     loaded = load_checkpoint(tmp_path / "last.pt")
     assert torch.equal(loaded["model"]["w"], state["model"]["w"]) and loaded["rows"] == state["rows"]  # type: ignore[index]
@@ -38,8 +45,29 @@ def test_foreign_files(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(UserError, match=r"x\.pt") as caught:
         load_checkpoint(tmp_path / "x.pt")
     assert "\n" not in str(caught.value)
-    torch.save({"other": 1}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="no model"):
-        load_checkpoint(tmp_path / "x.pt")
+    for state in ({"other": 1}, {**STATE, "epoch": "2"}, {k: v for k, v in STATE.items() if k != "rows"}):
+        torch.save(state, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=r"x\.pt is not a checkpoint"):
+            load_checkpoint(tmp_path / "x.pt")
     with pytest.raises(UserError, match="train first"):
         load_checkpoint(tmp_path / "absent.pt")
+
+
+class Harm:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    harmed = tmp_path / "harmed"
+    torch.save({**STATE, "origin": Harm(harmed)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"x\.pt is not a checkpoint"):
+        load_checkpoint(tmp_path / "x.pt")
+    assert not harmed.exists()
+    torch.load(tmp_path / "x.pt", weights_only=False)  # the file is a harmful one
+    assert harmed.exists()

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from conftest import TINY, command
 from sklearn.metrics import balanced_accuracy_score
 
-from dermrw.__main__ import main
 from dermrw.data import ImageSet
 from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError
@@ -18,34 +17,6 @@ from dermrw.evaluate import evaluate, read_predictions, write_predictions
 from dermrw.scores import Scored, age_band, build_report
 
 COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
-TINY = [
-    "data.size=32", "model.backbone=mobilenet_v3_small", "train.epochs=1", "train.batch_size=16",
-    "train.precision=fp32", "train.channels_last=false",
-]  # fmt: skip
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr("sys.argv", ["dermrw", *arguments])
-    main()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """A folder as a newcomer's: the sample where `train` looks for it, a run, and its evaluation."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("clone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("HAM10000_DIR", raising=False)
-        patch.setattr("dermrw.data.write_sample", lambda _: sample)
-        command(patch, "train", *TINY)
-        command(patch, "eval")
-    return folder
-
-
-@pytest.fixture
-def run(place: Path) -> Path:
-    return next((place / "runs").iterdir())
 
 
 def test_without_ham10000_the_sample_is_named_everywhere(run: Path) -> None:

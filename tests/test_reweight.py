@@ -106,6 +106,25 @@ def test_all_else_is_as_in_a_plain_pass(name: str, train: bool) -> None:
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12, msg=key)
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_module_that_is_used_several_times(times: int) -> None:
+    """A block under several names, and a parameter that two modules share."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+    model = nn.Sequential(*[block] * times, nn.Linear(4, 4), nn.Linear(4, CLASSES)).double()
+    model[-2].weight = block[0].weight
+    x, y, meta_x, meta_y = torch.randn(6, 4).double(), torch.arange(6) % 3, torch.randn(4, 4).double(), torch.arange(4)
+    expected = double_backward(model, x, y, meta_x, meta_y % 3, alpha=0.3)
+    plain = copy.deepcopy(model)
+    before = dict(model.named_parameters())
+    _, weights = reweighted_losses(model, x, y, meta_x, meta_y % 3)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+    plain(x)
+    for (key, buffer), other in zip(model.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-12, atol=1e-12, msg=key)
+    assert all(p is before[key] for key, p in model.named_parameters())
+
+
 def test_frozen_and_unused_parameters_take_no_part() -> None:
     class TwoHeads(nn.Module):
         def __init__(self) -> None:

@@ -1,0 +1,84 @@
+"""What a model file says of itself: the metadata of the .onnx that `export` writes. No torch in here."""
+
+import json
+from collections.abc import Mapping
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dermrw.errors import UserError
+
+INPUT = "images"  # uint8 [N, H, W, 3], RGB
+OUTPUTS = ("probabilities", "activation_map", "embedding")  # [N, C], [N, C, h, w], [N, D]
+RESIZE = (
+    "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "
+    "filter) and the middle square is cut out; turn a picture upright by its EXIF orientation before"
+)
+
+
+class Score(BaseModel):
+    """The run's own figure: balanced accuracy on its own test split, with its 95 % interval over lesions."""
+
+    model_config = ConfigDict(frozen=True)
+    balanced_accuracy: float = Field(ge=0, le=1)
+    interval_95: tuple[float, float]
+    scored_on: str
+    images: int = Field(ge=1)
+
+
+class ModelInfo(BaseModel):
+    """The metadata of a model file; each field is an entry of the .onnx' `metadata_props`, as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    format: Literal["dermrw 1"] = "dermrw 1"
+    name: str = Field(max_length=200, description="the run's name")
+    created: str = Field(max_length=40, description="date, UTC")
+    version: str = Field(max_length=40, description="dermrw's")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the run's best.pt")
+    backbone: str = Field(max_length=200)
+    objective: str = Field(max_length=200)
+    origin: str = Field(max_length=500, description="where the first weights came from")
+    size: int = Field(ge=8, le=4096, description="side of the network's input, pixels")
+    resize: str = RESIZE
+    codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
+    columns: tuple[str, ...] = Field(description="their columns in ISIC's format")
+    names: tuple[str, ...] = Field(description="their names for people")
+    temperature: float = Field(gt=0, allow_inf_nan=False, description="applied inside the graph")
+    offsets: tuple[float, ...] = Field(description="applied inside the graph, nats")
+    prevalence: dict[str, float] = Field(description="each class's share of the training images")
+    lesion_rule: Literal["mean", "geometric"] = Field(description="how images of one lesion are combined")
+    score: Score
+    warning: str | None = Field(None, max_length=2000)
+    licence: str = Field(max_length=2000, description="of the model: the training data's")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        lengths = {len(self.codes), len(set(self.codes)), len(self.columns), len(self.names), len(self.offsets)}
+        if lengths != {len(self.codes)} or set(self.prevalence) != set(self.codes):
+            raise ValueError("codes, columns, names, offsets and prevalence must name the same classes")
+        if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
+            raise ValueError("prevalence must be shares that sum to 1")
+        return self
+
+    def to_props(self) -> dict[str, str]:
+        """The entries of `metadata_props`."""
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in self.model_dump(mode="json").items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], source: str) -> Self:
+        """From the entries of `metadata_props`.
+
+        Raises:
+            UserError: dermrw did not write them.
+        """
+        try:
+            values = {key: json.loads(props[key]) for key in cls.model_fields if key in props}
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        raise UserError(
+            f"{source} is not a model of dermrw ({reason[:200]}): name a file that `make export` wrote"
+        ) from None

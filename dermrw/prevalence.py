@@ -1,0 +1,87 @@
+"""From equal prevalence to any clinic's, and from several images of a lesion to one answer. NumPy alone in here.
+
+The model speaks for *equal prevalence*: its probabilities are those of an imagined clinic that sees every diagnosis
+equally often. Bayes' rule turns them into those of any other clinic, provided that the look of each diagnosis is the
+same everywhere and only how often it comes differs (Saerens, Latinne, Decaestecker, Neural Computation 14:21-41
+(2002), eq. 2.4).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dermrw.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+
+LESION_RULES = ("mean", "geometric")  # simplest first
+LEAST = 1e-9  # a probability below this counts as this in a geometric mean: no single image has a veto
+
+
+def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike) -> Floats:
+    """Probabilities [N, C] for a clinic of this `prevalence` [C], from those for equal prevalence [N, C].
+
+    Bayes' rule: p'_c is proportional to p_c pi_c. With pi_c = 1/C nothing changes. Raises ValueError where
+    the prevalence is not C finite, non-negative numbers that sum to 1 (within 1e-6), and where an image has
+    probability only for diagnoses that the prevalence rules out.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    pi = np.asarray(prevalence, dtype=np.float64)
+    if p.ndim != 2:
+        raise ValueError(f"probabilities must be [N, C], not of shape {p.shape}")
+    if pi.shape != p.shape[1:]:
+        raise ValueError(f"prevalence must hold {p.shape[1]} numbers, one for each class, not shape {pi.shape}")
+    if not np.isfinite(pi).all():
+        raise ValueError(f"prevalence holds a number that is not finite: {pi.tolist()}")
+    if (pi < 0).any():
+        raise ValueError(f"prevalence holds a negative number: {pi.min():g} for class {pi.argmin()}")
+    if abs(pi.sum() - 1) > 1e-6:
+        raise ValueError(f"prevalence sums to {pi.sum():.9g}, not to 1")
+    joint = p * pi
+    total = joint.sum(axis=1, keepdims=True)
+    if not (total > 0).all():
+        raise ValueError(
+            f"row {np.flatnonzero(~(total[:, 0] > 0))[0]}: every class it gives probability has prevalence 0"
+        )
+    return joint / total
+
+
+def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, float]) -> Floats | None:
+    """A stated prevalence `[C]`: `equal` (None), `training`, or shares such as `mel=0.05,nv=0.8,...` of every class.
+
+    Raises:
+        UserError: a class is missing, unknown or named twice, or the shares don't sum to 1 (within 0.001).
+    """
+    if text == "equal":
+        return None
+    if text == "training":
+        return np.array([training[code] for code in codes]) / sum(training.values())
+    pairs = [item.partition("=") for item in text.split(",")]
+    names = [name.strip() for name, _, _ in pairs]
+    if sorted(names) != sorted(codes):
+        raise UserError(f"--prevalence takes equal, training, or a share of each of {', '.join(codes)}: mel=0.05,...")
+    try:
+        share = {name.strip(): float(number) for name, _, number in pairs}
+    except ValueError:
+        raise UserError(f"--prevalence {text}: every share must be a number, such as mel=0.05") from None
+    values = np.array([share[code] for code in codes])
+    if not np.isfinite(values).all() or (values < 0).any() or abs(values.sum() - 1) > 1e-3:
+        raise UserError(f"--prevalence: the shares must be at least 0 and sum to 1, not to {values.sum():g}")
+    return values / values.sum()
+
+
+def combine(probabilities: npt.ArrayLike, lesions: npt.ArrayLike, rule: str) -> Floats:
+    """Every image's probabilities `[N, C]` replaced by those of its lesion (`lesions` `[N]`).
+
+    `mean` is the mean over the lesion's images; `geometric` their geometric mean, scaled to sum to 1.
+    """
+    p = np.asarray(probabilities, dtype=np.float64)
+    _, lesion = np.unique(np.asarray(lesions), return_inverse=True)
+    values = p if rule == "mean" else np.log(np.maximum(p, LEAST))
+    total = np.zeros((lesion.max(initial=-1) + 1, p.shape[1]))
+    np.add.at(total, lesion, values)
+    merged = total / np.bincount(lesion)[:, None]
+    if rule == "geometric":
+        merged = np.exp(merged)
+    return (merged / merged.sum(axis=1, keepdims=True))[lesion]

@@ -1,0 +1,64 @@
+"""Pillow's resize as an ONNX graph, bit for bit, so that a model file takes pictures of any size.
+
+ONNX's own antialiased Resize differs from Pillow by up to 13 grey levels in ONNX Runtime 1.31. Pillow's bilinear filter
+is two products with banded matrices whose coefficients are rounded to 22 bits; written so in float64, where every
+product and sum is an exact integer, it gives the very same pixels (`tests/test_export.py`).
+Source: Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc, ImagingResampleHorizontal_8bpc).
+"""
+
+import onnx
+from onnxscript import DOUBLE, INT64, UINT8, script
+from onnxscript import opset20 as op
+
+UNIT = 2.0**22  # Pillow's fixed point: coefficients are integers in units of 2^-22
+DOUBLE_TYPE, INT64_TYPE, UINT8_TYPE = 11, 7, 2  # onnx.TensorProto.DOUBLE, INT64, UINT8
+
+
+@script()
+def _real(value: INT64) -> DOUBLE:
+    return op.Cast(value, to=DOUBLE_TYPE)
+
+
+@script()
+def _coefficients(inputs: INT64, outputs: INT64, size: INT64) -> DOUBLE:
+    """Filter coefficients `[size, inputs]`, in units of 2^-22, of the middle `size` of `outputs` pixels."""
+    zero, one, two = op.Constant(value_int=0), op.Constant(value_int=1), op.Constant(value_int=2)
+    half = op.Cast(op.Constant(value_float=0.5), to=DOUBLE_TYPE)
+    scale = op.Div(_real(inputs), _real(outputs))
+    support = op.Max(scale, _real(one))  # wider than a pixel when shrinking: that is the antialiasing
+    first = op.Div(op.Sub(outputs, size), two)
+    centre = op.Mul(op.Add(_real(op.Range(first, op.Add(first, size), one)), half), scale)  # [size]
+    place = op.Add(_real(op.Range(zero, inputs, one)), half)  # [inputs]
+    away = op.Abs(
+        op.Sub(op.Unsqueeze(centre, op.Constant(value_ints=[1])), op.Unsqueeze(place, op.Constant(value_ints=[0])))
+    )
+    weight = op.Max(op.Sub(_real(one), op.Div(away, support)), _real(zero))
+    weight = op.Div(weight, op.ReduceSum(weight, op.Constant(value_ints=[1]), keepdims=1))
+    return op.Floor(op.Add(op.Mul(weight, op.Cast(op.Constant(value_float=UNIT), to=DOUBLE_TYPE)), half))
+
+
+@script()
+def _grey(total: DOUBLE) -> DOUBLE:
+    """From units of 2^-22 to grey levels, rounded half up."""
+    half = op.Cast(op.Constant(value_float=UNIT / 2), to=DOUBLE_TYPE)
+    return op.Floor(op.Div(op.Add(total, half), op.Cast(op.Constant(value_float=UNIT), to=DOUBLE_TYPE)))
+
+
+def resize_graph(size: int) -> onnx.ModelProto:
+    """`dermrw.pixels.resize` and `center_crop`: images uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
+
+    @script()
+    def resize(images: UINT8["N", "H", "W", 3]) -> UINT8["N", size, size, 3]:  # noqa: F821
+        side = op.Constant(value_int=size)
+        height = op.Squeeze(op.Shape(images, start=1, end=2))
+        width = op.Squeeze(op.Shape(images, start=2, end=3))
+        scale = op.Div(_real(side), _real(op.Min(height, width)))
+        # Round is half to even, as Python's
+        tall = op.Max(side, op.Cast(op.Round(op.Mul(_real(height), scale)), to=INT64_TYPE))
+        wide = op.Max(side, op.Cast(op.Round(op.Mul(_real(width), scale)), to=INT64_TYPE))
+        grey = op.Cast(op.Transpose(images, perm=[0, 3, 1, 2]), to=DOUBLE_TYPE)  # [N, 3, H, W]
+        grey = _grey(op.MatMul(grey, op.Transpose(_coefficients(width, wide, side))))  # [N, 3, H, size]
+        grey = _grey(op.MatMul(_coefficients(height, tall, side), grey))  # [N, 3, size, size]
+        return op.Transpose(op.Cast(grey, to=UINT8_TYPE), perm=[0, 2, 3, 1])
+
+    return resize.to_model_proto()

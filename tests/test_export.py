@@ -1,0 +1,208 @@
+"""The model file: its resize against Pillow, its map against blanking by hand, its outputs against torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from dermrw.calibration import EqualPrevalence
+from dermrw.checkpoint import load_checkpoint
+from dermrw.config import Model, load_config
+from dermrw.errors import UserError
+from dermrw.models import backbones, build_model
+from dermrw.pixels import center_crop, evaluation_pixels, resize
+from dermrw.predict import Classifier
+from export.__main__ import export, main
+from export.build import check
+from export.network import Exported
+from export.parts import _ClassToken, cut, logits_and_map
+from export.pillow_resize import resize_graph
+
+FAMILIES = [
+    "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "densenet121", "mnasnet0_5",
+    "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "swin_t", "swin_v2_t", "maxvit_t", "vgg11_bn", "alexnet",
+    "small_cnn", "cifar_alexnet",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [32, 50])
+def test_the_resize_is_pillows_to_the_bit(size: int) -> None:
+    session = onnxruntime.InferenceSession(resize_graph(size).SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    shapes = [(45, 60), (60, 45), (size, size), (2 * size, 2 * size), (16, 160), (17, 33), (301, 999), (size, size + 1)]
+    for height, width in shapes:
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        expected = center_crop(np.asarray(resize(Image.fromarray(image), size)), size)
+        found = session.run(None, {"images": np.stack([image, image[::-1]])})[0]
+        assert np.array_equal(found[0], expected), (height, width)
+        assert found.shape == (2, size, size, 3)
+
+
+def network(backbone: str, size: int) -> nn.Module:
+    """A network whose batch norm has seen something and whose last layer is not zero, in eval mode."""
+    torch.manual_seed(0)
+    model, _ = build_model(Model(backbone=backbone, weights="none"), 7)
+    nn.init.normal_([m for m in model.modules() if isinstance(m, nn.Linear)][-1].weight, std=0.3)
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, size, size))
+    return model.eval()
+
+
+@pytest.mark.parametrize("backbone", FAMILIES)
+def test_the_map_is_what_blanking_a_position_takes_away(backbone: str) -> None:
+    size = 224 if backbone == "maxvit_t" else 64
+    if backbone == "cifar_alexnet":
+        size = 32
+    model = network(backbone, size)
+    parts = cut(model)
+    x = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        logits, found = logits_and_map(parts, x)
+        torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
+        features = parts.features(x)
+        i, j = found.shape[2] - 1, 0
+        features[:, :, i, j] = 0
+        blanked = parts.head(features.mean((2, 3)) if parts.pooled else features)
+    scale = found.abs().max() + logits.abs().max()
+    torch.testing.assert_close(found[:, :, i, j] / scale, (logits - blanked) / scale, rtol=0, atol=1e-5)
+
+
+def test_the_map_of_a_linear_head_is_zhous() -> None:
+    model = network("resnet18", 64)
+    with torch.no_grad():
+        _, found = logits_and_map(cut(model), torch.ones(1, 3, 64, 64))
+        features = cut(model).features(torch.ones(1, 3, 64, 64))
+    weight = model.fc.weight  # type: ignore[union-attr]
+    expected = torch.einsum("cd,ndhw->nchw", weight, features) / features[0, 0].numel()  # type: ignore[arg-type]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_vision_transformers_map_hides_patches_from_the_class_token() -> None:
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, 3, 4, 24, 48, num_classes=7).double().eval()
+    nn.init.normal_(model.heads[-1].weight)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        logits, found = logits_and_map(cut(model), x)
+        torch.testing.assert_close(logits, model(x))
+        tokens, head = cut(model).features(x), cut(model).head
+        assert isinstance(head, _ClassToken) and found.shape == (2, 7, 4, 4)
+        seen = [0, *(k for k in range(1, 17) if k != 1 + 4 * 2 + 3)]
+        torch.testing.assert_close(found[:, :, 2, 3], logits - head(tokens[:, seen]))
+
+
+def test_every_backbone_has_a_family() -> None:
+    """Their classes are all known to `cut`; nothing is computed."""
+    with torch.device("meta"):
+        for backbone in backbones():
+            if backbone.startswith("regnet"):
+                continue  # computes its widths with tensors; FAMILIES has one
+            cut(build_model(Model(backbone=backbone, weights="none"), 7)[0])
+    with pytest.raises(TypeError, match="Identity"):
+        cut(nn.Identity())
+
+
+def test_the_file_agrees_with_torch_on_pictures_of_any_size(run: Path, model_file: Path) -> None:
+    classifier = Classifier(model_file)
+    report = json.loads((run / "report.json").read_text())
+    config = load_config(run / "config.yaml")
+    model, _ = build_model(config.model.model_copy(update={"weights": "none"}), 7)
+    model.load_state_dict(load_checkpoint(run / "best.pt")["model"])
+    rng = np.random.default_rng(3)
+    pictures = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in [(40, 70), (32, 32), (90, 33)]]
+    pixels = torch.from_numpy(np.stack([evaluation_pixels(p, 32) for p in pictures]))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        logits = model.eval()(((pixels / 255 - mean) / std).permute(0, 3, 1, 2))
+    expected = EqualPrevalence.from_dict(report["calibration"])(logits.numpy())
+    np.testing.assert_allclose(classifier(pictures), expected, rtol=0, atol=1e-5)
+    for picture, row in zip(pictures, expected, strict=True):
+        np.testing.assert_allclose(classifier.run(picture[None], "probabilities")[0][0], row, rtol=0, atol=1e-5)
+        seen = classifier.explain(picture)
+        assert seen.activation_map.shape == (7, 1, 1) and seen.embedding.shape == (1024,)
+
+
+def test_the_metadata_tells_all(run: Path, model_file: Path) -> None:
+    info = Classifier(model_file).info
+    report = json.loads((run / "report.json").read_text())
+    assert info.codes == ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc") and info.columns[0] == "MEL"
+    assert info.score.balanced_accuracy == report["balanced_accuracy"] and info.size == 32
+    assert info.temperature == report["calibration"]["temperature"] and info.prevalence == report["training_prevalence"]
+    assert info.warning is not None and "drawn by dermrw" in info.warning and "Apache-2.0" in info.licence
+    assert info.digest == report["checkpoint_sha256"]
+    model = onnx.load(model_file)
+    assert [i.name for i in model.graph.input] == ["images"]
+    assert not any(tensor.external_data for tensor in model.graph.initializer)
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "Not a result" in card and f"{100 * report['balanced_accuracy']:.1f} %" in card
+
+
+def test_a_file_that_disagrees_is_refused(run: Path, model_file: Path) -> None:
+    model = onnx.load(model_file)
+    largest = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    values = onnx.numpy_helper.to_array(largest).copy()
+    values.flat[: values.size // 2] *= 1.01
+    largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
+    onnx.save(model, run / "other.onnx")
+    config = load_config(run / "config.yaml")
+    net, _ = build_model(config.model.model_copy(update={"weights": "none"}), 7)
+    net.load_state_dict(load_checkpoint(run / "best.pt")["model"])
+    report = json.loads((run / "report.json").read_text())
+    exported = Exported(net, EqualPrevalence.from_dict(report["calibration"]))
+    pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
+    assert check(model_file, exported, pictures) < 1e-4
+    with pytest.raises(UserError, match="differ"):
+        check(run / "other.onnx", exported, pictures)
+
+
+def test_a_run_that_was_trained_on_is_evaluated_anew(
+    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    state = load_checkpoint(run / "best.pt")
+    torch.save({**state, "seconds": state["seconds"] + 1}, run / "best.pt")
+    shutil.rmtree(run.parent / "elsewhere", ignore_errors=True)
+    export(run, [])
+    assert "trained further" in capsys.readouterr().out
+    (run / "report.json").write_text("{}")
+    export(run, [])
+    assert "no report yet" in capsys.readouterr().out
+    config = (run / "config.yaml").read_text().replace("mobilenet_v3_small", "mobilenet_v3_large")
+    (run / "config.yaml").write_text(config)
+    before = (run / "model.onnx").read_bytes()
+    with pytest.raises(UserError, match=r"best\.pt doesn't hold the weights of mobilenet_v3_large"):
+        export(run, [])
+    assert (run / "model.onnx").read_bytes() == before
+
+
+def test_a_run_that_isnt_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, said in (([], "no run in runs/"), ([str(tmp_path)], "is not a run"), (["absent"], "is not a run")):
+        monkeypatch.setattr("sys.argv", ["export", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_python_without_torch_reads_the_file(model_file: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 40), (200, 150, 130)).save(tmp_path / "a.png")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # importing it raises
+        "from dermrw import Classifier\n"
+        f"print(Classifier({str(model_file)!r})({str(tmp_path / 'a.png')!r}).shape)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "(1, 7)"
