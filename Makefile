@@ -3,26 +3,41 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN ?=
+MODEL ?=
 ARGS ?=
 # a stamp, so that the environment is made once for each state of its two files
 READY := $(VENV)/.ready
+# the demo's own: some hundred megabytes, no torch
+DEMO := .venv-demo
+DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval test lint format clean
+.PHONY: help install data check train-ham train-cifar eval export demo test lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+define python-or-a-sentence
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	  || { echo "dermrw needs Python 3.11 or newer, and $(PYTHON) is not: name one, make PYTHON=python3.12 …" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
+endef
+
+$(READY): pyproject.toml constraints.txt
+	$(python-or-a-sentence)
 	@echo "Setting up $(VENV) (once; some gigabytes with CUDA, see README for a small CPU-only set-up)"
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+$(DEMO_READY): app/requirements.txt constraints.txt
+	$(python-or-a-sentence)
+	@echo "Setting up $(DEMO) (once; the demo's own needs, without torch)"
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r app/requirements.txt
+	@touch $(DEMO_READY)
 
 install: $(READY) ## set up .venv, nothing else
 
@@ -45,6 +60,12 @@ train-cifar: $(READY) ## the toy problem: CIFAR-10 with one dominant class, rewe
 eval: $(READY) ## score a run (the latest): balanced accuracy, report.json, report.html
 	$(PY) -m dermrw eval $(RUN) $(ARGS)
 
+export: $(READY) ## write a run's (the latest's) model.onnx and MODEL_CARD.md
+	$(PY) -m export $(RUN) $(ARGS)
+
+demo: $(DEMO_READY) ## serve the model that was exported last, or MODEL=file.onnx, to your browser
+	$(DEMO)/bin/python -m app $(or $(MODEL),$(RUN)) $(ARGS)
+
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)
 
@@ -53,8 +74,11 @@ lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+package: $(READY) ## build the wheel and try it in an environment of its own
+	PY=$(abspath $(PY)) bash tests/try_wheel.sh
+
 format: $(READY) ## let ruff format the code
 	$(VENV)/bin/ruff format .
 
 clean: ## remove the environment and caches (runs and data stay)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -58,12 +58,10 @@ def resolve_root(data: Data) -> Path:
     if data.name == "sample":
         place = Path("data/sample")
         if data.root and Path(data.root).expanduser().resolve() != place.resolve():
-            root = Path(data.root).expanduser()
-            if not (root / "HAM10000_metadata.csv").is_file():
-                raise UserError(
-                    f"data.root is {root}, which holds no sample: leave it out, and one is drawn at {place}"
-                )
-            return root.resolve()  # drawn before, of whatever size
+            place = Path(data.root).expanduser()
+            if not (place / "HAM10000_metadata.csv").is_file():
+                raise UserError(f"data.root is {place}, which holds no sample: leave it out, and one is drawn")
+            return place.resolve()  # drawn before, of whatever size
         return write_sample(place).resolve()
     if data.name == "cifar10":
         return find_cifar10(data.root)

@@ -22,7 +22,7 @@ DIAGNOSES = (
     Diagnosis("nv", "NV", "melanocytic nevus", False, "#0072b2"),
     Diagnosis("bcc", "BCC", "basal cell carcinoma", True, "#cc79a7"),
     Diagnosis("akiec", "AKIEC", "actinic keratosis / intraepithelial carcinoma", True, "#e69f00"),
-    Diagnosis("bkl", "BKL", "benign keratosis", False, "#009e73"),
+    Diagnosis("bkl", "BKL", "seborrheic keratosis / solar lentigo", False, "#009e73"),
     Diagnosis("df", "DF", "dermatofibroma", False, "#56b4e9"),
     Diagnosis("vasc", "VASC", "vascular lesion", False, "#8c564b"),
 )

@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+# ONNX Runtime's official builds report each session to Microsoft since 1.29; it reads this when it is imported
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
@@ -20,6 +23,8 @@ from dermrw.files import write_atomic
 from dermrw.model_file import INPUT, OUTPUTS, ModelInfo
 from dermrw.pixels import IMAGE_SUFFIXES, evaluation_pixels
 from dermrw.prevalence import at_prevalence, combine, parse_prevalence
+
+onnxruntime.disable_telemetry_events()  # where another module imported it first
 
 BATCH = 32
 MODEL_BYTES = 2 * 2**30  # protobuf's own limit

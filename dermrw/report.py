@@ -126,14 +126,7 @@ def context(run: Path, suffix: str, report: dict[str, Any], scored: Scored) -> d
             ("equal_prevalence", figures.reliability_diagram("equal", p, y, _balanced(y, weights), looks, BINS)),
             (
                 "training_prevalence",
-                figures.reliability_diagram(
-                    "training",
-                    at_prevalence(p, prevalence),
-                    y,
-                    metrics.prevalence_weights(y, prevalence, weights),
-                    looks,
-                    BINS,
-                ),
+                figures.reliability_diagram("training", at_prevalence(p, prevalence), y, at_training, looks, BINS),
             ),
         ],
         "training": training_figures(run, report, looks, prevalence),

@@ -101,7 +101,9 @@ def losses_along(
     parameters = dict(model.named_parameters())
     # of the kernels for attention only the plain one has a forward-mode rule
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-        duals = {parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()}
+        duals: dict[Tensor, Tensor] = {
+            parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()
+        }
         dual_losses = loss(functional_call(model, _by_name(model, duals), (x,), tie_weights=False), y)
         if dual_losses.shape != y.shape[:1]:
             raise ValueError(

@@ -17,6 +17,7 @@ class Exported(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.parts = cut(model)
+        self.offsets: Tensor
         self.temperature = calibration.temperature
         self.register_buffer("offsets", torch.tensor(calibration.offsets, dtype=torch.float32))
 

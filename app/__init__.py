@@ -1,0 +1,1 @@
+"""The web demo: `python -m app [MODEL]`. It needs no torch."""

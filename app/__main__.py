@@ -1,0 +1,89 @@
+"""`python -m app [MODEL]`: serves a model file to a browser on this machine."""
+
+import argparse
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from dermrw.diagnoses import DX
+from dermrw.errors import UserError, plain_endings
+from dermrw.predict import Classifier
+
+HOST, PORT = "127.0.0.1", 7860
+
+
+def find_model(named: Path | None) -> Path:
+    """The model file, or that of the run's folder, that was named; else the one that was exported last.
+
+    Raises:
+        UserError: there is none.
+    """
+    if named is not None:
+        return named / "model.onnx" if named.is_dir() else named
+    models = sorted(Path("runs").glob("*/model.onnx"), key=lambda p: p.stat().st_mtime)
+    if not models:
+        raise UserError("there is no model in runs/ yet: `make train-ham`, then `make export`, or name an .onnx file")
+    return models[-1]
+
+
+def free_port(host: str, port: int | None) -> socket.socket:
+    """A socket bound to the port; where none was asked for, to the first free one from 7860 on.
+
+    Raises:
+        UserError: the port is taken, or not ours to take.
+    """
+    for candidate in [port] if port is not None else range(PORT, PORT + 100):
+        bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, candidate))
+        except (OSError, OverflowError) as error:
+            bound.close()
+            reason = getattr(error, "strerror", None) or error
+            if port is not None:
+                raise UserError(f"port {port} of {host} can't be used ({reason}): name another with --port") from None
+            continue
+        return bound
+    raise UserError(f"no port from {PORT} to {PORT + 99} of {host} can be used: name one with --port")
+
+
+def main() -> None:
+    """A user's mistake is one sentence and status 2."""
+    parser = argparse.ArgumentParser("app", description="Serve a model as a web page on this machine.")
+    parser.add_argument("model", nargs="?", type=Path, help="an .onnx file or a run (default: the one exported last)")
+    parser.add_argument("--host", default=HOST, help="address to serve on (default: %(default)s, this machine alone)")
+    parser.add_argument("--port", type=int, help=f"default: the first free one from {PORT} on")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    arguments = parser.parse_args()
+    with plain_endings("app"):
+        classifier = Classifier(find_model(arguments.model), arguments.device)
+        if classifier.info.codes != DX:
+            raise UserError(
+                f"{classifier.path} knows {', '.join(classifier.info.codes)}, and this page seven diagnoses"
+            )
+        bound = free_port(arguments.host, arguments.port)
+        import uvicorn
+
+        from app.page import UPLOADS, build_app
+
+        info, port = classifier.info, bound.getsockname()[1]
+        print(f"Model {info.name} of {info.created}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}")
+        if info.warning:
+            print(info.warning)
+        print(f"Serving http://{arguments.host}:{port} (Ctrl-C ends it)", flush=True)
+        config = uvicorn.Config(
+            build_app(classifier), log_level="warning", access_log=False, timeout_graceful_shutdown=10
+        )
+        # uvicorn finishes what is in hand and then raises the signal again: let that end the program in good order
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        try:
+            uvicorn.Server(config).run(sockets=[bound])
+        except KeyboardInterrupt:
+            print("Ended.")
+        finally:
+            UPLOADS.cleanup()
+
+
+if __name__ == "__main__":
+    main()

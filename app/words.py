@@ -1,0 +1,75 @@
+"""What the page says: HTML from an answer, by templates that escape all that they are given."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image
+
+from app.heatmap import SIDE, data_uri, overlay
+from dermrw.diagnoses import DIAGNOSES
+from dermrw.model_file import ModelInfo
+from dermrw.predict import Explanation
+
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+MALIGNANT = {d.dx for d in DIAGNOSES if d.malignant}
+SPACE = "\N{NO-BREAK SPACE}"
+
+
+def percent(value: float) -> str:
+    """0.123 -> 12 %; what rounds to nothing or to all is said to be a little more or less."""
+    if value < 0.005:
+        return f"< 1{SPACE}%"
+    return f"> 99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
+
+
+def doubt(probabilities: npt.NDArray[np.float32], names: tuple[str, ...]) -> tuple[str, str]:
+    """How sure the model is, in a headline and a sentence; never a diagnosis."""
+    first, second = np.argsort(-probabilities)[:2]
+    p, q = float(probabilities[first]), float(probabilities[second])
+    if p < 0.5:
+        return "No clear answer", f"No diagnosis has half of the probability; {names[first]} has most, {percent(p)}."
+    if p < 0.8:
+        return f"Some likeness to {names[first]}", f"{percent(p)}, with much doubt: {names[second]} has {percent(q)}."
+    return f"Looks most like {names[first]}", f"It has {percent(p)} of the model’s probability."
+
+
+def answer(seen: Explanation, info: ModelInfo) -> str:
+    """The page's answer to one picture."""
+    headline, sentence = doubt(seen.probabilities, info.names)
+    order = np.argsort(-seen.probabilities)
+    rows = [
+        {
+            "name": info.names[c],
+            "malignant": info.codes[c] in MALIGNANT,
+            "width": f"{100 * seen.probabilities[c]:.1f}",
+            "percent": percent(float(seen.probabilities[c])),
+        }
+        for c in order
+    ]
+    shown = Image.fromarray(seen.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return TEMPLATES.get_template("answer.html.jinja").render(
+        warning=info.warning,
+        headline=headline,
+        sentence=sentence,
+        rows=rows,
+        together=percent(float(sum(seen.probabilities[info.codes.index(code)] for code in MALIGNANT))),
+        shown=data_uri(shown),
+        map=data_uri(overlay(seen.pixels, seen.activation_map[order[0]])),
+        side=SIDE,
+        size=info.size,
+    )
+
+
+def fault(message: str) -> str:
+    """The page's answer to what can't be read."""
+    template = TEMPLATES.from_string(
+        '<section class="answer fault" role="alert"><h2>This can’t be classified</h2><p>{{ message }}</p></section>'
+    )
+    return template.render(message=message[:1].upper() + message[1:])
+
+
+def fixed(part: str, info: ModelInfo, digest: str) -> str:
+    """One of the page's fixed parts: `head`, `texts` or `foot`."""
+    return TEMPLATES.get_template("page.html.jinja").render(part=part, info=info, digest=digest)

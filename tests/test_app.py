@@ -1,0 +1,236 @@
+"""The demo: served as its command serves it, driven by a real browser and by Gradio's own client."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from app.heatmap import SIDE, heat, overlay
+from app.words import answer, doubt, fault, percent
+from dermrw.drawing import draw_lesion
+from dermrw.predict import Classifier, Explanation
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NAMES = ("melanoma", "melanocytic nevus", "basal cell carcinoma", "dermatofibroma", "vascular lesion")
+
+
+class Server:
+    """`python -m app MODEL` as a process of its own."""
+
+    def __init__(self, model: Path, folder: Path, *options: str) -> None:
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        # without what would switch off the libraries' reports home on a developer's machine only
+        hidden = ("CI", "ORT_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
+        environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k not in hidden}
+        environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", str(model), "--port", "0", *options],
+            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.said = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                self.url = found[0]
+                break
+        else:
+            raise AssertionError(self.said)
+        for _ in range(100):
+            with contextlib.suppress(OSError):
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/health").read()
+                return
+            time.sleep(0.1)
+
+    def end(self) -> str:
+        """Ends it as a service manager does; returns all that it said."""
+        self.process.send_signal(signal.SIGTERM)
+        rest, _ = self.process.communicate(timeout=30)
+        return self.said + rest
+
+
+@pytest.fixture(scope="module")
+def model(_trained: Path) -> Path:
+    return next((_trained / "runs").glob("*/model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(model, tmp_path_factory.mktemp("demo"))
+    yield running
+    if running.process.poll() is None:
+        running.end()
+
+
+@pytest.fixture(scope="module")
+def lesion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lesion") / "mrs-smith.jpg"
+    rng = np.random.default_rng
+    exif = Image.Exif()
+    exif[0x010E] = "Mrs Smith, born 1950"
+    Image.fromarray(draw_lesion("mel", rng(4), rng(5), 300, 400)).save(path, quality=92, exif=exif)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine: apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        # no name but this machine's own is resolved: the network is cut
+        rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", rules])
+        yield launched
+        launched.close()
+
+
+class Visit:
+    """A page that is open, with whatever it asked for and complained of."""
+
+    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+        self.page = browser.new_context(viewport={"width": 1180, "height": 900}, **options).new_page()
+        self.asked: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        self.page.wait_for_selector("#upload input[type=file]", state="attached")
+
+    def give(self, path: Path, selector: str = ".answer") -> str:
+        self.page.set_input_files("#upload input[type=file]", str(path))
+        self.page.wait_for_selector(selector)
+        return str(self.page.inner_text("#result"))
+
+
+def test_a_lesion_in_the_browser(server: Server, browser: Any, lesion: Path, model: Path) -> None:
+    visit = Visit(browser, server.url)
+    before = visit.page.inner_text("body")
+    assert "not a medical device" in before and "drawn by dermrw" in before and "can’t tell whether" in before
+    text = visit.give(lesion)
+    classifier = Classifier(model)
+    expected = classifier(lesion)[0]
+    for name, p in zip(classifier.info.names, expected, strict=True):
+        row = visit.page.inner_text(f"#result tr:has(th:has-text('{name}'))")
+        assert percent(float(p)) in row
+    # doubt stands before the diagnoses, and the word that would calm nobody's doubt nowhere
+    assert text.index("Is this a dermoscopic image of one lesion?") < text.index("Probability at equal prevalence")
+    assert "benign" not in visit.page.inner_text("body").lower()
+    pictures = visit.page.eval_on_selector_all(
+        "#result img", "all => all.map(i => [i.src.slice(0, 15), i.naturalWidth])"
+    )
+    assert pictures == [["data:image/png;", SIDE]] * 2
+    # with the network cut it is whole, and it asked nobody else for anything
+    assert {url.split("/")[2] for url in visit.asked if url.startswith(("http", "ws"))} == {server.url.split("/")[2]}
+    assert visit.errors == []
+    shots = os.environ.get("DERMRW_SCREENSHOTS")
+    if shots:
+        visit.page.wait_for_timeout(1500)
+        visit.page.screenshot(path=Path(shots) / "demo.png", full_page=True)
+
+
+def test_what_isnt_an_image_gets_a_sentence(server: Server, browser: Any, tmp_path: Path, lesion: Path) -> None:
+    visit = Visit(browser, server.url, color_scheme="dark")
+    (tmp_path / "letter<b>.jpg").write_text("Dear colleague")
+    text = visit.give(tmp_path / "letter<b>.jpg", ".fault")
+    assert "is not an image in a format that is known" in text and "Traceback" not in text
+    (tmp_path / "cut.jpg").write_bytes(lesion.read_bytes()[:2000])
+    visit.page.click("[aria-label='Clear'], [aria-label='Remove Image']")
+    visit.page.wait_for_selector(".fault", state="detached")
+    assert "damaged" in visit.give(tmp_path / "cut.jpg", ".fault")
+    assert str(server.temporary) not in visit.page.inner_text("body")
+
+
+def test_the_api(server: Server, model: Path, lesion: Path, tmp_path: Path) -> None:
+    client = Client(server.url, verbose=False)
+    found = client.predict(handle_file(lesion), api_name="/classify")
+    classifier = Classifier(model)
+    assert list(found["probabilities"]) == list(classifier.info.codes)
+    np.testing.assert_allclose(list(found["probabilities"].values()), classifier(lesion)[0], rtol=0, atol=1e-6)
+    assert found["model"]["sha256"] == classifier.digest and "Not a medical device" in found["note"]
+    (tmp_path / "x.jpg").write_bytes(b"")
+    with pytest.raises(AppError, match=r"x\.jpg is not an image"):
+        client.predict(handle_file(tmp_path / "x.jpg"), api_name="/classify")
+    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/classify"]
+
+
+def test_it_ends_in_good_order_and_leaves_nothing(model: Path, tmp_path: Path, lesion: Path) -> None:
+    running = Server(model, tmp_path)
+    Client(running.url, verbose=False).predict(handle_file(lesion), api_name="/classify")
+    assert any(p.is_file() for p in running.temporary.rglob("*"))
+    said = running.end()
+    assert running.process.returncode == 0
+    assert [p for p in running.temporary.rglob("*") if p.is_file()] == []
+    assert "Traceback" not in said and "smith" not in said.lower()
+
+
+def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "foreign.onnx").write_bytes(b"rubbish")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, fault_said in (
+            ([], "there is no model in runs/ yet"),
+            (["absent.onnx"], "no model absent.onnx"),
+            (["foreign.onnx"], "foreign.onnx is not a model"),
+            ([str(model), "--port", port], f"port {port} of 127.0.0.1 can't be used"),
+        ):
+            ended = subprocess.run(
+                [sys.executable, "-m", "app", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+            )  # fmt: skip
+            assert ended.returncode == 2 and fault_said in ended.stderr and "Traceback" not in ended.stderr, ended
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\nimport app.page, app.__main__"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_nothing_given_gets_into_the_page(model: Path) -> None:
+    info = Classifier(model).info.model_copy(update={"names": ("<script>",) * 7, "warning": "<img src=x>"})
+    p = np.array([0.9, 0.1, 0, 0, 0, 0, 0], np.float32)
+    seen = Explanation(p, np.ones((7, 2, 2), np.float32), np.zeros(3, np.float32), np.zeros((8, 8, 3), np.uint8))
+    page = answer(seen, info)
+    assert "<script>" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
+    assert "<b>" not in fault("<b>x")
+
+
+def test_words_follow_the_probability() -> None:
+    def said(*p: float) -> str:
+        return doubt(np.array(p, np.float32), NAMES)[0]
+
+    assert said(0.4, 0.3, 0.3, 0, 0) == "No clear answer"
+    assert said(0.1, 0.6, 0.3, 0, 0) == "Some likeness to melanocytic nevus"
+    assert said(0.9, 0.1, 0, 0, 0) == "Looks most like melanoma"
+    assert [percent(p).replace("\N{NO-BREAK SPACE}", " ") for p in (0.001, 0.5, 0.999)] == ["< 1 %", "50 %", "> 99 %"]
+
+
+def test_the_map_lies_where_the_evidence_is() -> None:
+    activation = np.full((4, 4), -1.0, np.float32)
+    activation[0, 3] = 2
+    strength = heat(activation, 64)
+    assert strength[:16, 48:].mean() > 0.5 and strength[32:, :32].max() == 0 and strength.max() <= 1
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    drawn = np.asarray(overlay(grey, activation))
+    assert (drawn[SIDE // 2 :, : SIDE // 2] == 128).all() and not (drawn[: SIDE // 4, -SIDE // 4 :] == 128).all()
+    assert (np.asarray(overlay(grey, -np.ones((4, 4), np.float32))) == 128).all()
