@@ -50,7 +50,6 @@ def answer(seen: Explanation, info: ModelInfo) -> str:
     ]
     shown = Image.fromarray(seen.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return TEMPLATES.get_template("answer.html.jinja").render(
-        warning=info.warning,
         headline=headline,
         sentence=sentence,
         rows=rows,

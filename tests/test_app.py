@@ -21,7 +21,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from app.heatmap import SIDE, heat, overlay
-from app.words import answer, doubt, fault, percent
+from app.words import answer, doubt, fault, fixed, percent
 from dermrw.drawing import draw_lesion
 from dermrw.predict import Classifier, Explanation
 
@@ -68,7 +68,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def model(_trained: Path) -> Path:
-    return next((_trained / "runs").glob("*/model.onnx"))
+    # for the README's picture: DERMRW_SCREENSHOTS=docs DERMRW_MODEL=runs/NAME/model.onnx
+    named = os.environ.get("DERMRW_MODEL")
+    return Path(named).resolve() if named else next((_trained / "runs").glob("*/model.onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +212,7 @@ def test_nothing_given_gets_into_the_page(model: Path) -> None:
     info = Classifier(model).info.model_copy(update={"names": ("<script>",) * 7, "warning": "<img src=x>"})
     p = np.array([0.9, 0.1, 0, 0, 0, 0, 0], np.float32)
     seen = Explanation(p, np.ones((7, 2, 2), np.float32), np.zeros(3, np.float32), np.zeros((8, 8, 3), np.uint8))
-    page = answer(seen, info)
+    page = answer(seen, info) + fixed("head", info, "0" * 64) + fixed("foot", info, "0" * 64)
     assert "<script>" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
     assert "<b>" not in fault("<b>x")
 
@@ -229,8 +231,8 @@ def test_the_map_lies_where_the_evidence_is() -> None:
     activation = np.full((4, 4), -1.0, np.float32)
     activation[0, 3] = 2
     strength = heat(activation, 64)
-    assert strength[:16, 48:].mean() > 0.5 and strength[32:, :32].max() == 0 and strength.max() <= 1
+    assert strength[:16, 48:].mean() > 0.5 and strength[32:, :32].max() < 0.01 and strength.max() <= 1
     grey = np.full((8, 8, 3), 128, np.uint8)
-    drawn = np.asarray(overlay(grey, activation))
-    assert (drawn[SIDE // 2 :, : SIDE // 2] == 128).all() and not (drawn[: SIDE // 4, -SIDE // 4 :] == 128).all()
+    change = np.abs(np.asarray(overlay(grey, activation)).astype(int) - 128)
+    assert change[SIDE // 2 :, : SIDE // 2].max() <= 1 and change[: SIDE // 4, -SIDE // 4 :].mean() > 20
     assert (np.asarray(overlay(grey, -np.ones((4, 4), np.float32))) == 128).all()
