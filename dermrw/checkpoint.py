@@ -28,9 +28,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer reports a full disk as a RuntimeError
+        # torch's zip writer reports a full disk as a RuntimeError about positions
         remove_partial(temporary)
-        raise UserError(f"the checkpoint {path} can't be written: {' '.join(str(error).split())[:200]}") from None
+        reason = getattr(error, "strerror", None) or "is the disk full?"
+        raise UserError(
+            f"the checkpoint {path} can't be written ({reason}): free some space, then the same command with "
+            f"RUN={path.parent} goes on from the last one, which is whole"
+        ) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

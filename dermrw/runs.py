@@ -123,13 +123,26 @@ class Log:
     """metrics.jsonl: one JSON object a line, appended; a resume cuts off what the checkpoint doesn't know."""
 
     def __init__(self, path: Path, offset: int) -> None:
-        self.file = path.open("ab")
-        self.file.truncate(offset)
+        self.path = path
+        with self._or_a_sentence():
+            self.file = path.open("ab")
+            self.file.truncate(offset)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row."""
-        self.file.write(json.dumps(row).encode() + b"\n")
-        self.file.flush()
+        with self._or_a_sentence():
+            self.file.write(json.dumps(row).encode() + b"\n")
+            self.file.flush()
+
+    @contextmanager
+    def _or_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path} can't be written ({error.strerror}): free some space, or mend its permissions; the same "
+                f"command with RUN={self.path.parent} goes on from the last checkpoint"
+            ) from None
 
     @property
     def offset(self) -> int:
