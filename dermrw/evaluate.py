@@ -57,6 +57,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     splits = load_splits(config.data, root, read_split(run))
     choice = Choice(choose_device("auto" if not _chosen(overrides) else config.train.device), "fp32", False)
     model, state = load_best(run, config, splits.classes)
+    last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt's time ends with it
     model = choice.place(model)
     print(f"Evaluating {run}, epoch {state['best_epoch']} of {config.train.epochs}, on {choice}", flush=True)
 
@@ -82,7 +83,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "size": config.data.size,
         "epoch": state["best_epoch"],
         "epochs": config.train.epochs,
-        "training_seconds": round(state["seconds"]),
+        "training_seconds": round(last["seconds"]),
         "training_images": len(splits.train),
         "training_prevalence": dict(zip(splits.classes.codes, prevalence.tolist(), strict=True)),
         "calibration": calibration,

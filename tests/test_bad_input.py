@@ -43,7 +43,7 @@ def says(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
                 command(monkeypatch, *arguments)
         said = capsys.readouterr().err
         assert caught.value.code == 2 and "Traceback" not in said, said
-        return said[[m.start() for m in re.finditer("^(dermrw|export): ", said, re.MULTILINE)][-1] :]
+        return said[[m.start() for m in re.finditer(r"(^|(?<=[\r\n]))(dermrw|export): ", said)][-1] :]
 
     return run
 
