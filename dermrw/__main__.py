@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if config.data.name == "sample":
             print(SAMPLE_NOTICE)
     elif arguments.command == "predict":
-        from dermrw.predict import predict
+        from dermrw.batch import predict
 
         predict(
             arguments.model,

@@ -1,13 +1,10 @@
-"""From a model file and pictures to probabilities: ONNX Runtime and `pixels.py`. No torch in here."""
+"""A model file as a Python object: ONNX Runtime and `pixels.py`. No torch in here."""
 
-import csv
 import hashlib
-import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 # ONNX Runtime's official builds report each session to Microsoft since 1.29; it reads this when it is imported
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -16,13 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 from PIL import Image
-from tqdm import tqdm
 
 from dermrw.errors import UserError
-from dermrw.files import write_atomic
 from dermrw.model_file import INPUT, OUTPUTS, ModelInfo
-from dermrw.pixels import IMAGE_SUFFIXES, evaluation_pixels
-from dermrw.prevalence import at_prevalence, combine, parse_prevalence
+from dermrw.pixels import evaluation_pixels
 
 onnxruntime.disable_telemetry_events()  # where another module imported it first
 
@@ -143,168 +137,3 @@ class Classifier:
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-class Found(NamedTuple):
-    """What lies at the paths that a user named."""
-
-    images: dict[str, Path]  # by id: the file's name without its ending
-    skipped: int  # files in folders that aren't images by their ending
-
-
-def find_images(paths: Iterable[Path]) -> Found:
-    """Images among files and, recursively, in folders. A file that is named is taken whatever its ending.
-
-    Raises:
-        UserError: a path is absent; or two files would have the same id.
-    """
-    images: dict[str, Path] = {}
-    skipped = 0
-
-    def add(path: Path) -> None:
-        other = images.setdefault(path.stem, path)
-        if other.resolve() != path.resolve():
-            raise UserError(f"{other} and {path} would both be image {path.stem}: rename one, or predict them apart")
-
-    for path in paths:
-        if path.is_dir():
-            for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
-                    add(file)
-                else:
-                    skipped += 1
-        elif path.exists():
-            add(path)
-        else:
-            raise UserError(f"there is no file or folder {path}")
-    return Found(images, skipped)
-
-
-def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
-    """Each image's lesion, from a CSV with the columns `image` (or `image_id`) and `lesion_id`.
-
-    Raises:
-        UserError: the file can't be read, lacks a column, or names no lesion for an image, or two.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as a table: {_short(error)}") from None
-    column = next((c for c in ("image", "image_id") if rows and c in rows[0]), None)
-    if column is None or "lesion_id" not in rows[0]:
-        raise UserError(f"{path} must have rows with the columns image and lesion_id")
-    lesion: dict[str, str] = {}
-    for row in rows:
-        image, name = row[column] or "", row["lesion_id"] or ""
-        if lesion.setdefault(image, name) != name:
-            raise UserError(f"{path}: image {image} has two lesions")
-    without = [i for i in image_ids if not lesion.get(i)]
-    if without:
-        raise UserError(f"{path} names no lesion for image {without[0]} and {len(without) - 1} more: add their rows")
-    return [lesion[i] for i in image_ids]
-
-
-def _pixels_of(classifier: Classifier, paths: Sequence[Path]) -> Iterator[npt.NDArray[np.uint8] | UserError]:
-    """Each file's pixels, or what is wrong with it, in order; read ahead by a batch."""
-
-    def read(path: Path) -> npt.NDArray[np.uint8] | UserError:
-        try:
-            return classifier.pixels(path)
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), BATCH):
-            yield from pool.map(read, paths[start : start + BATCH])
-
-
-def predict(
-    model: Path,
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    prevalence: str = "equal",
-    lesions: Path | None = None,
-    device: str = "auto",
-) -> None:
-    """Writes the probabilities of every readable image among `paths` to `out`, in ISIC's format.
-
-    Args:
-        model: the .onnx file.
-        paths: files and folders.
-        out: the CSV: `image`, and a column a class.
-        prevalence: `equal`, `training`, or shares such as `mel=0.05,nv=0.8,…`.
-        lesions: a CSV that names each image's lesion; images of one lesion get the lesion's probabilities.
-        device: `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: something that was asked for can't be had; or, after all is written, images that can't be read.
-    """
-    classifier = Classifier(model, device)
-    info = classifier.info
-    stated = parse_prevalence(prevalence, info.codes, info.prevalence)
-    if not out.parent.is_dir() or out.is_dir():
-        raise UserError(f"{out} can't be written: --csv takes a file in a folder that exists")
-    found = find_images(paths)
-    if not found.images:
-        raise UserError(f"there is no image at {', '.join(map(str, paths))} ({found.skipped} other files)")
-    ids = list(found.images)
-    lesion_of = dict(zip(ids, read_lesions(lesions, ids), strict=True)) if lesions else {}
-    print(
-        f"Model {info.name} of {info.created}, sha256 {classifier.digest[:12]}, on the {classifier.device}", flush=True
-    )
-    if info.warning:
-        print(info.warning, flush=True)
-
-    kept: list[str] = []
-    unreadable: list[UserError] = []
-    probabilities = [np.zeros((0, len(info.codes)), np.float32)]
-    batch: list[npt.NDArray[np.uint8]] = []
-    for image_id, pixels in zip(
-        tqdm(ids, "Predicting", unit="image", leave=False),
-        _pixels_of(classifier, list(found.images.values())),
-        strict=True,
-    ):
-        if isinstance(pixels, UserError):
-            unreadable.append(pixels)
-            continue
-        kept.append(image_id)
-        batch.append(pixels)
-        if len(batch) == BATCH:
-            probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
-            batch = []
-    if batch:
-        probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
-    values = np.concatenate(probabilities).astype(np.float64)
-    if lesion_of and kept:
-        values = combine(values, [lesion_of[i] for i in kept], info.lesion_rule)
-    if stated is not None and kept:
-        values = at_prevalence(values, stated)
-    write_atomic(out, _csv(kept, info.columns, values))
-    said = f"{len(kept):,} images into {out}, probabilities for {_prevalence_words(prevalence)}"
-    if lesion_of:
-        said += f", {len({lesion_of[i] for i in kept}):,} lesions combined by their {info.lesion_rule} mean".replace(
-            "mean mean", "mean"
-        )
-    if found.skipped:
-        said += f"; {found.skipped:,} files that aren't images skipped"
-    print(said)
-    if unreadable:
-        raise UserError("\n".join([f"{len(unreadable):,} images are not in {out}:", *map(str, unreadable)]))
-
-
-def _prevalence_words(prevalence: str) -> str:
-    return {"equal": "equal prevalence", "training": "the training data's prevalence"}.get(
-        prevalence, "the stated prevalence"
-    )
-
-
-def _csv(image_ids: Sequence[str], columns: Sequence[str], values: npt.NDArray[np.float64]) -> bytes:
-    """ISIC's format; all digits, since rounding makes ties."""
-    text = io.StringIO()
-    writer: Any = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *columns])
-    for image_id, row in zip(image_ids, np.clip(values, 0.0, 1.0), strict=True):
-        writer.writerow([image_id, *map(repr, row.tolist())])
-    return text.getvalue().encode()

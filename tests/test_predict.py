@@ -12,10 +12,11 @@ import pytest
 from conftest import command
 from PIL import Image
 
+from dermrw.batch import find_images, read_lesions
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo
-from dermrw.predict import Classifier, find_images, read_lesions
+from dermrw.predict import Classifier
 from dermrw.prevalence import at_prevalence, combine
 
 
