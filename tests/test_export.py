@@ -17,12 +17,14 @@ from torch import nn
 from dermrw.calibration import EqualPrevalence
 from dermrw.checkpoint import load_checkpoint
 from dermrw.config import Model, load_config
+from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
+from dermrw.model_file import ModelInfo, Score
 from dermrw.models import backbones, build_model
 from dermrw.pixels import center_crop, evaluation_pixels, resize
 from dermrw.predict import Classifier
 from export.__main__ import export, main
-from export.build import check
+from export.build import build, check
 from export.network import Exported
 from export.parts import _ClassToken, cut, logits_and_map
 from export.pillow_resize import resize_graph
@@ -100,6 +102,36 @@ def test_a_vision_transformers_map_hides_patches_from_the_class_token() -> None:
         assert isinstance(head, _ClassToken) and found.shape == (2, 7, 4, 4)
         seen = [0, *(k for k in range(1, 17) if k != 1 + 4 * 2 + 3)]
         torch.testing.assert_close(found[:, :, 2, 3], logits - head(tokens[:, seen]))
+
+
+def exported(model: nn.Module, backbone: str, size: int, folder: Path) -> float:
+    """Builds the model file of a network and compares it with torch."""
+    calibration = EqualPrevalence(1.3, tuple(np.linspace(-0.3, 0.3, 7).tolist()))
+    info = ModelInfo(
+        name="x", created="2026-01-01", version="0", digest="0" * 64, backbone=backbone, objective="erm", origin="none",
+        size=size, codes=DX, columns=COLUMNS, names=DX, temperature=1.3, offsets=calibration.offsets,
+        prevalence=dict.fromkeys(DX, 1 / 7), lesion_rule="mean", licence="none",
+        score=Score(balanced_accuracy=0.5, interval_95=(0.4, 0.6), scored_on="nothing", images=1),
+    )  # fmt: skip
+    net = Exported(model, calibration)
+    (folder / "model.onnx").write_bytes(build(net, info).SerializeToString())
+    rng = np.random.default_rng(0)
+    return check(folder / "model.onnx", net, [rng.integers(0, 256, (60, 60 + i, 3), dtype=np.uint8) for i in range(7)])
+
+
+# one of each way of computing; the others were exported by hand (README), which takes minutes
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny", "shufflenet_v2_x0_5", "alexnet"])
+def test_families_of_backbones_are_exported(backbone: str, tmp_path: Path) -> None:
+    assert exported(network(backbone, 64), backbone, 64, tmp_path) < 1e-4
+
+
+def test_a_vision_transformer_is_exported(tmp_path: Path) -> None:
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, 3, 4, 24, 48, num_classes=7).eval()
+    nn.init.normal_(model.heads[-1].weight)  # type: ignore[arg-type]
+    assert exported(model, "vit", 32, tmp_path) < 1e-4
 
 
 def test_every_backbone_has_a_family() -> None:
