@@ -15,9 +15,14 @@ numbers θ + g·δ (forward-mode differentiation), gives the losses and all B de
 carries the graph of Σ wᵢ ℓᵢ. Where batch norm in train mode couples the examples, ∂/∂εᵢ is of the ℓᵢ computed
 from the whole batch, here as in the paper.
 
-This file needs torch alone and works on any `nn.Module` whose operators have forward-mode rules.
+Where an operator of the model has no forward-mode rule, the same derivatives come, as exactly, from two reverse passes:
+Jᵀv is linear in v, and its derivative along g is J g. That is said once, and costs what double backward does.
+
+This file needs torch alone and works on any `nn.Module` of torch operations.
 """
 
+import warnings
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -28,6 +33,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+# models whose operators are known to have forward-mode rules, and those that are known to lack one
+_FORWARD: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+_REVERSE: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -98,17 +107,65 @@ def losses_along(
     It is the plain forward pass in every other respect: running statistics and the random stream advance as usual.
     `direction` maps names of parameters to tensors of their shapes.
     """
+    if model in _REVERSE:
+        return _by_reverse(model, x, y, direction, loss)
+    if model in _FORWARD:
+        return _by_forward(model, x, y, direction, loss)
+    # the first pass finds out; what it changed before it met the operator is put back
+    buffers = {b: b.clone() for b in model.buffers()}
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    stream, streams = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
+    try:
+        found = _by_forward(model, x, y, direction, loss)
+        _FORWARD.add(model)
+        return found
+    except NotImplementedError as error:
+        warnings.warn(f"weights come from two reverse passes: {str(error).splitlines()[0]}", stacklevel=3)
+    with torch.no_grad():
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
+    torch.set_rng_state(stream)
+    for device, state in streams.items():
+        torch.cuda.set_rng_state(state, device)
+    _REVERSE.add(model)
+    return _by_reverse(model, x, y, direction, loss)
+
+
+def _by_reverse(
+    model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
+) -> tuple[Tensor, Tensor]:
+    """`losses_along` by two reverse passes."""
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
+        losses = _checked(loss(model(x), y), y)
+    parameters = dict(model.named_parameters())
+    v = torch.zeros_like(losses, requires_grad=True)
+    inputs = [parameters[name] for name in direction]
+    products = torch.autograd.grad(losses, inputs, v, create_graph=True, allow_unused=True)  # Jᵀv, by parameter
+    inner = [(p * d).sum() for p, d in zip(products, direction.values(), strict=True) if p is not None]
+    slopes = torch.autograd.grad(sum(inner, v.sum() * 0), v)[0]
+    return losses, slopes.detach()
+
+
+def _checked(losses: Tensor, y: Tensor) -> Tensor:
+    if losses.shape != y.shape[:1]:
+        raise ValueError(
+            f"the loss must give one value per example, {list(y.shape[:1])}, but gave {list(losses.shape)}"
+        )
+    return losses
+
+
+def _by_forward(
+    model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
+) -> tuple[Tensor, Tensor]:
+    """`losses_along` by forward-mode differentiation."""
     parameters = dict(model.named_parameters())
     # of the kernels for attention only the plain one has a forward-mode rule
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
         duals: dict[Tensor, Tensor] = {
             parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()
         }
-        dual_losses = loss(functional_call(model, _by_name(model, duals), (x,), tie_weights=False), y)
-        if dual_losses.shape != y.shape[:1]:
-            raise ValueError(
-                f"the loss must give one value per example, {list(y.shape[:1])}, but gave {list(dual_losses.shape)}"
-            )
+        output = functional_call(model, _by_name(model, duals), (x,), tie_weights=False)
+        dual_losses = _checked(loss(output, y), y)
         losses, tangents = forward_ad.unpack_dual(dual_losses)
         # a tangent of None means that no trainable parameter reaches the losses
         slopes = torch.zeros_like(losses) if tangents is None else tangents

@@ -1,6 +1,7 @@
 """The meta step against Algorithm 1 of Ren et al. written out with double backward, in float64."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -104,6 +105,36 @@ def test_all_else_is_as_in_a_plain_pass(name: str, train: bool) -> None:
     for (key, p), q in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12, msg=key)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+def test_operators_without_a_forward_rule(train: bool) -> None:
+    """weight_norm has none: the weights are as exact, all else as plain, and it is said once."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Flatten(),
+        nn.utils.parametrizations.weight_norm(nn.Linear(400, CLASSES)),
+    ).double().train(train)  # fmt: skip
+    x, y, meta_x, meta_y = batches(12)
+    plain = copy.deepcopy(model)
+    torch.manual_seed(3)
+    expected = double_backward(model, x, y, meta_x, meta_y, alpha=0.3)
+    torch.manual_seed(3)
+    with pytest.warns(UserWarning, match="two reverse passes"):
+        losses, weights = reweighted_losses(model, x, y, meta_x, meta_y)
+    after = torch.get_rng_state()
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+    (weights * losses).sum().backward()
+    torch.manual_seed(3)
+    (weights * F.cross_entropy(plain(x), y, reduction="none")).sum().backward()
+    assert torch.equal(after, torch.get_rng_state())
+    for p, q in zip([*model.buffers()], [*plain.buffers()], strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reweighted_losses(model, x, y, meta_x, meta_y)
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
