@@ -10,15 +10,18 @@ derivatives at θ:
     uᵢ = α ⟨∇θ L_meta(θ), ∇θ ℓᵢ(θ)⟩,
 
 the directional derivative of every training loss along the meta gradient g. α cancels in wᵢ. So nothing second-order is
-needed: one backward pass over the small meta batch gives g, and the forward pass over the training batch, run on dual
-numbers θ + g·δ (forward-mode differentiation), gives the losses and all B derivatives at once. The same forward pass
-carries the graph of Σ wᵢ ℓᵢ. Where batch norm in train mode couples the examples, ∂/∂εᵢ is of the ℓᵢ computed
-from the whole batch, here as in the paper.
+needed: one backward pass over the small meta batch gives g, and one forward pass over the training batch gives the
+losses and, with the tangent of every activation carried beside it (`dermrw.tangents`), all B derivatives at once. The
+same forward pass holds the graph of Σ wᵢ ℓᵢ. Where batch norm in train mode couples the examples, ∂/∂εᵢ is of the ℓᵢ
+computed from the whole batch, here as in the paper.
 
-Where an operator of the model has no forward-mode rule, the same derivatives come, as exactly, from two reverse passes:
-Jᵀv is linear in v, and its derivative along g is J g. That is said once, and costs what double backward does.
+With F the cost of a forward pass, plain training costs 3F and this 5F plus the meta batch's 3F·M/B.
 
-This file needs torch alone and works on any `nn.Module` of torch operations.
+Where an operator of the model has no rule there, the same derivatives come, as exactly, from PyTorch's forward-mode
+differentiation of the whole pass, which records the tangents too and needs about three times the memory; and where that
+has no rule either, from two reverse passes: Jᵀv is linear in v, and its derivative along g is J g. Each is said once.
+
+This file and `tangents.py` need torch alone and work on any `nn.Module` of torch operations.
 """
 
 import warnings
@@ -32,11 +35,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dermrw import tangents as tangents  # the rules
+from dermrw.dual import Dual, UnrecordedPass, primal_of, tangent_of
+
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
-# models whose operators are known to have forward-mode rules, and those that are known to lack one
-_FORWARD: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-_REVERSE: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+# the way that a model's derivatives take, an index into _WAYS; only those that met an obstacle are here
+_WAY: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -107,43 +112,39 @@ def losses_along(
     It is the plain forward pass in every other respect: running statistics and the random stream advance as usual.
     `direction` maps names of parameters to tensors of their shapes.
     """
-    if model in _REVERSE:
-        return _by_reverse(model, x, y, direction, loss)
-    if model in _FORWARD:
-        return _by_forward(model, x, y, direction, loss)
-    # the first pass finds out; what it changed before it met the operator is put back
+    # what a pass changes before it meets an operator without a rule is put back
     buffers = {b: b.clone() for b in model.buffers()}
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     stream, streams = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
-    try:
-        found = _by_forward(model, x, y, direction, loss)
-        _FORWARD.add(model)
-        return found
-    except NotImplementedError as error:
-        warnings.warn(f"weights come from two reverse passes: {str(error).splitlines()[0]}", stacklevel=3)
-    with torch.no_grad():
-        for buffer, before in buffers.items():
-            buffer.copy_(before)
-    torch.set_rng_state(stream)
-    for device, state in streams.items():
-        torch.cuda.set_rng_state(state, device)
-    _REVERSE.add(model)
-    return _by_reverse(model, x, y, direction, loss)
+    while True:
+        way = _WAY.get(model, 0)
+        try:
+            losses, slopes = _WAYS[way](model, x, y, direction, loss)
+            return losses, slopes.detach()
+        except NotImplementedError as error:
+            if way + 1 == len(_WAYS):
+                raise
+            # of what isn't recorded PyTorch's forward mode would take the derivative all the same
+            _WAY[model] = len(_WAYS) - 1 if isinstance(error, UnrecordedPass) else way + 1
+            told = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[_WAY[model]]
+            warnings.warn(f"the weights come from {told}: {str(error).splitlines()[0]}", stacklevel=3)
+        with torch.no_grad():
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+        torch.set_rng_state(stream)
+        for device, state in streams.items():
+            torch.cuda.set_rng_state(state, device)
 
 
-def _by_reverse(
+def _by_rules(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
-    """`losses_along` by two reverse passes."""
-    with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
-        losses = _checked(loss(model(x), y), y)
+    """`losses_along` by one recorded forward pass with tangents beside it."""
     parameters = dict(model.named_parameters())
-    v = torch.zeros_like(losses, requires_grad=True)
-    inputs = [parameters[name] for name in direction]
-    products = torch.autograd.grad(losses, inputs, v, create_graph=True, allow_unused=True)  # Jᵀv, by parameter
-    inner = [(p * d).sum() for p, d in zip(products, direction.values(), strict=True) if p is not None]
-    slopes = torch.autograd.grad(sum(inner, v.sum() * 0), v)[0]
-    return losses, slopes.detach()
+    duals: dict[Tensor, Tensor] = {parameters[name]: Dual(parameters[name], d) for name, d in direction.items()}
+    losses = _checked(loss(functional_call(model, _by_name(model, duals), (x,), tie_weights=False), y), y)
+    slopes = tangent_of(losses)
+    return primal_of(losses), torch.zeros_like(primal_of(losses)) if slopes is None else slopes
 
 
 def _checked(losses: Tensor, y: Tensor) -> Tensor:
@@ -169,7 +170,24 @@ def _by_forward(
         losses, tangents = forward_ad.unpack_dual(dual_losses)
         # a tangent of None means that no trainable parameter reaches the losses
         slopes = torch.zeros_like(losses) if tangents is None else tangents
-        return losses, slopes.detach()
+        return losses, slopes
+
+
+def _by_reverse(
+    model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
+) -> tuple[Tensor, Tensor]:
+    """`losses_along` by two reverse passes."""
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
+        losses = _checked(loss(model(x), y), y)
+    parameters = dict(model.named_parameters())
+    v = torch.zeros_like(losses, requires_grad=True)
+    inputs = [parameters[name] for name in direction]
+    products = torch.autograd.grad(losses, inputs, v, create_graph=True, allow_unused=True)  # Jᵀv, by parameter
+    inner = [(p * d).sum() for p, d in zip(products, direction.values(), strict=True) if p is not None]
+    return losses, torch.autograd.grad(sum(inner, v.sum() * 0), v)[0]
+
+
+_WAYS = (_by_rules, _by_forward, _by_reverse)
 
 
 def reweighted_losses(
