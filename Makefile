@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN ?=
+NGPU ?= 1
 MODEL ?=
 ARGS ?=
 # a stamp, so that the environment is made once for each state of its two files
@@ -47,8 +48,8 @@ data: $(READY) ## download HAM10000 and the official ISIC 2018 sets (3 GB; CC BY
 check: $(READY) ## print what the data folder holds and lacks (ARGS=FOLDER)
 	$(PY) -m dermrw check $(ARGS)
 
-train-ham: $(READY) ## train on HAM10000 by reweighting, or on the embedded sample where it is absent
-	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run $(RUN))
+train-ham: $(READY) ## train on HAM10000 by reweighting (NGPU=2: in two processes), or on the embedded sample
+	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run $(RUN)) --processes $(NGPU)
 
 train-cifar: $(READY) ## the toy problem: CIFAR-10 with one dominant class, reweighting against SGD
 	for config in configs/cifar*.yaml; do \

@@ -1,6 +1,8 @@
 """The command line: download, check, train, eval, predict. Each command imports what it needs, predict no torch."""
 
 import argparse
+import os
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("train", help="train or resume a run")
     fit.add_argument("config", nargs="?", default="configs/ham.yaml", help="a YAML file (default: %(default)s)")
     fit.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=5 objective=erm")
+    fit.add_argument("--processes", type=int, default=1, metavar="N", help="train in N processes of this machine")
     fit.add_argument("--run", type=Path, help="the run's folder; resumed where it exists (default: a new one)")
     score = commands.add_parser("eval", help="score a run on its test split and on ISIC's official sets")
     score.add_argument("run", nargs="?", type=Path, help="default: the latest run")
@@ -53,15 +56,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _training_config(name: str, overrides: list[str]) -> "Config":
-    """The config, or the embedded sample's where HAM10000 is asked for without a place and is at none; says so."""
+    """The config, or the embedded sample's where HAM10000 is asked for without a place and is at none."""
     from dermrw.config import CONFIGS, find_config, load_config
     from dermrw.tables import find_ham10000
 
     config = load_config(find_config(name), overrides)
     if config.data.name == "ham10000" and find_ham10000(config.data.root) is None:
         config = load_config(CONFIGS / "sample.yaml", overrides)
-    if config.data.name == "sample":
-        print(SAMPLE_NOTICE, flush=True)
     return config
 
 
@@ -76,14 +77,22 @@ def _run(arguments: argparse.Namespace) -> None:
 
         check(arguments.folder)
     elif arguments.command == "train":
+        from dermrw.launch import launch
+        from dermrw.processes import launched, speaks
+
+        if arguments.processes > 1 and not launched():
+            launch(arguments.processes, sys.argv[1:])
+            return
         from dermrw.train import train
 
         if "=" in arguments.config:  # overrides alone: the default config
             arguments.overrides.insert(0, str(arguments.config))
             arguments.config = "configs/ham.yaml"
         config = _training_config(arguments.config, arguments.overrides)
+        if config.data.name == "sample" and speaks():
+            print(SAMPLE_NOTICE, flush=True)
         train(config, arguments.run)
-        if config.data.name == "sample":
+        if config.data.name == "sample" and speaks():
             print(SAMPLE_NOTICE)
     elif arguments.command == "predict":
         from dermrw.batch import predict
@@ -108,6 +117,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Runs a command; a user's mistake is one sentence and status 2, Ctrl-C status 130."""
+    if os.environ.get("RANK", "0") != "0":  # one of several processes: the leading one shows its progress
+        os.environ["TQDM_DISABLE"] = "1"
     with plain_endings("dermrw"):
         parser = _parser()
         arguments, rest = parser.parse_known_args()

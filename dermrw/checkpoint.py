@@ -31,9 +31,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         # torch's zip writer reports a full disk as a RuntimeError about positions
         remove_partial(temporary)
         reason = getattr(error, "strerror", None) or "is the disk full?"
+        onward = "goes on from the last one, which is whole" if path.exists() else "begins anew"
         raise UserError(
             f"the checkpoint {path} can't be written ({reason}): free some space, then the same command with "
-            f"RUN={path.parent} goes on from the last one, which is whole"
+            f"RUN={path.parent} {onward}"
         ) from None
 
 

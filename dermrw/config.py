@@ -57,6 +57,12 @@ class Objective(_Section):
     """What is minimised. `objective=NAME` sets the name alone."""
 
     name: Literal["erm", "weighted_sampling", "reweight"] = "reweight"
+    weights: Literal["exact", "finite_difference", "last_stage"] = Field(
+        "exact", description="reweight: exact, or a cheaper approximation (README, What it costs)"
+    )
+    refresh_every: int = Field(
+        1, ge=1, description="reweight: steps from one weighing to the next; between them examples keep their weights"
+    )
 
 
 class Train(_Section):
@@ -93,6 +99,10 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
+        if self.objective.name != "reweight" and self.objective != Objective(name=self.objective.name):
+            raise ValueError(f"objective.weights and refresh_every belong to reweight, not to {self.objective.name}")
+        if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
+            raise ValueError("objective.weights=finite_difference needs train.precision=fp32: bf16 rounds it away")
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self

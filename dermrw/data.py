@@ -1,7 +1,7 @@
 """From a config to the four sets of images (train, validation, test, meta) and their batches."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, choose: Callable[[np.ndarray], np.ndarray]) -> "ImageSet":
+        """The images whose rows `choose` gives, of all rows `[N]`."""
+        rows = choose(np.arange(len(self)))
+        return ImageSet(self.table.iloc[rows], self.labels[rows], [self.sources[i] for i in rows])
 
 
 class Splits(NamedTuple):

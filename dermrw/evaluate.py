@@ -26,13 +26,13 @@ from dermrw.data import ImageSet, Pixels, Splits, image_set, load_splits, resolv
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
+from dermrw.loop import predict_logits
 from dermrw.machine import Choice, choose_device, environment, keep_freed_memory
 from dermrw.models import build_model
 from dermrw.report import write_html
 from dermrw.runs import open_run, read_split
 from dermrw.scores import Scored, build_report, compare_lesion_rules
 from dermrw.tables import find_official
-from dermrw.train import predict_logits
 
 BATCH = 64
 SAMPLE_WARNING = (

@@ -148,6 +148,22 @@ def freeze(model: nn.Module, part: str) -> None:
         head.requires_grad_(True)
 
 
+def last_stage(model: nn.Module) -> frozenset[str]:
+    """Names of the trainable parameters of the last block and the head.
+
+    A block is a child of the model, or of one of its `Sequential`s: layer4.1 and fc of a ResNet-18, features.18 and the
+    classifier's layer of a MobileNetV2.
+    """
+    blocks: list[tuple[str, nn.Module]] = []
+    for name, child in model.named_children():
+        parts = child.named_children() if isinstance(child, nn.Sequential) else []
+        blocks += [(f"{name}.{inner}", part) for inner, part in parts] or [(name, child)]
+    trainable = [
+        [f"{block}.{name}" for name, p in module.named_parameters() if p.requires_grad] for block, module in blocks
+    ]
+    return frozenset(name for names in [names for names in trainable if names][-2:] for name in names)
+
+
 def train_mode(model: nn.Module, part: str) -> None:
     """Train mode, but for batch norm where it is frozen: there the running statistics stay and are used."""
     model.train()

@@ -12,17 +12,19 @@ from dermrw.diagnoses import Classes
 
 
 @contextmanager
-def stoppable() -> Iterator[threading.Event]:
+def stoppable(patient: bool = False) -> Iterator[threading.Event]:
     """An event that Ctrl-C or a scheduler's SIGTERM sets, so that the step under way ends before the loop does.
 
-    A second signal acts at once.
+    A second signal acts at once, unless `patient`: one of several processes gets a signal from the terminal and
+    another from its launcher, which itself loses patience after 30 seconds.
     """
     stop = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: object) -> None:
         stop.set()
-        signal.signal(number, before[signal.Signals(number)])
+        if not patient:
+            signal.signal(number, before[signal.Signals(number)])
 
     in_main = threading.current_thread() is threading.main_thread()
     if in_main:

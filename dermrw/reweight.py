@@ -26,10 +26,11 @@ This file and `tangents.py` need torch alone and work on any `nn.Module` of torc
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -49,14 +50,28 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def normalize(scores: Tensor) -> Tensor:
-    """Scores u `[B]` -> weights w `[B]` (eqs. 13 and 14): clipped at zero, summing to 1, or all zero if no u > 0."""
+def sum_over(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Replaces each tensor by its sum over the group's processes, in one exchange; None: this process alone."""
+    if group is None or not tensors:
+        return
+    flat = torch.cat([t.reshape(-1) for t in tensors])
+    dist.all_reduce(flat, group=group)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def normalize(scores: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Scores u `[B]` -> weights w `[B]` (eqs. 13 and 14): clipped at zero, summing to 1, or all zero if no u > 0.
+
+    With a group, they sum to 1 over all its processes.
+    """
     clipped = scores.clamp(min=0)
     total = clipped.sum()
+    sum_over([total], group)
     return torch.where(total > 0, clipped / total.where(total > 0, torch.ones_like(total)), clipped)
 
 
-def _by_name(model: nn.Module, replacement: dict[Tensor, Tensor]) -> dict[str, Tensor]:
+def by_tensor(model: nn.Module, replacement: dict[Tensor, Tensor]) -> dict[str, Tensor]:
     """What `functional_call` takes to replace these parameters and buffers wherever modules share them.
 
     Its own `tie_weights` swaps a module that is registered under two names twice, and then can't put it back.
@@ -70,7 +85,12 @@ def _by_name(model: nn.Module, replacement: dict[Tensor, Tensor]) -> dict[str, T
 
 
 def meta_gradient(
-    model: nn.Module, meta_x: Tensor, meta_y: Tensor, loss: PerExampleLoss = cross_entropy
+    model: nn.Module,
+    meta_x: Tensor,
+    meta_y: Tensor,
+    loss: PerExampleLoss = cross_entropy,
+    group: dist.ProcessGroup | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Gradient of the mean meta loss at θ, by the name of each trainable parameter; the model stays untouched.
 
@@ -83,21 +103,29 @@ def meta_gradient(
         meta_x: meta inputs `[M, ...]`.
         meta_y: meta labels `[M]`.
         loss: per-example loss, (model output `[M, ...]`, labels `[M]`) -> `[M]`.
+        group: processes that share one step; the mean is over the meta examples of all of them.
+        names: the parameters that θ consists of, where it isn't all that are trainable.
     """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {
+        name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)
+    }
     if not parameters:
         raise ValueError("no parameter of the model requires a gradient, so no example can be weighed")
     copies = {b: b.clone() for b in model.buffers()}
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=[d.index for d in devices]), torch.enable_grad():
-        output = functional_call(model, _by_name(model, copies), (meta_x,), tie_weights=False)
-        value = loss(output, meta_y).mean()
+        output = functional_call(model, by_tensor(model, copies), (meta_x,), tie_weights=False)
+        count = torch.tensor(float(len(meta_y)), device=meta_y.device)
+        sum_over([count], group)
+        value = loss(output, meta_y).sum() / count
         # a parameter that the loss does not reach (an unused head, say) has derivative zero
         gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    return {
+    direction = {
         name: torch.zeros_like(p) if g is None else g.detach()
         for (name, p), g in zip(parameters.items(), gradients, strict=True)
     }
+    sum_over(list(direction.values()), group)
+    return direction
 
 
 def losses_along(
@@ -142,7 +170,7 @@ def _by_rules(
     """`losses_along` by one recorded forward pass with tangents beside it."""
     parameters = dict(model.named_parameters())
     duals: dict[Tensor, Tensor] = {parameters[name]: Dual(parameters[name], d) for name, d in direction.items()}
-    losses = _checked(loss(functional_call(model, _by_name(model, duals), (x,), tie_weights=False), y), y)
+    losses = _checked(loss(functional_call(model, by_tensor(model, duals), (x,), tie_weights=False), y), y)
     slopes = tangent_of(losses)
     return primal_of(losses), torch.zeros_like(primal_of(losses)) if slopes is None else slopes
 
@@ -165,7 +193,7 @@ def _by_forward(
         duals: dict[Tensor, Tensor] = {
             parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()
         }
-        output = functional_call(model, _by_name(model, duals), (x,), tie_weights=False)
+        output = functional_call(model, by_tensor(model, duals), (x,), tie_weights=False)
         dual_losses = _checked(loss(output, y), y)
         losses, tangents = forward_ad.unpack_dual(dual_losses)
         # a tangent of None means that no trainable parameter reaches the losses
@@ -197,6 +225,7 @@ def reweighted_losses(
     meta_x: Tensor,
     meta_y: Tensor,
     loss: PerExampleLoss = cross_entropy,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Losses and weights of a training batch, by Ren et al.'s Algorithm 1; backward on `(weights * losses).sum()`.
 
@@ -207,10 +236,14 @@ def reweighted_losses(
         meta_x: meta inputs `[M, ...]`; the paper's g, the clean, balanced examples.
         meta_y: meta labels `[M]`.
         loss: per-example loss, (model output, labels) -> one value per example; cross-entropy by default.
+        group: processes that share one step, each with its part of the batch (and of the meta batch, or all of it): the
+            weights are those of the union. *Sum* the gradients over them afterwards. Batch norm in train mode sees, as
+            in any training, the part of its own process.
 
     Returns:
         losses `[B]`, with the graph of the one training forward pass, and weights `[B]`, detached, non-negative,
-        summing to 1, or all zero where no example's gradient agrees with the meta gradient (skip or count such a step).
+        summing to 1 (over the group), or all zero where no example's gradient agrees with the meta gradient (skip or
+        count such a step).
     """
-    losses, slopes = losses_along(model, x, y, meta_gradient(model, meta_x, meta_y, loss), loss)
-    return losses, normalize(slopes)
+    losses, slopes = losses_along(model, x, y, meta_gradient(model, meta_x, meta_y, loss, group), loss)
+    return losses, normalize(slopes, group)

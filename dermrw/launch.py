@@ -1,0 +1,33 @@
+"""`dermrw train --processes N`: PyTorch's own launcher (what torchrun calls), and one sentence where a process ends."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+def launch(processes: int, arguments: Sequence[str]) -> None:
+    """Runs `dermrw ARGUMENTS` in several processes of this machine; ends this one with their status."""
+    # without a word each would take all cores, and they would stand in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what matters is said below
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="dermrw", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "dermrw", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(
+                f"dermrw: process {rank} of {processes} was ended by {name}, and the job with it. The same command "
+                "with the same RUN goes on from the last checkpoint, with any number of processes",
+                file=sys.stderr,
+            )
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)  # it has told its mistake itself

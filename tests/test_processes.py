@@ -1,0 +1,146 @@
+"""Two processes against one: the weights, the training, and a worker that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from dermrw.checkpoint import load_checkpoint
+from dermrw.config import load_config
+from dermrw.processes import Job
+from dermrw.reweight import reweighted_losses
+from dermrw.runs import read_log
+from dermrw.train import train
+
+ROOT = Path(__file__).parents[1]
+
+
+def network() -> nn.Module:
+    """Without batch norm: examples don't touch each other."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.SiLU(), nn.Flatten(), nn.LazyLinear(7)).double()
+
+
+def data() -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(1)
+    x, meta_x = (torch.randn(n, 3, 6, 6, generator=g).double() for n in (11, 5))
+    return x, torch.arange(11) % 7, meta_x, torch.arange(5)
+
+
+def weigh(rank: int, world: int, folder: str) -> None:
+    """One process: its part of an uneven batch and of an uneven meta batch."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    parts = [torch.tensor_split(t, world)[rank] for t in data()]
+    model = network()
+    model(parts[0])
+    job = Job(rank, world, rank, dist.group.WORLD)
+    losses, weights = reweighted_losses(model, *parts, group=job.group)  # type: ignore[misc]
+    (weights * losses).sum().backward()
+    job.add_gradients(model)
+    torch.save((weights, [p.grad for p in model.parameters()]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_the_weights_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    mp.spawn(weigh, (2, str(tmp_path)), nprocs=2)
+    model = network()
+    model(data()[0])
+    losses, weights = reweighted_losses(model, *data())  # type: ignore[misc]
+    (weights * losses).sum().backward()
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([w for w, _ in found]), weights, rtol=0, atol=1e-12)
+    for _, gradients in found:
+        for p, gradient in zip(model.parameters(), gradients, strict=True):
+            torch.testing.assert_close(gradient, p.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_cover_every_row_once() -> None:
+    rows = np.arange(17)
+    parts = [Job(rank, 3).part(rows) for rank in range(3)]
+    assert np.concatenate(parts).tolist() == rows.tolist()
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+# SGD: Adam's first steps divide rounding by rounding
+SETTINGS = [
+    "data.name=sample", "data.size=32", "data.meta=rule", "model.backbone=cifar_alexnet", "model.weights=none",
+    "train.optimizer=sgd", "train.lr=1e-3", "train.batch_size=17", "train.precision=fp32", "train.channels_last=false",
+    "train.device=cpu", "objective.refresh_every=3",
+]  # fmt: skip
+
+
+def start(sample: Path, run: Path, processes: int, *overrides: str) -> subprocess.Popen:
+    arguments = [*SETTINGS, f"data.root={sample}", *overrides, "--run", str(run), "--processes", str(processes)]
+    environment = {k: v for k, v in os.environ.items() if k != "HAM10000_DIR"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dermrw", "train", "sample", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Path) -> None:
+    job = start(sample, tmp_path / "two", 2, "train.epochs=2")
+    train(load_config(None, ["name=sample", *SETTINGS, f"data.root={sample}", "train.epochs=2"]), tmp_path / "one")
+    out = job.communicate(timeout=240)[0]
+    assert job.returncode == 0, out
+    assert out.count("Run ") == 1 and "2 processes" in out  # one of them speaks
+    one, two = (load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for key, value in one["model"].items():
+        torch.testing.assert_close(two["model"][key], value, rtol=0, atol=2e-5)
+    assert torch.isfinite(two["objective"]["remembered"]).sum() == torch.isfinite(one["objective"]["remembered"]).sum()
+    for a, b in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert a.keys() == b.keys()
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["class_weight"] == pytest.approx(b["class_weight"], abs=1e-4)
+            assert a["zero_share"] == pytest.approx(b["zero_share"], abs=0.02)
+        else:
+            assert a == b
+
+
+def worker(job: subprocess.Popen, rank: int) -> int:
+    """The process id of a worker."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        if parent == job.pid and f"RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise LookupError(rank)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
+def test_a_killed_worker_ends_the_job_and_one_process_resumes_it(sample: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", ["train.epochs=3", "train.checkpoint_seconds=0.001"]
+    job = start(sample, run, 2, *settings)
+    deadline = time.monotonic() + 200
+    while not (run / "last.pt").exists() and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.01)
+    os.kill(worker(job, 1), signal.SIGKILL)
+    out = job.communicate(timeout=120)[0]
+    assert job.returncode not in (0, None)
+    assert "process 1 of 2 was ended by SIGKILL" in out and "goes on from the last checkpoint" in out, out
+    assert "Traceback" not in out
+    assert load_checkpoint(run / "last.pt")["epoch"] < 3, "the run was over before the signal"
+    train(load_config(None, ["name=sample", *SETTINGS, f"data.root={sample}", *settings]), run)
+    steps = [row["step"] for row in read_log(run) if "loss" in row]
+    assert load_checkpoint(run / "last.pt")["epoch"] == 3 and steps == sorted(set(steps))
+
+
+def test_more_processes_than_examples_in_a_batch(sample: Path, tmp_path: Path) -> None:
+    job = start(sample, tmp_path / "run", 3, "train.batch_size=2")
+    out = job.communicate(timeout=120)[0]
+    assert job.returncode == 2 and "train.batch_size=2 can't be divided among 3 processes" in out, out
+    assert "Traceback" not in out
