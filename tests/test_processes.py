@@ -102,7 +102,7 @@ def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Pa
         assert a.keys() == b.keys()
         if "loss" in a:
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-            assert a["class_weight"] == pytest.approx(b["class_weight"], abs=1e-4)
+            assert a["class_weight"] == pytest.approx(b["class_weight"], abs=2e-3)
             assert a["zero_share"] == pytest.approx(b["zero_share"], abs=0.02)
         else:
             assert a == b
