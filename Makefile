@@ -13,7 +13,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval export demo test lint package format clean
+.PHONY: help install data check train-ham train-cifar eval export demo bench test lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -66,6 +66,9 @@ export: $(READY) ## write a run's (the latest's) model.onnx and MODEL_CARD.md
 
 demo: $(DEMO_READY) ## serve the model that was exported last, or MODEL=file.onnx, to your browser
 	$(DEMO)/bin/python -m app $(or $(MODEL),$(RUN)) $(ARGS)
+
+bench: $(READY) ## time reweighting beside plain training and other people's way (ARGS="growth --repeats 3")
+	$(PY) -m dermrw.bench $(ARGS) $(if $(RUN),--run $(RUN))
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)

@@ -68,17 +68,20 @@ class Reweight(Objective):
             weights = normalize(scores, batch.group)
             self._remember(batch, weights)
         else:
-            assert self.remembered is not None
             losses = cross_entropy(model(batch.x), batch.y)
-            weights = normalize(self.remembered[batch.row].to(losses), batch.group)
+            weights = normalize(self.known(batch.row).to(losses), batch.group)
         self.step += 1
         return (weights * losses).sum(), self._log(weights, batch)
 
+    def known(self, rows: Tensor) -> Tensor:
+        """The weights that are remembered of these rows, NaN where there are none."""
+        return torch.full(rows.shape, torch.nan) if self.remembered is None else self.remembered[rows]
+
     def _weigh_now(self, batch: Batch) -> bool:
         """Every `refresh_every` steps, and wherever an example was never weighed yet."""
-        if self.remembered is None or self.step % self.refresh_every == 0:
+        if self.step % self.refresh_every == 0:
             return True
-        unknown = self.remembered[batch.row].isnan().any().float()
+        unknown = self.known(batch.row).isnan().any().float()
         sum_over([unknown], batch.group)
         return bool(unknown)
 

@@ -183,7 +183,7 @@ def _checked(losses: Tensor, y: Tensor) -> Tensor:
     return losses
 
 
-def _by_forward(
+def recorded_losses_along(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
     """`losses_along` by forward-mode differentiation."""
@@ -215,7 +215,7 @@ def _by_reverse(
     return losses, torch.autograd.grad(sum(inner, v.sum() * 0), v)[0]
 
 
-_WAYS = (_by_rules, _by_forward, _by_reverse)
+_WAYS = (_by_rules, recorded_losses_along, _by_reverse)
 
 
 def reweighted_losses(

@@ -1,0 +1,156 @@
+"""`make bench`: what the weights cost, way by way and as it grows, into a table, bench.json and bench.png."""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dermrw.bench.distances import measure
+from dermrw.bench.measure import build, compare
+from dermrw.bench.pipeline import images_per_second, waiting_share
+from dermrw.bench.plot import plot
+from dermrw.bench.ways import WAYS, Step, ways
+from dermrw.config import find_config, load_config
+from dermrw.errors import plain_endings
+from dermrw.files import write_atomic
+from dermrw.machine import choose_device, environment, keep_freed_memory
+from dermrw.tables import find_ham10000
+
+META, SIZE = 21, 64
+NETWORKS = ("resnet18", "efficientnet_b0", "resnet50", "convnext_tiny")
+IN_BF16 = ("plain", "exact", "last stage", "double backward, shared")  # finite differences drown there
+# what the overhead may grow with, one at a time
+BASE: dict[str, Any] = {"name": "resnet18", "size": SIZE, "batch": 64, "meta": META}
+GROWTH: dict[str, list[dict[str, Any]]] = {
+    "training batch": [{"batch": n} for n in (16, 32, 64, 128)],
+    "meta set": [{"meta": n} for n in (7, 42, 64)],
+    "resolution": [{"size": n} for n in (32, 96, 128)],
+    "depth": [{"name": f"resnet{n}"} for n in (34, 50)],
+    "width": [{"name": "mobilenet_v2", "width_mult": w} for w in (0.5, 1.0, 1.5)],
+}
+
+
+def predicted(batch: int, meta: int) -> float:
+    """The cost model: a forward pass over one example costs F, and what goes backward twice that.
+
+    Plain training costs 3F·B, the exact weights 5F·B + 3F·M: a ratio of 5/3 + M/B, whatever the network, the resolution
+    and the data set.
+    """
+    return 5 / 3 + meta / batch
+
+
+def show(title: str, rows: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+    """Ratios to plain training, a row a way."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("way", "ms", "time", "quartiles", "FLOPs", "memory"):
+        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for name, row in rows.items():
+        low, high = row["time_ratio_quartiles"]
+        table.add_row(
+            name, f"{1000 * row['seconds']:.0f}", f"{row['time_ratio']:.2f}", f"{low:.2f}–{high:.2f}",
+            f"{row['flops_ratio']:.2f}", f"{row['memory_ratio']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def bench_networks(
+    names: Sequence[str], batch: int, repeats: int, device: torch.device, console: Console
+) -> list[dict[str, Any]]:
+    """Every way on every network in fp32, and some of them as this machine may be fastest: bf16, channels-last."""
+    found = []
+    for name in names:
+        for precision, channels_last in (("fp32", False), ("fp32", True), ("bf16", True)):
+            steps: Mapping[str, Step] = ways()
+            if channels_last:
+                steps = {way: WAYS[way] for way in IN_BF16 if way != "double backward, shared" or precision == "bf16"}
+            rows = compare(steps, build(name, SIZE, batch, META, device, channels_last), precision, repeats)
+            layout = ", channels-last" if channels_last else ""
+            show(f"{name}, {SIZE} px, {batch} + {META} images, {precision}{layout}", rows, console)
+            found.append({"network": name, "precision": precision, "channels_last": channels_last, "rows": rows})
+    return found
+
+
+def bench_growth(repeats: int, device: torch.device, console: Console) -> dict[str, list[dict[str, Any]]]:
+    """The exact weights' overhead as one thing at a time grows."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    table = Table("what grows", "to", "predicted", "FLOPs", "time", title="Overhead of the exact weights, fp32")
+    steps = {name: WAYS[name] for name in ("plain", "exact")}
+    for what, values in GROWTH.items():
+        for value in values:
+            setting = {**BASE, **value}
+            row = compare(steps, build(**setting, device=device), "fp32", repeats)["exact"]
+            found.setdefault(what, []).append({**setting, **row})
+            table.add_row(
+                what, ", ".join(map(str, value.values())), f"{predicted(setting['batch'], setting['meta']):.2f}",
+                f"{row['flops_ratio']:.2f}", f"{row['time_ratio']:.2f}",
+            )  # fmt: skip
+    console.print(table)
+    return found
+
+
+def bench_pipeline(console: Console) -> dict[str, Any]:
+    """The input pipeline of `configs/ham.yaml`, on HAM10000 where it is, else on the embedded sample."""
+    config = load_config(find_config("configs/ham.yaml"))
+    if find_ham10000(config.data.root) is None:
+        data = load_config(find_config("configs/sample.yaml")).data.model_copy(update={"size": config.data.size})
+        config = config.model_copy(update={"data": data})
+    rates, share = images_per_second(config), waiting_share(config)
+    table = Table("pipeline", "images per second", title=f"One process, {config.data.name}, {config.data.size} px")
+    for name, rate in rates.items():
+        table.add_row(name, f"{rate:.0f}")
+    console.print(table)
+    console.print(
+        f"A step of configs/ham.yaml takes {share['seconds_a_step']:.1f} s and waits for its images during "
+        f"{share['waiting_share']:.1%} of it"
+    )
+    return {"data": config.data.name, "size": config.data.size, "images_per_second": rates, **share}
+
+
+def main() -> None:
+    """Runs the parts that were asked for, all by default; what isn't asked for stays in bench.json as it was."""
+    parser = argparse.ArgumentParser("dermrw.bench", description="What reweighting costs beside plain training.")
+    parser.add_argument("parts", nargs="*", help="networks, growth, pipeline (default: all three)")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
+    parser.add_argument("--batch", type=int, default=128, help="training images of a step (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds that are timed (default: %(default)s)")
+    parser.add_argument("--run", type=Path, help="a run: how far cheaper weights are from the exact ones on it")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder (default: %(default)s)")
+    arguments = parser.parse_args()
+    parts = arguments.parts or ["networks", "growth", "pipeline"]
+    if set(parts) - {"networks", "growth", "pipeline", "none"}:
+        parser.error("the parts are networks, growth and pipeline")
+    with plain_endings("dermrw.bench"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keep_freed_memory()
+        device, console = choose_device(arguments.device), Console(width=110)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        file = arguments.out / "bench.json"
+        report = json.loads(file.read_text()) if file.is_file() else {"networks": [], "growth": {}}
+        report.update(date=time.strftime("%Y-%m-%d"), device=str(device), environment=environment())
+        if "networks" in parts:
+            report["networks"] = bench_networks(
+                arguments.networks.split(","), arguments.batch, arguments.repeats, device, console
+            )
+        if "growth" in parts:
+            report["growth"] = bench_growth(arguments.repeats, device, console)
+        if "pipeline" in parts:
+            report["pipeline"] = bench_pipeline(console)
+        if arguments.run:
+            report["distances"] = {"run": arguments.run.name, "rows": measure(arguments.run)}
+            for name, row in report["distances"]["rows"].items():
+                console.print(f"{name:24} L1 {row['l1']:.4f}   rank correlation {row['rank_correlation']:.3f}")
+        write_atomic(file, json.dumps(report, indent=1).encode())
+        write_atomic(arguments.out / "bench.png", plot(report, predicted))
+        print(f"{file}, {arguments.out / 'bench.png'}")
+
+
+if __name__ == "__main__":
+    main()

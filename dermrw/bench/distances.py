@@ -1,0 +1,74 @@
+"""How far cheaper weights are from the exact ones, on a trained network and its own data."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from dermrw.bench.ways import WAYS, Case, run
+from dermrw.data import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.evaluate import load_best
+from dermrw.models import to_input
+from dermrw.objectives import Batch, Reweight
+from dermrw.optim import build_optimizer
+from dermrw.reweight import normalize
+from dermrw.runs import open_run, read_split
+
+CPU = torch.device("cpu")
+
+
+def distance(found: Tensor, true: Tensor) -> tuple[float, float]:
+    """L1 (0 to 2) and Spearman's rank correlation."""
+    return float((found.double() - true.double()).abs().sum()), float(spearmanr(found, true).statistic)
+
+
+def measure(folder: Path, batch: int = 64, batches: int = 4, refresh: tuple[int, ...] = (2, 4, 8)) -> dict[str, dict]:
+    """Mean distances of each way's weights from the exact ones in float64, along some steps of further training.
+
+    The network is the run's best epoch, the images are its training images with their augmentation. `refresh` is
+    measured while the network goes on learning from these batches, at a tenth of the run's rate.
+    """
+    config = open_run(folder)
+    splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
+    model, _ = load_best(folder, config, splits.classes)
+    some = splits.train.part(lambda rows: np.random.default_rng(0).permutation(rows)[: batch * batches])
+    pixels, meta = Pixels(some, config.data, seed=1), Pixels(splits.meta, config.data)
+    images, labels, _ = next(in_order(meta, len(meta)))
+    meta_x, meta_y = to_input(images, CPU), labels
+    model.train()
+    optimizer = build_optimizer(config.train.model_copy(update={"lr": config.train.lr / 10}), model)
+    found: dict[str, list[tuple[float, float]]] = {}
+    keepers = {n: Reweight(len(splits.classes.codes), len(some), refresh_every=n) for n in refresh}
+    for epoch in range(1 + 2 * max(refresh) // batches + 1):
+        for images, labels, rows in loader(pixels, epoch_batches(some.labels, "shuffled", batch, 0, epoch), epoch):
+            case = Case(model, to_input(images, CPU), labels, meta_x, meta_y)
+            true = _weights(WAYS["exact"], case, torch.float64)
+            if epoch == 0:
+                for name in ("exact", "finite difference", "last stage"):
+                    found.setdefault(name, []).append(distance(_weights(WAYS[name], case), true))
+                in_bf16 = _weights(WAYS["exact"], case, autocast=True)
+                found.setdefault("exact, bf16", []).append(distance(in_bf16, true))
+            for n, keeper in keepers.items():
+                stale = keeper.known(rows)
+                if epoch and keeper.step % n:
+                    found.setdefault(f"refresh every {n} steps", []).append(distance(normalize(stale), true))
+                keeper(copy.deepcopy(model), Batch(case.x, case.y, rows, meta_x, meta_y, len(rows)))
+            optimizer.zero_grad()
+            run(WAYS["exact"], case, torch.autocast("cpu", enabled=False))
+            optimizer.step()
+    means = {name: np.mean(values, axis=0).tolist() for name, values in found.items()}
+    return {name: {"l1": l1, "rank_correlation": rank} for name, (l1, rank) in means.items()}
+
+
+def _weights(step: Callable, case: Case, dtype: torch.dtype = torch.float32, autocast: bool = False) -> Tensor:
+    """The weights by a way, on a copy of the network."""
+    model: nn.Module = copy.deepcopy(case.model).to(dtype)
+    torch.manual_seed(0)
+    copied = Case(model, case.x.to(dtype), case.y, case.meta_x.to(dtype), case.meta_y)
+    weights = run(step, copied, torch.autocast("cpu", torch.bfloat16, enabled=autocast))
+    assert weights is not None
+    return weights.detach().double()

@@ -1,0 +1,120 @@
+"""Images per second of the input pipeline, and the share of a training step that waits for it."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import monai.transforms as mt
+import numpy as np
+import torch
+import torchvision.transforms.v2 as tv
+from torchvision.io import ImageReadMode, decode_image
+
+from dermrw.augment import augmenter
+from dermrw.config import Config
+from dermrw.data import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.machine import Choice, choose_device
+from dermrw.models import build_model, to_input
+from dermrw.objectives import Batch, build_objective
+from dermrw.pixels import resized_pixels
+
+ImageOf = Callable[[int], Any]
+
+
+def _monai(paths: list[str], size: int) -> ImageOf:
+    """MONAI's own transforms, file to tensor, as near to ours as it has them."""
+    transform = mt.Compose(
+        [
+            mt.LoadImage(image_only=True, reader="PILReader", reverse_indexing=False, dtype=np.uint8),
+            mt.EnsureChannelFirst(channel_dim=-1),
+            mt.ScaleIntensity(),
+            mt.RandScaleCrop(roi_scale=0.75, max_roi_scale=1.0, random_size=True),
+            mt.Resize((size, size), mode="bilinear", anti_aliasing=True),
+            mt.RandFlip(0.5, spatial_axis=0),
+            mt.RandRotate90(0.75),
+            mt.RandAdjustContrast(0.8, gamma=(0.8, 1.2)),
+        ]
+    )
+    return lambda i: transform(paths[i])
+
+
+def _torchvision(paths: list[str], size: int) -> ImageOf:
+    """torchvision's v2 transforms, file to tensor."""
+    transform = tv.Compose(
+        [
+            tv.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(0.8, 1.25), antialias=True),
+            tv.RandomHorizontalFlip(),
+            tv.RandomVerticalFlip(),
+            tv.RandomApply([tv.ColorJitter(0.2, 0.2, 0.2, 0.03)], 0.8),
+        ]
+    )
+    return lambda i: transform(decode_image(paths[i], ImageReadMode.RGB))
+
+
+def throughput(image_of: ImageOf, count: int, seconds: float = 3.0) -> float:
+    """Images per second of one process."""
+    image_of(0)
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        image_of(done % count)
+        done += 1
+    return done / (time.perf_counter() - start)
+
+
+def images_per_second(config: Config) -> dict[str, float]:
+    """Ours from memory and from files, beside MONAI's own and torchvision's v2 from files; augmented, one thread."""
+    splits, data = load_splits(config.data, resolve_root(config.data)), config.data
+    some = splits.train.part(lambda rows: rows[:512])
+    paths, pixels, augment = (
+        list(map(str, some.sources)),
+        Pixels(some, data, seed=0),
+        augmenter(data.augment, data.size),
+    )
+    assert augment is not None
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {
+            "dermrw, cached": throughput(lambda i: pixels[(0, i)], len(some)),
+            "dermrw, from files": throughput(lambda i: augment(resized_pixels(paths[i], data.size), i), len(some)),
+            "MONAI's transforms": throughput(_monai(paths, data.size), len(paths)),
+            "torchvision's v2": throughput(_torchvision(paths, data.size), len(paths)),
+        }
+    finally:
+        torch.set_num_threads(before)
+
+
+def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:
+    """Seconds of a step of training as `config` has it, and the part of them that it waits for its batch."""
+    splits, train = load_splits(config.data, resolve_root(config.data)), config.train
+    some = splits.train.part(lambda rows: rows[: (steps + 1) * train.batch_size])
+    classes = len(splits.classes.codes)
+    choice = Choice(choose_device("auto"), "fp32", False)
+    model, _ = build_model(config.model.model_copy(update={"weights": "none"}), classes)
+    model, objective = choice.place(model).train(), build_objective(config.objective, classes, len(some))
+    meta = Pixels(splits.meta, config.data)
+    images, labels, _ = next(in_order(meta, len(meta)))
+    meta_x, meta_y = to_input(images, choice.device), labels.to(choice.device)
+    batches = iter(
+        loader(
+            Pixels(some, config.data, seed=0),
+            epoch_batches(some.labels, "shuffled", train.batch_size, 0, 0),
+            0,
+            config.data.workers,
+        )
+    )
+    waited, worked = [], []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        images, labels, rows = next(batches)
+        ready = time.perf_counter()
+        x, y = to_input(images, choice.device), labels.to(choice.device)
+        loss, _ = objective(model, Batch(x, y, rows, meta_x, meta_y, len(y)))
+        model.zero_grad()
+        loss.backward()
+        loss.item()
+        waited.append(ready - start)
+        worked.append(time.perf_counter() - ready)
+    wait, work = statistics.median(waited[1:]), statistics.median(worked[1:])
+    return {"seconds_a_step": wait + work, "waiting_share": wait / (wait + work)}

@@ -1,0 +1,71 @@
+"""The bench measures what it says: the exact ways agree, and its counts are those of a plain reading."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dermrw.bench import __main__ as module
+from dermrw.bench.distances import distance, measure
+from dermrw.bench.measure import autocast, build, flops, peak_memory
+from dermrw.bench.ways import EXACT, WAYS, run, ways
+
+CPU = torch.device("cpu")
+
+
+def weights(name: str) -> torch.Tensor | None:
+    case = build("resnet18", 32, 6, 5, CPU)
+    case = case._replace(model=case.model.double(), x=case.x.double(), meta_x=case.meta_x.double())
+    torch.set_default_dtype(torch.float64)
+    try:
+        return run(ways()[name], case, autocast(CPU, "fp32"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", sorted(EXACT & set(ways())))
+def test_every_exact_way_gives_the_same_weights(name: str) -> None:
+    """The peers where they are installed."""
+    found, true = weights(name), weights("double backward")
+    assert found is not None and true is not None and (true > 0).any()
+    torch.testing.assert_close(found.detach(), true.detach(), rtol=0, atol=1e-9)
+
+
+def test_costs() -> None:
+    """Against plain training: FLOPs by the cost model, memory as little more."""
+    case = build("mobilenet_v2", 32, 64, 16, CPU)
+    counted = {name: flops(WAYS[name], case, "fp32") for name in ("plain", "exact", "double backward")}
+    assert counted["exact"] < module.predicted(64, 16) * counted["plain"]
+    assert counted["double backward"] > 1.5 * counted["exact"]
+    held = {name: peak_memory(WAYS[name], case, "fp32") for name in ("plain", "exact", "recorded tangents")}
+    assert held["plain"] <= held["exact"] < 1.3 * held["plain"] and held["recorded tangents"] > 2 * held["plain"]
+
+
+def test_distance() -> None:
+    one, other = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.0, 0.25, 0.75])
+    assert distance(one, one) == (0, pytest.approx(1))
+    assert distance(one, other)[0] == pytest.approx(1.5) and distance(one, other)[1] < 0
+
+
+def test_distances_on_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure(run, batch=16, batches=2, refresh=(2,))
+    assert set(found) == {"exact", "finite difference", "last stage", "exact, bf16", "refresh every 2 steps"}
+    assert found["exact"]["l1"] < 0.05 < found["last stage"]["l1"]
+
+
+def test_the_command_keeps_what_it_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module.GROWTH, "training batch", [{"batch": 4, "size": 32}])
+    for what in set(module.GROWTH) - {"training batch"}:
+        monkeypatch.delitem(module.GROWTH, what)
+    common = ["bench", "--out", str(tmp_path), "--repeats", "1", "--batch", "4", "--networks", "resnet18"]
+    monkeypatch.setattr(module, "ways", lambda: {name: WAYS[name] for name in ("plain", "exact")})
+    monkeypatch.setattr(module, "SIZE", 32)
+    monkeypatch.setattr("sys.argv", [*common, "networks"])
+    module.main()
+    monkeypatch.setattr("sys.argv", [*common, "growth"])
+    module.main()
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["networks"][0]["rows"]["plain"]["time_ratio"] == 1
+    assert report["growth"]["training batch"][0]["flops_ratio"] > 1
+    assert (tmp_path / "bench.png").stat().st_size > 5000
