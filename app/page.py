@@ -1,16 +1,17 @@
 """The page and its server: Gradio inside an app of our own, which nothing but this machine serves."""
 
 import os
-import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from app.uploads import Uploads
+
 # before Gradio is imported: it reads these once
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-UPLOADS = tempfile.TemporaryDirectory(prefix="dermrw-demo-")  # emptied by age, and removed when the program ends
-os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
+UPLOADS = Uploads()  # emptied by age, and removed when the program ends
+os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS.folder)
 
 import gradio
 from fastapi import FastAPI, Request, Response
@@ -29,6 +30,29 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss: blob: data:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+
+
+NOT_HERE = "only a picture that was uploaded here, and is not yet deleted, can be classified: upload it first"
+
+
+class Page(gradio.Blocks):
+    """Blocks that open uploads alone: Gradio's copy or fetch whatever path or URL a client names."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
+        """Every way from a client to a function leads through here."""
+        if len(inputs) != len(block_fn.inputs):
+            raise gradio.Error("give one picture", print_exception=False)
+        return await super().preprocess_data(block_fn, [_own(value) for value in inputs], *rest, **named)
+
+
+def _own(value: Any) -> dict[str, Any] | None:
+    """An upload as Gradio describes it, with nothing in it that the client said but its checked path."""
+    if value is None:
+        return None
+    path = UPLOADS.own(value.get("path") if isinstance(value, dict) else None)
+    if path is None:
+        raise gradio.Error(NOT_HERE, print_exception=False)
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
 
 
 def _path(payload: ImageData | None) -> str | None:
@@ -64,7 +88,7 @@ def build_page(classifier: Classifier) -> gradio.Blocks:
             "note": "For research. Not a medical device; not a diagnosis.",
         }
 
-    with gradio.Blocks(
+    with Page(
         title="dermrw: seven diagnoses, with doubt", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)
     ) as page:
         gradio.HTML(fixed("head", classifier.info, classifier.digest))
@@ -83,13 +107,14 @@ def build_page(classifier: Classifier) -> gradio.Blocks:
         image.change(show, image, result, api_visibility="private", show_progress="minimal")
         # the API: the same answer as JSON
         gradio.Button(visible=False).click(classify, image, gradio.JSON(visible=False), api_name="classify")
+    page.has_launched = True  # Gradio's own check of paths: off in a page that is mounted, as this is, and not launched
     return page
 
 
 def _present(path: str) -> str:
-    if not Path(path).is_file():
-        raise UserError("the picture was deleted, as every upload is after a minute: give it again")
-    return path
+    if (own := UPLOADS.own(path)) is None:
+        raise UserError(NOT_HERE)
+    return own
 
 
 def _without_place(message: str, path: str) -> str:

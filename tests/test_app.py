@@ -1,6 +1,9 @@
 """The demo: served as its command serves it, driven by a real browser and by Gradio's own client."""
 
+import atexit
 import contextlib
+import http.client
+import json
 import os
 import re
 import shutil
@@ -44,6 +47,7 @@ class Server:
             [sys.executable, "-m", "app", str(model), "--port", "0", *options],
             cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+        atexit.register(self.process.kill)  # one that hangs would outlive a failed test
         self.said = ""
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -58,6 +62,17 @@ class Server:
                 urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/health").read()
                 return
             time.sleep(0.1)
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+        """A request that no browser and no client of Gradio's would send: status, and all that comes back."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=20)
+        with contextlib.closing(connection):
+            data = None if body is None else json.dumps(body)
+            headers = {name.replace("_", "-").title(): value for name, value in headers.items()}
+            headers |= {"Content-Type": "application/json"} if data else {}
+            connection.request("POST" if data else "GET", path, data, headers)
+            reply = connection.getresponse()
+            return reply.status, reply.read().decode()
 
     def end(self) -> str:
         """Ends it as a service manager does; returns all that it said."""
@@ -182,6 +197,38 @@ def test_it_ends_in_good_order_and_leaves_nothing(model: Path, tmp_path: Path, l
     assert running.process.returncode == 0
     assert [p for p in running.temporary.rglob("*") if p.is_file()] == []
     assert "Traceback" not in said and "smith" not in said.lower()
+
+
+def test_it_opens_nothing_but_uploads(model: Path, tmp_path: Path) -> None:
+    running = Server(model, tmp_path)
+    folder = next(running.temporary.glob("dermrw-demo-*"))
+    (folder / "link.jpg").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    os.mkfifo(folder / "fifo.jpg")
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    given: list[Any] = [
+        {"path": str(path), **more}
+        for path in (
+            "/etc/passwd", "/etc/absent-file", "/dev/zero", tmp_path / "fifo.jpg", folder / "fifo.jpg", folder,
+            folder / "link.jpg", f"{folder}/../fifo.jpg", "https://example.com/x.jpg", "a\0b",
+        )
+        for more in (meta, {}, {"is_stream": True, **meta})
+    ]  # fmt: skip
+    given += [{"path": None, "url": "https://example.com/x.jpg", **meta}, "/etc/passwd", ["/etc/passwd"], 1]
+    said = set()
+    for value in given:
+        _, event = running.ask("/gradio_api/call/classify", {"data": [value]})
+        _, answered = running.ask(f"/gradio_api/call/classify/{json.loads(event)['event_id']}")
+        said.add(answered)
+        # the page's own, private function
+        running.ask("/gradio_api/queue/join", {"data": [value], "fn_index": 0, "session_hash": "s"})
+        assert "only a picture that was uploaded here" in running.ask("/gradio_api/queue/data?session_hash=s")[1]
+    # of a file that is there and of one that isn't the same is said
+    assert len(said) == 1 and "only a picture that was uploaded here" in said.pop()
+    # nothing was copied either
+    assert {p.name for p in running.temporary.rglob("*") if not p.is_dir()} == {"link.jpg", "fifo.jpg"}
+    assert running.ask("/health")[0] == 200
+    assert len(running.end().splitlines()) == 3  # the model, the sample's warning and the address
 
 
 def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
