@@ -6,6 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
+from app.guard import own_names
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.predict import Classifier
@@ -54,6 +55,11 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path, help="an .onnx file or a run (default: the one exported last)")
     parser.add_argument("--host", default=HOST, help="address to serve on (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, help=f"default: the first free one from {PORT} on")
+    parser.add_argument(
+        "--allow-host", metavar="NAME", action="append", default=[],
+        help="a further name that browsers may call it by, such as a proxy's; may be given several times (default: "
+        "localhost and --host alone; with --host 0.0.0.0 any IP address, too)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args()
     with plain_endings("app"):
@@ -62,19 +68,22 @@ def main() -> None:
             raise UserError(
                 f"{classifier.path} knows {', '.join(classifier.info.codes)}, and this page seven diagnoses"
             )
+        is_own = own_names(arguments.host, arguments.allow_host)
         bound = free_port(arguments.host, arguments.port)
         import uvicorn
 
         from app.page import UPLOADS, build_app
 
         info, port = classifier.info, bound.getsockname()[1]
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"Model {info.name} of {info.created}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}")
         if info.warning:
             print(info.warning)
-        print(f"Serving http://{arguments.host}:{port} (Ctrl-C ends it)", flush=True)
+        print(f"Serving http://{host}:{port} (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(
-            build_app(classifier), log_level="warning", access_log=False, timeout_graceful_shutdown=10
-        )
+            build_app(classifier, is_own), log_level="warning", access_log=False, ws="none",
+            timeout_graceful_shutdown=10,
+        )  # fmt: skip
         # uvicorn finishes what is in hand and then raises the signal again: let that end the program in good order
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:

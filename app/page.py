@@ -17,6 +17,7 @@ import gradio
 from fastapi import FastAPI, Request, Response
 from gradio.data_classes import ImageData
 
+from app.guard import Guard
 from app.words import answer, fault, fixed
 from dermrw.errors import UserError
 from dermrw.predict import Classifier
@@ -122,8 +123,13 @@ def _without_place(message: str, path: str) -> str:
     return message.replace(path, Path(path).name)
 
 
-def build_app(classifier: Classifier) -> FastAPI:
-    """The server's app: the page at /, a health check at /health."""
+def build_app(classifier: Classifier, is_own: Callable[[str], bool]) -> FastAPI:
+    """The server's app: the page at /, a health check at /health.
+
+    Args:
+        classifier: the model.
+        is_own: whether a host's name is one that this server is served by.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
@@ -138,6 +144,7 @@ def build_app(classifier: Classifier) -> FastAPI:
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
+    app.add_middleware(Guard, is_own=is_own, uploads=UPLOADS)  # the last that is added comes first
     theme = gradio.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",

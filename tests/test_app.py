@@ -23,9 +23,11 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+from app.guard import own_names
 from app.heatmap import SIDE, heat, overlay
 from app.words import answer, doubt, fault, fixed, percent
 from dermrw.drawing import draw_lesion
+from dermrw.errors import UserError
 from dermrw.predict import Classifier, Explanation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -229,6 +231,44 @@ def test_it_opens_nothing_but_uploads(model: Path, tmp_path: Path) -> None:
     assert {p.name for p in running.temporary.rglob("*") if not p.is_dir()} == {"link.jpg", "fifo.jpg"}
     assert running.ask("/health")[0] == 200
     assert len(running.end().splitlines()) == 3  # the model, the sample's warning and the address
+
+
+def test_it_answers_to_its_own_name_and_page(server: Server) -> None:
+    own = server.url.removeprefix("http://")
+    for host in (own, "localhost", "LOCALHOST:1", "[::1]:7860"):
+        assert server.ask("/", host=host)[0] == 200
+    for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "8.8.8.8", "x@127.0.0.1", "", "["):
+        status, said = server.ask("/", host=host)
+        assert status == 400 and "isn't served by this name" in said and "evil" not in said
+    assert server.ask("/health", origin=server.url)[0] == 200
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", f"{server.url}.evil.example"):
+        assert server.ask("/health", origin=origin) == (403, "The demo answers to its own page, not to another's.\n")
+    assert server.ask("/health", host="evil.example", origin="http://evil.example")[0] == 400
+
+
+def test_names_of_a_server() -> None:
+    default, everywhere, proxied = (own_names(*a) for a in (("127.0.0.1",), ("0.0.0.0",), ("::1", ["Demo.example"])))
+    assert default("localhost") and default("::1") and not default("192.168.1.5") and not default("demo.example")
+    assert everywhere("192.168.1.5") and everywhere("fe80::1") and not everywhere("demo.example")
+    assert proxied("demo.example") and not proxied("other.demo.example")
+    for wrong in ("http://demo.example", "demo.example:80", "", "*"):
+        with pytest.raises(UserError, match="--allow-host takes a name"):
+            own_names("127.0.0.1", [wrong])
+
+
+def test_it_serves_only_what_the_page_and_the_client_use(model: Path, tmp_path: Path) -> None:
+    running = Server(model, tmp_path)
+    # Gradio fetches such an address itself
+    for path in ("file=https://example.com/x.jpg", "file=http://127.0.0.1:9/x", "file=/etc/passwd", "file=/etc/absent"):
+        assert running.ask(f"/gradio_api/{path}") == (403, "There is no such upload here.\n")
+    for path in ("proxy=https://x.hf.space/", "deep_link?session_hash=s", "file/etc/passwd"):
+        assert running.ask(f"/gradio_api/{path}")[0] == 404
+    for path in ("run/classify", "api/classify", "component_server", "process_recording", "vibe-edit"):
+        assert running.ask(f"/gradio_api/{path}", {"data": [None]})[0] == 404
+    # Gradio fails over this one
+    assert running.ask("/gradio_api/queue/join", {"data": [], "fn_index": 99, "session_hash": "s"})[0] == 500
+    said = running.end()
+    assert "app: a request could not be answered (KeyError)" in said and "Traceback" not in said
 
 
 def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
