@@ -105,9 +105,13 @@ def build_page(classifier: Classifier) -> gradio.Blocks:
                 result = gradio.HTML("<p class='lead'>The answer appears here.</p>", elem_id="result", padding=False)
         gradio.HTML(fixed("texts", classifier.info, classifier.digest))
         gradio.HTML(fixed("foot", classifier.info, classifier.digest))
-        image.change(show, image, result, api_visibility="private", show_progress="minimal")
+        # of 90 megapixels one takes a gigabyte while it is decoded
+        one_at_a_time: dict[str, Any] = {"concurrency_id": "picture", "concurrency_limit": 1}
+        image.change(show, image, result, api_visibility="private", show_progress="minimal", **one_at_a_time)
         # the API: the same answer as JSON
-        gradio.Button(visible=False).click(classify, image, gradio.JSON(visible=False), api_name="classify")
+        gradio.Button(visible=False).click(
+            classify, image, gradio.JSON(visible=False), api_name="classify", **one_at_a_time
+        )
     page.has_launched = True  # Gradio's own check of paths: off in a page that is mounted, as this is, and not launched
     return page
 

@@ -271,6 +271,32 @@ def test_it_serves_only_what_the_page_and_the_client_use(model: Path, tmp_path: 
     assert "app: a request could not be answered (KeyError)" in said and "Traceback" not in said
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_large_pictures_leave_no_memory_behind(model: Path, tmp_path: Path) -> None:
+    running = Server(model, tmp_path)
+    large = next(running.temporary.glob("dermrw-demo-*")) / "large.png"
+    Image.new("RGBA", (7000, 7000), (200, 120, 100, 128)).save(large, compress_level=1)
+
+    def megabytes(what: str) -> int:
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        return int(re.findall(rf"{what}:\s+(\d+) kB", status)[0]) // 1000
+
+    def give(count: int) -> None:
+        for n in range(count):  # to the page's function and to the API's
+            value = {"path": str(large), "meta": {"_type": "gradio.FileData"}}
+            running.ask("/gradio_api/queue/join", {"data": [value], "fn_index": n % 2, "session_hash": f"{n}"})
+        for n in range(count):
+            assert "robabilit" in running.ask(f"/gradio_api/queue/data?session_hash={n}")[1]
+
+    before = megabytes("VmRSS")
+    give(1)
+    most = megabytes("VmHWM")
+    give(6)
+    # one picture, of 200 MB when it is decoded, at a time, and afterwards none
+    assert megabytes("VmHWM") < most + 200 and megabytes("VmRSS") < before + 200
+    running.end()
+
+
 def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign.onnx").write_bytes(b"rubbish")
     with socket.socket() as taken:
