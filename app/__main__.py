@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from app.guard import own_names
+from app.uploads import clear_stale
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.predict import Classifier
@@ -74,6 +75,7 @@ def main() -> None:
 
         from app.page import UPLOADS, build_app
 
+        clear_stale()
         info, port = classifier.info, bound.getsockname()[1]
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"Model {info.name} of {info.created}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}")

@@ -40,7 +40,7 @@ class Server:
 
     def __init__(self, model: Path, folder: Path, *options: str) -> None:
         self.temporary = folder / "tmp"
-        self.temporary.mkdir()
+        self.temporary.mkdir(exist_ok=True)
         # without what would switch off the libraries' reports home on a developer's machine only
         hidden = ("CI", "ORT_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
         environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k not in hidden}
@@ -269,6 +269,23 @@ def test_it_serves_only_what_the_page_and_the_client_use(model: Path, tmp_path: 
     assert running.ask("/gradio_api/queue/join", {"data": [], "fn_index": 99, "session_hash": "s"})[0] == 500
     said = running.end()
     assert "app: a request could not be answered (KeyError)" in said and "Traceback" not in said
+
+
+def test_what_a_killed_demo_left_is_cleared(model: Path, tmp_path: Path, lesion: Path) -> None:
+    killed, alive = Server(model, tmp_path), Server(model, tmp_path)
+    for running in (killed, alive):
+        Client(running.url, verbose=False).predict(handle_file(lesion), api_name="/classify")
+    killed.process.kill()
+    killed.process.wait()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+    (killed.temporary / "dermrw-demo-link").symlink_to(tmp_path / "mine")
+    assert len(list(killed.temporary.rglob("mrs-smith.jpg"))) == 2
+    Server(model, tmp_path).end()
+    assert len(list(killed.temporary.rglob("mrs-smith.jpg"))) == 1 and (tmp_path / "mine" / "precious").exists()
+    assert Client(alive.url, verbose=False).predict(handle_file(lesion), api_name="/classify")
+    alive.end()
+    assert [p for p in killed.temporary.glob("dermrw-demo-*") if not p.is_symlink()] == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
