@@ -1,6 +1,7 @@
 """`python -m app [MODEL]`: serves a model file to a browser on this machine."""
 
 import argparse
+import errno
 import signal
 import socket
 import sys
@@ -33,15 +34,21 @@ def free_port(host: str, port: int | None) -> socket.socket:
     """A socket bound to the port; where none was asked for, to the first free one from 7860 on.
 
     Raises:
-        UserError: the port is taken, or not ours to take.
+        UserError: the port is taken, or not ours to take; or the address is not this machine's.
     """
+    foreign = UserError(f"{host!r} is not an address of this machine: name one with --host")
+    if not host:  # the system would take it for every address
+        raise foreign
     for candidate in [port] if port is not None else range(PORT, PORT + 100):
         bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((host, candidate))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, TypeError) as error:
             bound.close()
+            # a name that is none, or isn't known; an address of another machine
+            if isinstance(error, TypeError | socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
+                raise foreign from None
             reason = getattr(error, "strerror", None) or error
             if port is not None:
                 raise UserError(f"port {port} of {host} can't be used ({reason}): name another with --port") from None

@@ -324,6 +324,9 @@ def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
             ([], "there is no model in runs/ yet"),
             (["absent.onnx"], "no model absent.onnx"),
             (["foreign.onnx"], "foreign.onnx is not a model"),
+            ([str(model), "--host", "192.0.2.1"], "'192.0.2.1' is not an address of this machine: name one with --h"),
+            ([str(model), "--host", ""], "'' is not an address of this machine"),
+            ([str(model), "--allow-host", "http://x"], "--allow-host takes a name"),
             ([str(model), "--port", port], f"port {port} of 127.0.0.1 can't be used"),
         ):
             ended = subprocess.run(
