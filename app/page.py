@@ -23,6 +23,11 @@ from dermrw.errors import UserError
 from dermrw.predict import Classifier
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+# what the browser has no decoder for (TIFF) it would show as a broken image: page.css puts a sentence there
+UNSEEN = """() => {
+    const mark = ({target, type}) => target.closest?.("#upload") && target.classList.toggle("unseen", type == "error");
+    for (const type of ["error", "load"]) addEventListener(type, mark, true);
+}"""
 LARGEST_UPLOAD = "30mb"
 KEEP_SECONDS = 60  # uploads older than this are deleted, every so many seconds
 # the browser itself refuses whatever would be fetched from, or sent to, another place
@@ -70,7 +75,7 @@ def build_page(classifier: Classifier) -> gradio.Blocks:
         try:
             return answer(classifier.explain(_present(path)), classifier.info)
         except UserError as error:
-            return fault(_without_place(str(error), path))
+            return fault(_without_place(str(error), path), Path(path).name)
 
     def classify(path: str | None) -> dict[str, Any]:
         """Probabilities for equal prevalence, by diagnosis."""
@@ -101,7 +106,7 @@ def build_page(classifier: Classifier) -> gradio.Blocks:
                 )  # fmt: skip
                 # the file as it was sent: Gradio's own way opens it, and says of one that it can't read "Error"
                 object.__setattr__(image, "preprocess", _path)
-            with gradio.Column(scale=3, min_width=320):
+            with gradio.Column(scale=3, min_width=280):
                 result = gradio.HTML("<p class='lead'>The answer appears here.</p>", elem_id="result", padding=False)
         gradio.HTML(fixed("texts", classifier.info, classifier.digest))
         gradio.HTML(fixed("foot", classifier.info, classifier.digest))
@@ -156,7 +161,7 @@ def build_app(classifier: Classifier, is_own: Callable[[str], bool]) -> FastAPI:
         font_mono=["ui-monospace", "Consolas", "monospace"],
     )
     return gradio.mount_gradio_app(
-        app, build_page(classifier), "/", css=CSS, theme=theme, footer_links=["api"], show_error=False,
+        app, build_page(classifier), "/", css=CSS, js=UNSEEN, theme=theme, footer_links=["api"], show_error=False,
         max_file_size=LARGEST_UPLOAD, ssr_mode=False, run_history=False, enable_monitoring=False, pwa=False,
         mcp_server=False,
     )  # fmt: skip

@@ -170,12 +170,32 @@ def test_what_isnt_an_image_gets_a_sentence(server: Server, browser: Any, tmp_pa
     visit = Visit(browser, server.url, color_scheme="dark")
     (tmp_path / "letter<b>.jpg").write_text("Dear colleague")
     text = visit.give(tmp_path / "letter<b>.jpg", ".fault")
-    assert "is not an image in a format that is known" in text and "Traceback" not in text
+    # Gradio drops the brackets from a file's name; else it stays as it is
+    assert "\nletterb.jpg is not an image in a format that is known" in text and "Traceback" not in text
     (tmp_path / "cut.jpg").write_bytes(lesion.read_bytes()[:2000])
     visit.page.click("[aria-label='Clear'], [aria-label='Remove Image']")
     visit.page.wait_for_selector(".fault", state="detached")
     assert "damaged" in visit.give(tmp_path / "cut.jpg", ".fault")
     assert str(server.temporary) not in visit.page.inner_text("body")
+
+
+def test_a_tiff_on_a_narrow_screen(server: Server, browser: Any, lesion: Path, tmp_path: Path) -> None:
+    visit = Visit(browser, server.url)
+    Image.open(lesion).save(tmp_path / "lesion.tiff")
+    for width in (360, 320):
+        visit.page.set_viewport_size({"width": width, "height": 800})
+        assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+    # no browser but Safari decodes it
+    assert "Probability at equal prevalence" in visit.give(tmp_path / "lesion.tiff")
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 320
+    visit.page.wait_for_selector("#upload img.unseen", state="hidden")
+    said = "[...document.querySelectorAll('#upload *')].map(e => getComputedStyle(e, '::after').content).join()"
+    assert "browser can’t show this file" in visit.page.evaluate(said)
+    visit.page.click("[aria-label='Clear'], [aria-label='Remove Image']")
+    visit.page.set_input_files("#upload input[type=file]", str(lesion))
+    visit.page.wait_for_function("document.querySelector('#upload img')?.naturalWidth == 400")
+    assert "browser can’t" not in visit.page.evaluate(said) and visit.page.is_visible("#upload img")
+    assert visit.errors == []
 
 
 def test_the_api(server: Server, model: Path, lesion: Path, tmp_path: Path) -> None:
@@ -348,6 +368,14 @@ def test_nothing_given_gets_into_the_page(model: Path) -> None:
     page = answer(seen, info) + fixed("head", info, "0" * 64) + fixed("foot", info, "0" * 64)
     assert "<script>" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
     assert "<b>" not in fault("<b>x")
+    assert ">Only a" in fault("only a picture") and ">one.jpg is" in fault("one.jpg is no image", "one.jpg")
+
+
+def test_of_drawings_nothing_is_said_that_holds_of_skin(model: Path) -> None:
+    sample = Classifier(model).info
+    real = sample.model_copy(update={"warning": None})
+    assert "learned from drawings" in fixed("texts", sample, "") and "light skin" not in fixed("texts", sample, "")
+    assert "drawings" not in fixed("texts", real, "") and "almost only light skin" in fixed("texts", real, "")
 
 
 def test_words_follow_the_probability() -> None:
