@@ -8,12 +8,17 @@ LIMITS = """\
 - Research only. It is not a medical device, and no diagnosis may rest on it.
 - It names one of its classes for **any** picture, a photograph of a cat included: it can't say that a picture isn't a
   dermoscopic image, or shows a disease that it was not taught.
+{data}
+- Its probabilities hold for the prevalence that they are asked for, as far as each disease looks the same everywhere.
+"""
+HAM10000 = """\
 - HAM10000 comes from two centres (Vienna and Queensland) and holds almost only light skin. On other clinics' images,
   devices and skin types such models lose accuracy; by how much this one loses was not measured.
 - The melanomas and carcinomas of the data were confirmed by histology, many nevi by follow-up or consensus: the labels
-  are not equally sure.
-- Its probabilities hold for the prevalence that they are asked for, as far as each disease looks the same everywhere.
-"""
+  are not equally sure."""
+DRAWINGS = """\
+- It has learned from drawings alone and has not seen one picture of skin: what it says of a dermoscopic image means
+  nothing."""
 
 
 def _percent(value: float | None) -> str:
@@ -81,6 +86,6 @@ def model_card(report: dict[str, Any], info: ModelInfo, file_digest: str) -> str
         "",
         "## What it is not for",
         "",
-        LIMITS if info.warning is None else LIMITS.replace("HAM10000 comes", "HAM10000, which it has not seen, comes"),
+        LIMITS.format(data=HAM10000 if info.warning is None else DRAWINGS),
     ]
     return "\n".join(lines).rstrip() + "\n"
