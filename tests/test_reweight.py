@@ -1,8 +1,14 @@
 """The meta step against Algorithm 1 of Ren et al. written out with double backward, in float64."""
 
 import copy
+import math
+import os
+import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,3 +216,42 @@ def test_mistakes_are_named() -> None:
         reweighted_losses(model, x, y, x, y, lambda out, t: F.cross_entropy(out, t))
     with pytest.raises(ValueError, match="requires a gradient"):
         reweighted_losses(model.requires_grad_(False), x, y, x, y)
+
+
+def test_the_readmes_example_in_an_empty_file(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = next(part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "reweighted_losses" in part)
+    (tmp_path / "example.py").write_text(example + "\nprint(loss.item())\n", encoding="utf-8")
+    found = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 0 and math.isfinite(float(found.stdout)), found.stderr
+    assert "the weights come from" not in found.stderr
+
+
+def test_reweight_imports_torch_alone() -> None:
+    code = (
+        "import sys, torch; before = {m.partition('.')[0] for m in sys.modules}; "
+        "import dermrw.reweight, dermrw.cheaper;"
+        "print(*sorted({m.partition('.')[0] for m in sys.modules} - before - set(sys.stdlib_module_names)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert found.stdout.split() == ["dermrw"], found.stdout + found.stderr
+
+
+def test_gradients_accumulate_over_micro_batches() -> None:
+    torch.manual_seed(0)
+    model = tv.mobilenet_v2(num_classes=CLASSES, dropout=0).double()
+    x, y, meta_x, meta_y = batches(32, b=8)
+    apart = []
+    for half in (slice(0, 4), slice(4, 8)):
+        one = copy.deepcopy(model)
+        losses, weights = reweighted_losses(one, x[half], y[half], meta_x, meta_y)
+        (weights * losses).sum().div(2).backward()
+        apart.append([p.grad for p in one.parameters()])
+        losses, weights = reweighted_losses(model, x[half], y[half], meta_x, meta_y)
+        (weights * losses).sum().div(2).backward()
+    for p, a, b in zip(model.parameters(), *apart, strict=True):
+        assert a is not None and b is not None
+        torch.testing.assert_close(p.grad, a + b, rtol=1e-9, atol=1e-13)
