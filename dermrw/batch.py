@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dermrw.errors import UserError
-from dermrw.files import write_atomic
+from dermrw.errors import UserError, first_of
+from dermrw.files import open_regular, require_writable, walk, write_atomic
 from dermrw.model_file import OUTPUTS
 from dermrw.pixels import IMAGE_SUFFIXES
 from dermrw.predict import BATCH, Classifier
@@ -24,7 +24,24 @@ class Found(NamedTuple):
     """What lies at the paths that a user named."""
 
     images: dict[str, Path]  # by id: the file's name without its ending
+    misnamed: dict[Path, UserError]  # images whose names can't be ids
     skipped: int  # files in folders that aren't images by their ending
+
+
+def image_id(path: Path) -> str:
+    """The file's name without its ending; in UTF-8, which the CSV is written in, whatever the locale says.
+
+    Raises:
+        UserError: the name isn't UTF-8.
+    """
+    try:
+        path.stem.encode()
+        return path.stem
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(path.stem).decode()  # a locale that knows ASCII alone
+        except UnicodeError:
+            raise UserError(f"the name of the image {path} is not UTF-8, as the CSV must be: rename it") from None
 
 
 def find_images(paths: Iterable[Path]) -> Found:
@@ -34,16 +51,22 @@ def find_images(paths: Iterable[Path]) -> Found:
         UserError: a path is absent; or two files would have the same id.
     """
     images: dict[str, Path] = {}
+    misnamed: dict[Path, UserError] = {}
     skipped = 0
 
     def add(path: Path) -> None:
-        other = images.setdefault(path.stem, path)
+        try:
+            name = image_id(path)
+        except UserError as error:
+            misnamed[path] = error
+            return
+        other = images.setdefault(name, path)
         if other.resolve() != path.resolve():
-            raise UserError(f"{other} and {path} would both be image {path.stem}: rename one, or predict them apart")
+            raise UserError(f"{other} and {path} would both be image {name}: rename one, or predict them apart")
 
     for path in paths:
         if path.is_dir():
-            for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            for file in sorted(walk(path)):
                 if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
                     add(file)
                 else:
@@ -52,7 +75,7 @@ def find_images(paths: Iterable[Path]) -> Found:
             add(path)
         else:
             raise UserError(f"there is no file or folder {path}")
-    return Found(images, skipped)
+    return Found(images, misnamed, skipped)
 
 
 def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
@@ -62,7 +85,7 @@ def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
         UserError: the file can't be read, lacks a column, or names no lesion for an image, or two.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} can't be read as a table: {' '.join(str(error).split())[:200]}") from None
@@ -76,7 +99,7 @@ def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
             raise UserError(f"{path}: image {image} has two lesions")
     without = [i for i in image_ids if not lesion.get(i)]
     if without:
-        raise UserError(f"{path} names no lesion for image {without[0]} and {len(without) - 1} more: add their rows")
+        raise UserError(f"{path} names no lesion for image {first_of(without)}: add what is missing")
     return [lesion[i] for i in image_ids]
 
 
@@ -94,6 +117,42 @@ def _pixels_of(classifier: Classifier, paths: Sequence[Path]) -> Iterator[npt.ND
             yield from pool.map(read, paths[start : start + BATCH])
 
 
+def _require_place(out: Path, sources: Iterable[Path]) -> None:
+    """Refuses, before anything is computed, a place for the CSV that can't be written or that holds what is read."""
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f"{out} can't be written: --csv takes a file in a folder that exists")
+    require_writable(out)
+    for source in sources if out.exists() else []:
+        if source.exists() and out.samefile(source):
+            raise UserError(f"--csv {out} would replace {source}, which is read: name another file for the CSV")
+
+
+def _classify(
+    classifier: Classifier, images: dict[str, Path]
+) -> tuple[list[str], npt.NDArray[np.float64], list[UserError]]:
+    """The ids that could be read, their probabilities `[N, C]`, and what is wrong with the others."""
+    kept: list[str] = []
+    unreadable: list[UserError] = []
+    probabilities = [np.zeros((0, len(classifier.info.codes)), np.float32)]
+    batch: list[npt.NDArray[np.uint8]] = []
+    for name, pixels in zip(
+        tqdm(images, "Predicting", unit="image", leave=False),
+        _pixels_of(classifier, list(images.values())),
+        strict=True,
+    ):
+        if isinstance(pixels, UserError):
+            unreadable.append(pixels)
+            continue
+        kept.append(name)
+        batch.append(pixels)
+        if len(batch) == BATCH:
+            probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
+            batch = []
+    if batch:
+        probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
+    return kept, np.concatenate(probabilities).astype(np.float64), unreadable
+
+
 def predict(
     model: Path,
     paths: Sequence[Path],
@@ -108,7 +167,7 @@ def predict(
     Args:
         model: the .onnx file.
         paths: files and folders.
-        out: the CSV: `image`, and a column a class.
+        out: the CSV: `image`, and a column a class; left as it was where no image can be read.
         prevalence: `equal`, `training`, or shares such as `mel=0.05,nv=0.8,…`.
         lesions: a CSV that names each image's lesion; images of one lesion get the lesion's probabilities.
         device: `auto`, `cpu` or `cuda`.
@@ -119,10 +178,9 @@ def predict(
     classifier = Classifier(model, device)
     info = classifier.info
     stated = parse_prevalence(prevalence, info.codes, info.prevalence)
-    if not out.parent.is_dir() or out.is_dir():
-        raise UserError(f"{out} can't be written: --csv takes a file in a folder that exists")
     found = find_images(paths)
-    if not found.images:
+    _require_place(out, [model, *([lesions] if lesions else []), *found.images.values(), *found.misnamed])
+    if not found.images and not found.misnamed:
         raise UserError(f"there is no image at {', '.join(map(str, paths))} ({found.skipped} other files)")
     ids = list(found.images)
     lesion_of = dict(zip(ids, read_lesions(lesions, ids), strict=True)) if lesions else {}
@@ -132,29 +190,19 @@ def predict(
     if info.warning:
         print(info.warning, flush=True)
 
-    kept: list[str] = []
-    unreadable: list[UserError] = []
-    probabilities = [np.zeros((0, len(info.codes)), np.float32)]
-    batch: list[npt.NDArray[np.uint8]] = []
-    for image_id, pixels in zip(
-        tqdm(ids, "Predicting", unit="image", leave=False),
-        _pixels_of(classifier, list(found.images.values())),
-        strict=True,
-    ):
-        if isinstance(pixels, UserError):
-            unreadable.append(pixels)
-            continue
-        kept.append(image_id)
-        batch.append(pixels)
-        if len(batch) == BATCH:
-            probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
-            batch = []
-    if batch:
-        probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
-    values = np.concatenate(probabilities).astype(np.float64)
-    if lesion_of and kept:
+    kept, values, unreadable = _classify(classifier, found.images)
+    unreadable = [*found.misnamed.values(), *unreadable]
+    if not kept:
+        raise UserError("\n".join([f"no image could be read, and {out} isn't written:", *map(str, unreadable)]))
+    if lesion_of:
         values = combine(values, [lesion_of[i] for i in kept], info.lesion_rule)
-    if stated is not None and kept:
+    if stated is not None:
+        impossible = [name for name, share in zip(kept, values @ stated, strict=True) if not share > 0]
+        if impossible:
+            raise UserError(
+                f"image {first_of(impossible)}: all of the probability is on classes to which --prevalence gives no "
+                "share: state shares above 0"
+            )
         values = at_prevalence(values, stated)
     write_atomic(out, _csv(kept, info.columns, values))
     said = f"{len(kept):,} images into {out}, probabilities for {_prevalence_words(prevalence)}"

@@ -6,7 +6,8 @@ Resizing without antialiasing differs from this by up to 163 grey levels, so not
 """
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dermrw.errors import UserError
+from dermrw.files import open_regular
 
 # ImageNet's statistics, with which every backbone of torchvision was trained (RGB, in units of 1/255)
 MEAN = (0.485, 0.456, 0.406)
@@ -43,13 +45,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _open(source: Any) -> AbstractContextManager[Image.Image]:
+@contextmanager
+def _open(source: Any) -> Iterator[Image.Image]:
     """An undecoded picture from a file, which is closed in the end; or a picture or array as it is."""
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
             raise UserError(f"an array must be uint8 [H, W, 3], not {source.dtype} {list(source.shape)}")
-        source = Image.fromarray(source)
-    return nullcontext(source) if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+        yield Image.fromarray(source)
+    elif isinstance(source, Image.Image):
+        yield source
+    elif isinstance(source, str | Path):
+        with open_regular(source) as file, Image.open(file, formats=FORMATS) as image:
+            yield image
+    else:
+        with Image.open(source, formats=FORMATS) as image:
+            yield image
 
 
 def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Image.Image:

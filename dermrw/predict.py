@@ -15,6 +15,7 @@ import onnxruntime
 from PIL import Image
 
 from dermrw.errors import UserError
+from dermrw.files import open_regular
 from dermrw.model_file import INPUT, OUTPUTS, ModelInfo
 from dermrw.pixels import evaluation_pixels
 
@@ -68,9 +69,10 @@ class Classifier:
         """
         path = Path(model)
         try:
-            if path.stat().st_size > MODEL_BYTES:
-                raise UserError(f"{path} is larger than a model file can be")
-            content = path.read_bytes()
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size > MODEL_BYTES:
+                    raise UserError(f"{path} is larger than a model file can be: name one that `make export` wrote")
+                content = file.read()
         except FileNotFoundError:
             raise UserError(f"there is no model {path}: `make export` writes one") from None
         except OSError as error:

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +214,109 @@ def test_importing_leaves_torch_out() -> None:
     code = "import dermrw.predict, dermrw.__main__, sys; print(sorted({'torch', 'pandas', 'scipy'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def precious(folder: Path, name: str) -> Path:
+    path = folder / name
+    path.write_text("precious")
+    return path
+
+
+@pytest.fixture
+def sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `predict` says where it must fail well."""
+
+    def run(*arguments: str | Path) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            command(monkeypatch, "predict", *map(str, arguments))
+        said = capsys.readouterr().err
+        assert caught.value.code == 2 and "Traceback" not in said
+        return said
+
+    return run
+
+
+def test_the_csv_replaces_nothing_that_is_read(
+    model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lesions, link = pictures / "lesions.csv", pictures / "link.csv"
+    lesions.write_text("image,lesion_id\na,L1\nb,L2\nc,L1\n")
+    link.symlink_to("a.png")
+    for out in (model_file, pictures / "a.png", pictures / "more/../a.png", link, lesions):
+        before = out.read_bytes()
+        said = sentence(model_file, pictures, "--csv", out, "--lesions", lesions)
+        assert "would replace" in said and str(out) in said and out.read_bytes() == before
+    assert link.is_symlink()
+    os.mkfifo(pictures / "pipe")
+    assert "no regular file" in sentence(model_file, pictures, "--csv", pictures / "pipe")
+    assert "no regular file" in sentence(model_file, pictures, "--csv", os.devnull)
+    assert (pictures / "pipe").is_fifo() and not Path(os.devnull).is_file()
+    target = precious(pictures, "target.csv")
+    link.unlink()
+    link.symlink_to(target.name)
+    command(monkeypatch, "predict", str(model_file), str(pictures), "--csv", str(link))
+    assert link.is_symlink() and not target.is_symlink() and read(target)[0] == ["a", "b", "c"]
+
+
+def test_a_place_that_cant_be_written_is_found_before_the_images_are_read(
+    model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dermrw.batch._pixels_of", lambda *_: pytest.fail("an image was read"))
+    said = sentence(model_file, pictures, "--csv", pictures / f"{'n' * 251}.csv")
+    assert "can't be written" in said and "choose a shorter" in said and "space" not in said
+    if sys.platform == "linux":  # where not even root can make a file
+        assert "can't be written" in sentence(model_file, pictures, "--csv", "/proc/out.csv")
+
+
+def test_without_a_readable_image_the_csv_stays(model_file: Path, tmp_path: Path, sentence: Callable[..., str]) -> None:
+    bad, out = precious(tmp_path, "bad.jpg"), precious(tmp_path, "out.csv")
+    said = sentence(model_file, bad, "--csv", out)
+    assert "no image could be read" in said and "bad.jpg" in said and out.read_text() == "precious"
+    assert sentence(model_file, bad, "--csv", tmp_path / "new.csv") and not (tmp_path / "new.csv").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is Unicode")
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_names_of_any_bytes(model_file: Path, pictures: Path, locale: dict[str, str]) -> None:
+    for name in (b"\xc3\xbc.png", b"latin\xe9.png", b"\xe6\xbc\xa2\x1b[31m.png"):
+        shutil.copy(pictures / "a.png", os.fsencode(pictures) + b"/" + name)
+    (pictures / "bad\N{LATIN SMALL LETTER O WITH DIAERESIS}.jpg").write_bytes(b"")
+    arguments = ["predict", str(model_file), str(pictures), "--csv", str(pictures / "out.csv")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "dermrw", *arguments], capture_output=True, check=False, env={**os.environ, **locale}
+    )
+    error = ended.stderr.decode()
+    assert ended.returncode == 2 and "Traceback" not in error, error
+    assert "2 images are not in" in error and "is not UTF-8" in error and "bad" in error
+    assert sorted(read(pictures / "out.csv")[0]) == sorted(["a", "b", "c", "\xfc", "\u6f22\x1b[31m"])
+
+
+def test_folders_behind_links_are_followed_and_loops_end(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "beside").mkdir()
+    shutil.copy(pictures / "a.png", tmp_path / "beside/d.png")
+    (pictures / "link").symlink_to(tmp_path / "beside")
+    (pictures / "more/up").symlink_to(pictures)
+    (pictures / "dangling.png").symlink_to("absent.png")
+    assert list(find_images([pictures]).images) == ["a", "b", "dangling", "d", "c"]  # the dangling one can't be read
+
+
+def test_pipes_and_devices_are_not_waited_for(model_file: Path, pictures: Path, sentence: Callable[..., str]) -> None:
+    pipe, out = pictures / "pipe.jpg", pictures / "out.csv"
+    os.mkfifo(pipe)
+    said = f"{pipe} is a pipe or a device"
+    assert said in sentence(pipe, pictures, "--csv", out)
+    assert "/dev/zero is a pipe or a device" in sentence("/dev/zero", pictures, "--csv", out)
+    assert said in sentence(model_file, pictures / "a.png", "--csv", out, "--lesions", pipe)
+    assert said in sentence(model_file, pipe, "--csv", out) and not out.exists()
+    assert said in sentence(model_file, pictures, "--csv", out) and read(out)[0] == ["a", "b", "c"]
+
+
+def test_a_prevalence_that_rules_out_what_the_model_says(
+    model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = precious(pictures, "out.csv")
+    monkeypatch.setattr(Classifier, "run", lambda _, pixels, *__: [np.eye(7, dtype=np.float32)[[2] * len(pixels)]])
+    shares = ",".join(f"{code}={code == 'nv':d}" for code in DX)
+    said = sentence(model_file, pictures, "--csv", out, "--prevalence", shares)
+    assert "image a and 2 more" in said and "--prevalence" in said and out.read_text() == "precious"
