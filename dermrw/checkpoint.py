@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dermrw.errors import UserError
-from dermrw.files import remove_partial
+from dermrw.files import open_regular, remove_partial
 
 # what every checkpoint holds, and of which type; weights_only=True reads nothing but plain values and tensors
 KEYS: dict[str, type | tuple[type, ...]] = {
@@ -41,7 +41,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state that `save_checkpoint` wrote, tensors on the CPU."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train first, or name the run with RUN=runs/NAME") from None
     except Exception as error:

@@ -205,11 +205,19 @@ def thumbnail(source: Any) -> tuple[str | None, bool]:
 def training_figures(
     run: Path, report: dict[str, Any], looks: Sequence[Look], prevalence: np.ndarray
 ) -> dict[str, Any] | None:
-    """Loss, validation and, for reweighting, the weights over training; None for a run whose log is gone."""
+    """Loss, validation and, for reweighting, the weights over training; None for a run whose log is gone or odd."""
     try:
-        log = read_log(run)
-    except OSError:
+        return _training_figures(read_log(run), report, looks, prevalence)
+    except (OSError, UserError):
         return None
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
+        print(f"{run / 'metrics.jsonl'} is not as training wrote it: the report goes without training's curves")
+        return None
+
+
+def _training_figures(
+    log: list[dict[str, Any]], report: dict[str, Any], looks: Sequence[Look], prevalence: np.ndarray
+) -> dict[str, Any] | None:
     steps = [row for row in log if "loss" in row]
     validations = [row for row in log if "validation" in row]
     if not steps or not validations:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from dermrw.config import Config, differences, dump, load_config, read_yaml
 from dermrw.errors import UserError
-from dermrw.files import write_atomic
+from dermrw.files import open_regular, write_atomic
 from dermrw.split import SPLIT_COLUMNS
 
 RUNS = Path("runs")
@@ -101,7 +101,8 @@ def resume_config(path: Path, asked: Config) -> Config:
 def read_split(path: Path) -> pd.DataFrame:
     """The run's split.csv."""
     try:
-        split = pd.read_csv(path / "split.csv", dtype=str)
+        with open_regular(path / "split.csv") as file:
+            split = pd.read_csv(file, dtype=str)
     except (OSError, ValueError) as error:
         raise UserError(f"{path / 'split.csv'} can't be read: {' '.join(str(error).split())}") from None
     if list(split.columns) != SPLIT_COLUMNS:
@@ -151,11 +152,13 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out, and what is no row."""
     rows = []
-    for line in (path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+    with open_regular(path / "metrics.jsonl") as file:
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    for line in lines:
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
-    return rows
+    return [row for row in rows if isinstance(row, dict)]

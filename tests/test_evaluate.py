@@ -11,9 +11,11 @@ from conftest import TINY, command
 from sklearn.metrics import balanced_accuracy_score
 
 from dermrw.data import ImageSet
-from dermrw.diagnoses import HAM_CLASSES
+from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.evaluate import evaluate, read_predictions, write_predictions
+from dermrw.figures import looks
+from dermrw.report import training_figures
 from dermrw.scores import Scored, age_band, build_report
 
 COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -144,3 +146,22 @@ def test_a_run_without_a_best_epoch(tmp_path: Path, run: Path, place: Path, monk
     (copy / "best.pt").unlink()
     with pytest.raises(UserError, match="train first"):
         evaluate(copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5\n", '{"loss": 1, "step": 3}\n{"epoch": "x", "step": null, "validation": 5}\n[]\n', "[" * 100_000, "\xff\n"],
+)
+def test_a_log_that_training_didnt_write(text: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text(text)
+    assert training_figures(run, {"epoch": 1}, [], np.ones(7) / 7) is None
+    assert ("is not as training wrote it" in capsys.readouterr().out) == ("loss" in text)
+
+
+def test_a_log_with_odd_rows_among_its_own(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    arguments = (run, report, looks(DX), np.ones(7) / 7)
+    figures = training_figures(*arguments)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('5\n"x"\n[1]\nnull\n')
+    assert figures is not None and training_figures(*arguments) == figures
