@@ -25,7 +25,7 @@ from dermrw.config import Config, load_config
 from dermrw.data import ImageSet, Pixels, Splits, image_set, load_splits, resolve_root
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
-from dermrw.files import write_atomic
+from dermrw.files import require_writable, write_atomic
 from dermrw.loop import predict_logits
 from dermrw.machine import Choice, choose_device, environment, keep_freed_memory
 from dermrw.models import build_model
@@ -52,7 +52,9 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         the report on the run's own test split.
     """
     keep_freed_memory()
-    config = _with_overrides(open_run(run), run, overrides)
+    config = with_overrides(open_run(run), run, overrides, "eval")
+    for name in ("predictions.csv", "report.json", "report.html"):
+        require_writable(run / name)
     root = resolve_root(config.data)
     splits = load_splits(config.data, root, read_split(run))
     choice = Choice(choose_device("auto" if not _chosen(overrides) else config.train.device), "fp32", False)
@@ -131,11 +133,17 @@ def _chosen(overrides: Sequence[str]) -> bool:
     return any(item.startswith("train.device=") for item in overrides)
 
 
-def _with_overrides(config: Config, run: Path, overrides: Sequence[str]) -> Config:
-    """The run's config with the two keys that an evaluation may change."""
+def with_overrides(config: Config, run: Path, overrides: Sequence[str], program: str) -> Config:
+    """The run's config with the two keys that an evaluation, or an export, may change.
+
+    Raises:
+        UserError: another key, or a value that it can't have.
+    """
     for item in overrides:
         if item.partition("=")[0] not in ("data.root", "train.device"):
-            raise UserError(f"eval takes data.root=FOLDER and train.device=NAME, not {item}: a run keeps its settings")
+            raise UserError(
+                f"{program} takes data.root=FOLDER and train.device=NAME, not {item}: a run keeps its settings"
+            )
     return load_config(run / "config.yaml", overrides) if overrides else config
 
 
@@ -160,8 +168,8 @@ def _score_set(
     # the logits' own softmax: what the network was trained to say, before anything was fitted on validation
     as_trained = torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
     report = build_report(scored, as_trained, prevalence, about)
+    write_html(run, suffix, report, scored)  # first: what is wrong with the run's log leaves the report as it was
     write_atomic(run / f"report{suffix}.json", json.dumps(report, indent=1, allow_nan=False).encode())
-    write_html(run, suffix, report, scored)
     print_report(report)
     print(f"{path}, {run / f'report{suffix}.json'}, {run / f'report{suffix}.html'}", flush=True)
     return report

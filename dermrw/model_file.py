@@ -16,6 +16,13 @@ RESIZE = (
 )
 
 
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, as `size: input should be less than …`."""
+    first = error.errors()[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(str(part) for part in first['loc'])}: {reason[0].lower()}{reason[1:]}".removeprefix(": ")
+
+
 class Score(BaseModel):
     """The run's own figure: balanced accuracy on its own test split, with its 95 % interval over lesions."""
 
@@ -31,7 +38,7 @@ class ModelInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     format: Literal["dermrw 1"] = "dermrw 1"
-    name: str = Field(max_length=200, description="the run's name")
+    name: str = Field(max_length=255, description="the run's name, a folder's")
     created: str = Field(max_length=40, description="date, UTC")
     version: str = Field(max_length=40, description="dermrw's")
     digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the run's best.pt")
@@ -75,8 +82,7 @@ class ModelInfo(BaseModel):
             values = {key: json.loads(props[key]) for key in cls.model_fields if key in props}
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            reason = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".removeprefix(": ")
+            reason = first_fault(error)
         except (ValueError, RecursionError) as error:
             reason = str(error)
         raise UserError(

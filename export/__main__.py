@@ -2,29 +2,31 @@
 
 import argparse
 import hashlib
-import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 import dermrw
 from dermrw.calibration import EqualPrevalence
+from dermrw.cifar import CIFAR_CLASSES
 from dermrw.config import Config
 from dermrw.data import load_splits, resolve_root
 from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
 from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError, plain_endings
-from dermrw.evaluate import evaluate, load_best
-from dermrw.files import write_atomic
-from dermrw.model_file import ModelInfo, Score
+from dermrw.evaluate import load_best, with_overrides
+from dermrw.files import require_writable, write_atomic
+from dermrw.model_file import ModelInfo, Score, first_fault
 from dermrw.pixels import read_image
 from dermrw.runs import latest_run, open_run, read_split
 from export.build import build, check
 from export.card import model_card
 from export.network import Exported
+from export.report import Report, report_of
 
 PICTURES = 12  # that the check compares
 HAM_LICENCE = (
@@ -38,93 +40,77 @@ LICENCES = {
 }
 
 
-def export(run: Path, overrides: list[str]) -> Path:
+def export(run: Path, overrides: Sequence[str]) -> Path:
     """Writes RUN/model.onnx, after ONNX Runtime was seen to agree with torch, and RUN/MODEL_CARD.md.
 
     Raises:
-        UserError: the run can't be read, its data can't be found where it was not evaluated yet, or the two disagree.
+        UserError: the run can't be read, its data can't be found where it was not evaluated yet, or the two disagree;
+            what was exported before is whole.
     """
-    config = open_run(run)
-    report = _report(run, overrides)
-    classes = Classes(tuple(report["classes"]), _columns(config, tuple(report["classes"])))
+    config = with_overrides(open_run(run), run, overrides, "export")
+    path, card = run / "model.onnx", run / "MODEL_CARD.md"
+    for place in (path, card):
+        require_writable(place)
+    classes = CIFAR_CLASSES if config.data.name == "cifar10" else HAM_CLASSES
+    report = report_of(run, config, classes, overrides)
     model, _ = load_best(run, config, classes)
-    calibration = EqualPrevalence.from_dict(report["calibration"])
+    calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
     network = Exported(model, calibration)
-    info = _info(run, config, report, classes, calibration)
-    print(f"Exporting {run}, {config.model.backbone}, epoch {report['epoch']}", flush=True)
+    info = _info(run, config, report, classes)
+    print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     content = build(network, info).SerializeToString()
+    text = model_card(report, info, hashlib.sha256(content).hexdigest())
 
-    path = run / "model.onnx"
     candidate = run / ".model.onnx.unchecked"
     write_atomic(candidate, content)
     try:
-        pictures, what = _pictures(run, config, overrides)
+        pictures, what = _pictures(run, config)
         worst = check(candidate, network, pictures)
+        write_atomic(card, text.encode())
         candidate.replace(path)
     finally:
         candidate.unlink(missing_ok=True)
-    write_atomic(run / "MODEL_CARD.md", model_card(report, info, hashlib.sha256(content).hexdigest()).encode())
     print(f"ONNX Runtime agrees with torch to {worst:.0e} on {len(pictures)} {what}, in batches of 1 and more.")
-    print(f"{path} ({len(content) / 1e6:.1f} MB), {run / 'MODEL_CARD.md'}. Now `make demo`.")
+    print(f"{path} ({len(content) / 1e6:.1f} MB), {card}. Now `make demo`.")
     return path
 
 
-def _report(run: Path, overrides: list[str]) -> dict[str, Any]:
-    """The run's report.json; the run is evaluated first where it wasn't, or was trained further since."""
-    best = run / "best.pt"
-    if not best.is_file():
-        raise UserError(f"{run} has no best.pt yet: train it to the end of an epoch first")
-    try:
-        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        if report["checkpoint_sha256"] == hashlib.sha256(best.read_bytes()).hexdigest():
-            return dict(report)
-        print("The run was trained further since it was evaluated:", flush=True)
-    except (OSError, ValueError, KeyError, TypeError):
-        print("The run has no report yet that tells temperature, offsets and score:", flush=True)
-    return evaluate(run, overrides)
-
-
-def _columns(config: Config, codes: tuple[str, ...]) -> tuple[str, ...]:
-    return HAM_CLASSES.columns if config.data.name != "cifar10" else codes
-
-
-def _info(
-    run: Path, config: Config, report: dict[str, Any], classes: Classes, calibration: EqualPrevalence
-) -> ModelInfo:
+def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelInfo:
     names = {d.dx: d.name for d in DIAGNOSES}
-    return ModelInfo(
-        name=run.resolve().name,
-        created=time.strftime("%Y-%m-%d", time.gmtime()),
-        version=dermrw.__version__,
-        digest=report["checkpoint_sha256"],
-        backbone=config.model.backbone,
-        objective=config.objective.name,
-        origin=report["weights"],
-        size=config.data.size,
-        codes=classes.codes,
-        columns=classes.columns,
-        names=tuple(names.get(code, code) for code in classes.codes),
-        temperature=calibration.temperature,
-        offsets=calibration.offsets,
-        prevalence=report["training_prevalence"],
-        lesion_rule=report["lesion_rule"]["rule"],
-        score=Score(
-            balanced_accuracy=report["balanced_accuracy"],
-            interval_95=tuple(report["interval_95"]),
-            scored_on=report["scored_on"],
-            images=report["images"],
-        ),
-        warning=report["warning"],
-        licence=LICENCES[config.data.name],
-    )
-
-
-def _pictures(run: Path, config: Config, overrides: list[str]) -> tuple[list[npt.NDArray[np.uint8]], str]:
-    """Pictures of the run's validation split, or drawn ones where the data isn't here any more; and which they are."""
-    root = [item.partition("=")[2] for item in overrides if item.startswith("data.root=")]
     try:
-        data = config.data.model_copy(update={"root": root[-1]}) if root else config.data
-        sources = load_splits(data, resolve_root(data), read_split(run)).validation.sources
+        return ModelInfo(
+            name=run.resolve().name,
+            created=time.strftime("%Y-%m-%d", time.gmtime()),
+            version=dermrw.__version__,
+            digest=report.checkpoint_sha256,
+            backbone=config.model.backbone,
+            objective=config.objective.name,
+            origin=report.weights,
+            size=config.data.size,
+            codes=classes.codes,
+            columns=classes.columns,
+            names=tuple(names.get(code, code) for code in classes.codes),
+            temperature=report.calibration.temperature,
+            offsets=report.calibration.offsets,
+            prevalence=report.training_prevalence,
+            lesion_rule=report.lesion_rule.rule,
+            score=Score(
+                balanced_accuracy=report.balanced_accuracy,
+                interval_95=report.interval_95,
+                scored_on=report.scored_on,
+                images=report.images,
+            ),
+            warning=report.warning,
+            licence=LICENCES[config.data.name],
+        )
+    except ValidationError as error:
+        raise UserError(f"{run} can't be exported, since a model file can't hold its {first_fault(error)}") from None
+
+
+def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], str]:
+    """Pictures of the run's validation split, or drawn ones where the data isn't here any more; and which they are."""
+    try:
+        sources = load_splits(config.data, resolve_root(config.data), read_split(run)).validation.sources
         chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, min(PICTURES, len(sources))).astype(int)]
         return [np.asarray(read_image(source)) for source in chosen], "validation images"
     except UserError as error:

@@ -1,8 +1,7 @@
 """MODEL_CARD.md, from a run's report (Mitchell et al., Model Cards for Model Reporting, FAT* 2019)."""
 
-from typing import Any
-
 from dermrw.model_file import ModelInfo
+from export.report import Report
 
 LIMITS = """\
 - Research only. It is not a medical device, and no diagnosis may rest on it.
@@ -25,26 +24,26 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _range(ends: list[float | None]) -> str:
+def _range(ends: tuple[float | None, float | None]) -> str:
     low, high = ends
     return "–" if low is None or high is None else f"{100 * low:.1f}–{100 * high:.1f}"
 
 
-def model_card(report: dict[str, Any], info: ModelInfo, file_digest: str) -> str:
+def model_card(report: Report, info: ModelInfo, file_digest: str) -> str:
     """The card's text.
 
     Args:
-        report: the run's report.json.
+        report: of the run.
         info: the model file's metadata.
         file_digest: SHA-256 of the model file.
     """
     rows = [
-        f"| {code} | {name} | {row['images']} | {row['lesions']} | {_percent(row['recall'])} "
-        f"({_range(row['recall_interval_95'])}) | {'–' if row['auc'] is None else format(row['auc'], '.3f')} |"
-        for (code, row), name in zip(report["classes"].items(), info.names, strict=True)
+        f"| {code} | {name} | {row.images} | {row.lesions} | {_percent(row.recall)} "
+        f"({_range(row.recall_interval_95)}) | {'–' if row.auc is None else format(row.auc, '.3f')} |"
+        for (code, row), name in zip(report.classes.items(), info.names, strict=True)
     ]
-    low, high = report["interval_95"]
-    error = report["calibration_error"]
+    low, high = report.interval_95
+    error = report.calibration_error
     lines = [
         f"# Model card: {info.name}",
         "",
@@ -58,8 +57,8 @@ def model_card(report: dict[str, Any], info: ModelInfo, file_digest: str) -> str
         f"| checkpoint | SHA-256 `{info.digest}` |",
         f"| network | {info.backbone}, {info.size} × {info.size} pixels, {info.origin} |",
         f"| objective | {info.objective} |",
-        f"| training | {report['training_images']:,} images, {report['epochs']} epochs, the best on validation: "
-        f"epoch {report['epoch']} |",
+        f"| training | {report.training_images:,} images, {report.epochs} epochs, the best on validation: "
+        f"epoch {report.epoch} |",
         f"| in | uint8 `[N, H, W, 3]` RGB, {info.resize} |",
         f"| out | probabilities `[N, {len(info.codes)}]` for equal prevalence; a class activation map; an embedding |",
         f"| several images of a lesion | their {info.lesion_rule} mean |".replace("mean mean", "mean"),
@@ -67,21 +66,21 @@ def model_card(report: dict[str, Any], info: ModelInfo, file_digest: str) -> str
         "",
         "## How good it is",
         "",
-        f"Balanced accuracy **{_percent(report['balanced_accuracy'])}** (95 % interval {_percent(low)} to "
-        f"{_percent(high)}) on {report['scored_on']}: {report['images']:,} images of {report['lesions']:,} lesions, "
+        f"Balanced accuracy **{_percent(report.balanced_accuracy)}** (95 % interval {_percent(low)} to "
+        f"{_percent(high)}) on {report.scored_on}: {report.images:,} images of {report.lesions:,} lesions, "
         "none of which it was trained or selected on. Intervals: "
-        f"{report['interval']}.",
+        f"{report.interval}.",
         "",
         "| class | diagnosis | images | lesions | recall (95 % interval) | AUC |",
         "|---|---|---|---|---|---|",
         *rows,
         "",
-        f"Calibration error (top label, {error['binning']}): "
-        f"{_percent(error['equal_prevalence']['top_label_ece'])} at equal prevalence, "
-        f"{_percent(error['training_prevalence']['top_label_ece'])} at the training data's.",
+        f"Calibration error (top label, {error.binning}): "
+        f"{_percent(error.equal_prevalence.top_label_ece)} at equal prevalence, "
+        f"{_percent(error.training_prevalence.top_label_ece)} at the training data's.",
         "",
         "The same figures by sex, age, site and way of confirmation are in the run's `report.html`."
-        if "groups" in report
+        if report.groups is not None
         else "",
         "",
         "## What it is not for",

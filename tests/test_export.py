@@ -1,10 +1,12 @@
 """The model file: its resize against Pillow, its map against blanking by hand, its outputs against torch."""
 
+import copy
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from torch import nn
 from dermrw.calibration import EqualPrevalence
 from dermrw.checkpoint import load_checkpoint
 from dermrw.config import Model, load_config
-from dermrw.diagnoses import COLUMNS, DX
+from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo, Score
 from dermrw.models import backbones, build_model
@@ -28,6 +30,7 @@ from export.build import build, check
 from export.network import Exported
 from export.parts import _ClassToken, cut, logits_and_map
 from export.pillow_resize import resize_graph
+from export.report import report_of
 
 FAMILIES = [
     "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "densenet121", "mnasnet0_5",
@@ -212,10 +215,83 @@ def test_a_run_that_was_trained_on_is_evaluated_anew(
     assert "no report yet" in capsys.readouterr().out
     config = (run / "config.yaml").read_text().replace("mobilenet_v3_small", "mobilenet_v3_large")
     (run / "config.yaml").write_text(config)
+    (run / "report.json").unlink()
     before = (run / "model.onnx").read_bytes()
     with pytest.raises(UserError, match=r"best\.pt doesn't hold the weights of mobilenet_v3_large"):
         export(run, [])
     assert (run / "model.onnx").read_bytes() == before
+
+
+ABSENT = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("balanced_accuracy", None), ("balanced_accuracy", 5), ("interval_95", ABSENT), ("interval_95", [None, None]),
+        ("classes", ABSENT), ("classes", {"a": 1}), ("classes", {}), ("calibration", "x"), ("calibration", {}),
+        ("calibration.temperature", 0), ("calibration.temperature", float("nan")), ("calibration.offsets", [0.0, 0.0]),
+        ("calibration.offsets", [float("inf")] * 7), ("calibration_error", ABSENT), ("lesion_rule.rule", "median"),
+        ("images", ABSENT), ("epoch", ABSENT), ("training_prevalence", {"mel": 1.0}), ("scored_on", 5),
+        ("classes.mel.auc", "high"), ("checkpoint_sha256", ABSENT), ("size", ABSENT),
+    ],
+)  # fmt: skip
+def test_a_report_that_is_not_whole_is_made_anew(
+    run: Path, key: str, value: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = json.loads((run / "report.json").read_text())
+    odd: Any = copy.deepcopy(whole)
+    inner = odd
+    *above, last = key.split(".")
+    for part in above:
+        inner = inner[part]
+    inner[last] = value
+    if value is ABSENT:
+        del inner[last]
+    (run / "report.json").write_text(json.dumps(odd))
+    config, before = load_config(run / "config.yaml"), (run / "model.onnx").read_bytes()
+    monkeypatch.setattr("export.report.evaluate", lambda *_: whole)
+    assert report_of(run, config, HAM_CLASSES, []).balanced_accuracy == whole["balanced_accuracy"]
+    assert "no report yet" in capsys.readouterr().out
+    monkeypatch.setattr("export.report.evaluate", lambda *_: odd)
+    with pytest.raises(UserError, match="can't be exported"):
+        export(run, [])
+    assert (run / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", [("size: 32", "size: 64"), ("name: reweight", "name: erm"), ("v3_small", "v3_large")]
+)
+def test_a_config_that_was_changed_since_is_refused(run: Path, change: tuple[str, str]) -> None:
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(*change))
+    before = (run / "model.onnx").read_bytes()
+    with pytest.raises(UserError, match=r"config\.yaml says .*make eval RUN="):
+        export(run, [])
+    assert (run / "model.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "MODEL_CARD.md"])
+def test_nothing_is_replaced_where_one_of_both_cant_be(run: Path, name: str) -> None:
+    (run / name).unlink()
+    (run / name).mkdir()
+    other = run / ({"model.onnx", "MODEL_CARD.md"} - {name}).pop()
+    before = (other.read_bytes(), sorted(run.iterdir()))
+    with pytest.raises(UserError, match=f"{name} is there and is no regular file"):
+        export(run, [])
+    assert (other.read_bytes(), sorted(run.iterdir())) == before
+
+
+@pytest.mark.parametrize("override", ["data.rot=/x", "foo=bar", "train.epochs=3", "nonsense"])
+def test_overrides_that_an_export_doesnt_take(run: Path, override: str) -> None:
+    with pytest.raises(UserError, match=r"export takes data\.root=FOLDER") as caught:
+        export(run, [override])
+    assert override in str(caught.value)
+
+
+def test_a_run_with_a_long_name_is_exported(run: Path) -> None:
+    long = run.rename(run.with_name("r" * 240))
+    assert Classifier(export(long, [f"data.root={run}"])).info.name == long.name
 
 
 def test_a_run_that_isnt_one(

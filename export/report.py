@@ -1,0 +1,136 @@
+"""What a model file says of its run, from the run's report.json: complete, of this checkpoint, of these settings."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dermrw.config import Config
+from dermrw.diagnoses import Classes
+from dermrw.errors import UserError
+from dermrw.evaluate import evaluate
+from dermrw.files import open_regular
+from dermrw.model_file import first_fault
+
+
+class _Part(BaseModel):
+    # strict: eval wrote it, so what would have to be converted was written by something else
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class ClassRow(_Part):
+    """One class; undefined figures are None."""
+
+    images: int
+    lesions: int
+    recall: float | None
+    recall_interval_95: tuple[float | None, float | None]
+    auc: float | None
+
+
+class Calibration(_Part):
+    """Temperature and offsets."""
+
+    temperature: float = Field(gt=0)
+    offsets: tuple[float, ...]
+
+
+class LesionRule(_Part):
+    """How images of one lesion are combined."""
+
+    rule: Literal["mean", "geometric"]
+
+
+class Ece(_Part):
+    """A calibration error."""
+
+    top_label_ece: float | None
+
+
+class CalibrationError(_Part):
+    """Calibration errors at two prevalences."""
+
+    binning: str
+    equal_prevalence: Ece
+    training_prevalence: Ece
+
+
+class Report(_Part):
+    """What of report.json goes into the model file and its card."""
+
+    balanced_accuracy: float = Field(ge=0, le=1)
+    interval_95: tuple[float, float]
+    interval: str
+    scored_on: str
+    images: int = Field(ge=1)
+    lesions: int = Field(ge=1)
+    classes: dict[str, ClassRow]
+    calibration: Calibration
+    calibration_error: CalibrationError
+    lesion_rule: LesionRule
+    groups: dict[str, Any] | None = None
+    warning: str | None
+    objective: str
+    backbone: str
+    weights: str
+    size: int
+    epoch: int
+    epochs: int
+    training_images: int
+    training_prevalence: dict[str, float]
+    checkpoint_sha256: str
+
+
+def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[str]) -> Report:
+    """The run's report; the run is evaluated first where it wasn't, or was trained further since.
+
+    Raises:
+        UserError: there is no best epoch; or the run's config was changed since it was evaluated.
+    """
+    best = run / "best.pt"
+    if not best.is_file():
+        raise UserError(f"{run} has no best.pt yet: train it to the end of an epoch first")
+    try:
+        with open_regular(run / "report.json") as file:
+            report = _parsed(file.read(), classes)
+        fits = report.checkpoint_sha256 == hashlib.sha256(best.read_bytes()).hexdigest()
+        why = "The run was trained further since it was evaluated"
+    except OSError:
+        fits, why = False, "The run has no report yet that tells temperature, offsets and score"
+    except ValueError as error:
+        fits, why = False, f"The run has no report yet that tells temperature, offsets and score ({error})"
+    if not fits:
+        print(f"{why}; it is evaluated now:", flush=True)
+        try:
+            report = _parsed(json.dumps(evaluate(run, overrides)).encode(), classes)
+        except ValueError as error:
+            raise UserError(f"{run} can't be exported, since its scores can't be told ({error}): train it on") from None
+    settings = {
+        "data.size": (config.data.size, report.size),
+        "model.backbone": (config.model.backbone, report.backbone),
+        "objective": (config.objective.name, report.objective),
+    }
+    for key, (now, then) in settings.items():
+        if now != then:
+            raise UserError(
+                f"{run / 'config.yaml'} says {key} {now}, and report.json was measured with {then}: undo the change, "
+                f"or measure anew with `make eval RUN={run}`"
+            )
+    return report
+
+
+def _parsed(text: bytes, classes: Classes) -> Report:
+    """The report in a JSON text; a ValueError says in a phrase what is wrong with it."""
+    try:
+        report = Report.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from None
+    codes = classes.codes
+    if tuple(report.classes) != codes or set(report.training_prevalence) != set(codes):
+        raise ValueError(f"its classes are not {', '.join(codes)}")
+    if len(report.calibration.offsets) != len(codes):
+        raise ValueError(f"calibration.offsets: {len(report.calibration.offsets)} for {len(codes)} classes")
+    return report
