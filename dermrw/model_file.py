@@ -1,12 +1,13 @@
 """What a model file says of itself: the metadata of the .onnx that `export` writes. No torch in here."""
 
 import json
-from collections.abc import Mapping
-from typing import Literal, Self
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dermrw.errors import UserError
+from dermrw.errors import UserError, first_of
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
 OUTPUTS = ("probabilities", "activation_map", "embedding")  # [N, C], [N, C, h, w], [N, D]
@@ -14,6 +15,11 @@ RESIZE = (
     "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "
     "filter) and the middle square is cut out; turn a picture upright by its EXIF orientation before"
 )
+
+
+# what a terminal would obey: control characters, line ends, and marks that turn the direction of writing
+OBEYED = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def first_fault(error: ValidationError) -> str:
@@ -26,9 +32,9 @@ def first_fault(error: ValidationError) -> str:
 class Score(BaseModel):
     """The run's own figure: balanced accuracy on its own test split, with its 95 % interval over lesions."""
 
-    model_config = ConfigDict(frozen=True)
-    balanced_accuracy: float = Field(ge=0, le=1)
-    interval_95: tuple[float, float]
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    balanced_accuracy: Share
+    interval_95: tuple[Share, Share]
     scored_on: str
     images: int = Field(ge=1)
 
@@ -36,7 +42,7 @@ class Score(BaseModel):
 class ModelInfo(BaseModel):
     """The metadata of a model file; each field is an entry of the .onnx' `metadata_props`, as JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
     format: Literal["dermrw 1"] = "dermrw 1"
     name: str = Field(max_length=255, description="the run's name, a folder's")
     created: str = Field(max_length=40, description="date, UTC")
@@ -45,12 +51,12 @@ class ModelInfo(BaseModel):
     backbone: str = Field(max_length=200)
     objective: str = Field(max_length=200)
     origin: str = Field(max_length=500, description="where the first weights came from")
-    size: int = Field(ge=8, le=4096, description="side of the network's input, pixels")
+    size: int = Field(ge=32, le=1024, description="side of the network's input, pixels; as data.size")
     resize: str = RESIZE
     codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
     columns: tuple[str, ...] = Field(description="their columns in ISIC's format")
     names: tuple[str, ...] = Field(description="their names for people")
-    temperature: float = Field(gt=0, allow_inf_nan=False, description="applied inside the graph")
+    temperature: float = Field(gt=0, description="applied inside the graph")
     offsets: tuple[float, ...] = Field(description="applied inside the graph, nats")
     prevalence: dict[str, float] = Field(description="each class's share of the training images")
     lesion_rule: Literal["mean", "geometric"] = Field(description="how images of one lesion are combined")
@@ -60,9 +66,13 @@ class ModelInfo(BaseModel):
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        lengths = {len(self.codes), len(set(self.codes)), len(self.columns), len(self.names), len(self.offsets)}
+        lengths = {len(part) for part in (self.codes, self.columns, self.names, self.offsets)}
+        lengths |= {len(set(self.codes)), len(set(self.columns))}
         if lengths != {len(self.codes)} or set(self.prevalence) != set(self.codes):
             raise ValueError("codes, columns, names, offsets and prevalence must name the same classes")
+        for key, value in self:
+            if any(OBEYED.search(text) for text in _texts(value)):
+                raise ValueError(f"{key} holds control characters")
         if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
             raise ValueError("prevalence must be shares that sum to 1")
         return self
@@ -79,7 +89,10 @@ class ModelInfo(BaseModel):
             UserError: dermrw did not write them.
         """
         try:
-            values = {key: json.loads(props[key]) for key in cls.model_fields if key in props}
+            absent = [key for key in cls.model_fields if key not in props]
+            if absent:
+                raise ValueError(f"it lacks {first_of(absent)}")
+            values = {key: json.loads(props[key]) for key in cls.model_fields}
             return cls.model_validate(values)
         except ValidationError as error:
             reason = first_fault(error)
@@ -88,3 +101,13 @@ class ModelInfo(BaseModel):
         raise UserError(
             f"{source} is not a model of dermrw ({reason[:200]}): name a file that `make export` wrote"
         ) from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a field."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, BaseModel):
+        yield from (text for _, inner in value for text in _texts(inner))
+    elif isinstance(value, dict | tuple):
+        yield from (text for inner in value for text in _texts(inner))

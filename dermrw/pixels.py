@@ -57,9 +57,14 @@ def _open(source: Any) -> Iterator[Image.Image]:
     elif isinstance(source, str | Path):
         with open_regular(source) as file, Image.open(file, formats=FORMATS) as image:
             yield image
-    else:
+    elif hasattr(source, "read"):
         with Image.open(source, formats=FORMATS) as image:
             yield image
+    else:
+        raise UserError(
+            f"a picture is a path, a file opened in binary mode, a PIL image or an array uint8 [H, W, 3], not "
+            f"{type(source).__name__}"
+        )
 
 
 def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Image.Image:

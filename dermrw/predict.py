@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 # ONNX Runtime's official builds report each session to Microsoft since 1.29; it reads this when it is imported
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -24,6 +24,8 @@ onnxruntime.disable_telemetry_events()  # where another module imported it first
 BATCH = 32
 MODEL_BYTES = 2 * 2**30  # protobuf's own limit
 
+# what has a length and still is no sequence of pictures; `read_image` says of those that are none what it takes
+ONE = (str, bytes, bytearray, memoryview, Mapping, Set, Path, Image.Image, np.ndarray)
 Picture = str | Path | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 
 
@@ -97,6 +99,7 @@ class Classifier:
         inputs = [(i.name, i.type) for i in self._session.get_inputs()]
         if inputs != [(INPUT, "tensor(uint8)")] or tuple(o.name for o in self._session.get_outputs()) != OUTPUTS:
             raise UserError(f"{path} doesn't take and give what a model of dermrw does: `make export` writes one anew")
+        self._require_size()
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> npt.NDArray[np.float32]:
         """Probabilities `[N, C]` for equal prevalence of N pictures: files, PIL images or arrays uint8 `[H, W, 3]`.
@@ -104,7 +107,7 @@ class Classifier:
         Raises:
             UserError: a picture can't be read.
         """
-        if isinstance(pictures, str | Path | Image.Image | np.ndarray) or hasattr(pictures, "read"):
+        if isinstance(pictures, ONE) or not hasattr(pictures, "__len__") or hasattr(pictures, "read"):
             pictures = [pictures]  # type: ignore[list-item]
         found = [np.zeros((0, len(self.info.codes)), np.float32)]
         for start in range(0, len(pictures), BATCH):
@@ -127,14 +130,49 @@ class Classifier:
         return evaluation_pixels(picture, self.info.size)
 
     def run(self, pixels: npt.NDArray[np.uint8], *outputs: str) -> list[npt.NDArray[np.float32]]:
-        """The graph's outputs for pixels uint8 `[N, H, W, 3]` of any height and width."""
+        """The graph's outputs for pixels uint8 `[N, H, W, 3]` of any height and width.
+
+        Raises:
+            UserError: the graph fails, or gives what can't be probabilities, maps and embeddings of N pictures.
+        """
         try:
             values = self._session.run(list(outputs), {INPUT: pixels})
         except Exception as error:
             raise UserError(f"{self.path} can't be run on this picture: {_short(error)}") from None
-        if not np.isfinite(values[0]).all():
-            raise UserError(f"{self.path} gave a number that is not finite: the model is damaged, export it anew")
+        for name, value in zip(outputs, values, strict=True):
+            fault = _fault(name, value, len(pixels), len(self.info.codes))
+            if fault:
+                raise UserError(f"{self.path} gave {name} {fault}: the model is damaged, export it anew")
         return list(values)
+
+    def _require_size(self) -> None:
+        """Refuses metadata that name another size than the graph's, whose answers would be quietly worse.
+
+        The graph resizes to its own size by the very arithmetic of `pixels`: what was brought to that size before
+        gives the same embedding, and noise that was brought to another size does not.
+        """
+        side = self.info.size
+        noise = np.random.default_rng(0).integers(0, 256, (3 * side // 2, 2 * side, 3), dtype=np.uint8)
+        given, shown = (self.run(pixels[None], *OUTPUTS)[2] for pixels in (noise, self.pixels(noise)))
+        if given.shape != shown.shape or np.abs(given - shown).max(initial=0) > 1e-3 * np.abs(given).max(initial=0):
+            raise UserError(
+                f"{self.path} is not of the size {side} that it names: the model is damaged, export it anew"
+            )
+
+
+def _fault(name: str, value: Any, rows: int, classes: int) -> str | None:
+    """What is wrong with an output of the graph."""
+    wanted = {OUTPUTS[0]: (rows, classes), OUTPUTS[1]: (rows, classes, None, None), OUTPUTS[2]: (rows, None)}[name]
+    shape, kind = getattr(value, "shape", ()), getattr(value, "dtype", type(value).__name__)
+    if len(shape) != len(wanted) or any(b not in (None, a) for a, b in zip(shape, wanted, strict=True)):
+        return f"of shape {list(shape)} for {rows} pictures and {classes} classes"
+    if kind != np.float32:
+        return f"of type {kind}"
+    if not np.isfinite(value).all():
+        return "that are not finite"
+    if name == OUTPUTS[0] and ((value < 0).any() or (np.abs(value.sum(1, dtype=np.float64) - 1) > 1e-3).any()):
+        return "that are below 0 or don't sum to 1"
+    return None
 
 
 def _short(error: Exception) -> str:

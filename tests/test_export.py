@@ -183,6 +183,16 @@ def test_the_metadata_tells_all(run: Path, model_file: Path) -> None:
     assert "Not a result" in card and f"{100 * report['balanced_accuracy']:.1f} %" in card
 
 
+def test_a_size_that_isnt_the_graphs_is_refused(tmp_path: Path) -> None:
+    exported(network("small_cnn", 64), "small_cnn", 64, tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    size = next(entry for entry in model.metadata_props if entry.key == "size")
+    for size.value in ("32", "63", "65", "224"):
+        onnx.save(model, tmp_path / "x.onnx")
+        with pytest.raises(UserError, match=rf"x\.onnx is not of the size {size.value}"):
+            Classifier(tmp_path / "x.onnx")
+
+
 def test_a_file_that_disagrees_is_refused(run: Path, model_file: Path) -> None:
     model = onnx.load(model_file)
     largest = max(model.graph.initializer, key=lambda t: len(t.raw_data))

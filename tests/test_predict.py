@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -150,7 +151,11 @@ def test_foreign_and_forged_models(model_file: Path, tmp_path: Path) -> None:
     for props in (
         {"format": None, "name": None}, {"codes": '["mel"]'}, {"codes": "rubbish"}, {"size": "1e9"}, {"size": '"x"'},
         {"temperature": "NaN"}, {"prevalence": '{"mel": 1}'}, {"codes": "[" * 100_000}, {"score": "{}"},
-        {"format": '"dermrw 2"'},
+        {"format": '"dermrw 2"'}, {"format": None}, {"warning": None}, {"columns": json.dumps(["MEL"] * 7)},
+        {"offsets": "[NaN, 0, 0, 0, 0, 0, 0]"}, {"prevalence": json.dumps(dict.fromkeys(DX, float("nan")))},
+        {"score": '{"balanced_accuracy": 0.5, "interval_95": [NaN, Infinity], "scored_on": "x", "images": 3}'},
+        {"warning": '"\\u001b[31mred"'}, {"name": '"two\\nlines"'}, {"licence": '"\\u202e"'},
+        {"score": '{"balanced_accuracy": 0.5, "interval_95": [0, 1], "scored_on": "\\u0007", "images": 3}'},
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"forged\.onnx is not a model of dermrw"):
             Classifier(changed(model_file, forged, **props))
@@ -208,6 +213,46 @@ def test_what_a_classifier_takes(model_file: Path, pictures: Path) -> None:
         assert np.array_equal(classifier(several), np.repeat(one, 4, 0))
     with pytest.raises(UserError, match="absent"):
         classifier("absent.png")
+    for odd in (5, None, path.read_bytes(), {"a": path}, [None], object(), io.StringIO("x")):
+        with pytest.raises(UserError, match=r"picture is a path|not an image|damaged"):
+            classifier(odd)  # type: ignore[arg-type]
+
+
+RIGHT = {
+    "probabilities": np.full((1, 7), 1 / 7, np.float32),
+    "activation_map": np.zeros((1, 7, 2, 2), np.float32),
+    "embedding": np.ones((1, 3), np.float32),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("probabilities", np.full((1, 6), 1 / 6, np.float32)), ("probabilities", np.full((1, 7), 5, np.float32)),
+        ("probabilities", np.zeros((1, 7), np.float32)), ("probabilities", np.float32(0.5)),
+        ("probabilities", np.array([[-0.5, 1.5, 0, 0, 0, 0, 0]], np.float32)), ("probabilities", np.array(["a"] * 7)),
+        ("probabilities", np.eye(7, dtype=np.int64)[:1]), ("probabilities", np.full((1, 7), np.nan, np.float32)),
+        ("activation_map", np.zeros((1, 7), np.float32)), ("activation_map", np.full((1, 7, 2, 2), np.inf, np.float32)),
+        ("embedding", np.ones((2, 3), np.float32)), ("embedding", np.ones((1, 3), np.int64)), (None, None),
+    ],
+)  # fmt: skip
+def test_graphs_that_give_what_no_classifier_gives(
+    name: str | None, value: np.ndarray, model_file: Path, tmp_path: Path
+) -> None:
+    nodes, outputs = [], []
+    for key, right in RIGHT.items():
+        tensor = onnx.numpy_helper.from_array(np.asarray(value if key == name else right))
+        nodes.append(onnx.helper.make_node("Constant", [], [key], value=tensor))
+        outputs.append(onnx.helper.make_tensor_value_info(key, tensor.data_type, None))
+    given = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["N", "H", "W", 3])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "constant", [given], outputs), ir_version=10,
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+    )  # fmt: skip
+    onnx.helper.set_model_props(model, Classifier(model_file).info.to_props())
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(UserError, match=rf"x\.onnx gave {name or 'probabilities of shape'}.*export it anew"):
+        Classifier(tmp_path / "x.onnx").run(np.zeros((2, 40, 40, 3), np.uint8), "probabilities")
 
 
 def test_importing_leaves_torch_out() -> None:
@@ -316,6 +361,7 @@ def test_a_prevalence_that_rules_out_what_the_model_says(
     model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = precious(pictures, "out.csv")
+    monkeypatch.setattr(Classifier, "_require_size", lambda _: None)
     monkeypatch.setattr(Classifier, "run", lambda _, pixels, *__: [np.eye(7, dtype=np.float32)[[2] * len(pixels)]])
     shares = ",".join(f"{code}={code == 'nv':d}" for code in DX)
     said = sentence(model_file, pictures, "--csv", out, "--prevalence", shares)
