@@ -5,7 +5,6 @@ config is complete: written to the run folder, it alone reruns the run.
 """
 
 import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +13,26 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dermrw.errors import UserError
+from dermrw.files import expand_home
+from dermrw.yaml_text import parse_value, read_yaml, short
 
 _HERE = Path(__file__).resolve().parent
 # in an installed package the configs lie inside it, in a checkout beside it
 CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
 
+LARGEST_SEED = 2**32 - 1  # that all of NumPy, torch and scikit-learn take
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("root", "meta", "weights", check_fields=False)
+    @classmethod
+    def _a_path(cls, value: str | None) -> str | None:
+        if value:
+            expand_home(value)
+        return value
 
 
 class Data(_Section):
@@ -35,7 +46,7 @@ class Data(_Section):
         description="the curated meta set: a CSV with a column image_id, or 'rule'",
     )
     meta_per_class: int = Field(3, ge=1, le=1000, description="images per class that 'rule' draws")
-    split_seed: int = Field(0, ge=0)
+    split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
     dominant: int = Field(2, ge=0, le=9, description="CIFAR-10: the dominant class (2 is bird)")
@@ -68,15 +79,15 @@ class Objective(_Section):
 class Train(_Section):
     """The loop."""
 
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(64, ge=2)
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    epochs: int = Field(30, ge=1, le=1_000_000)
+    batch_size: int = Field(64, ge=2, le=1_000_000)
+    lr: float = Field(1e-3, gt=0, le=1000, description="peak learning rate")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=1000)
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: not clipped")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
@@ -86,7 +97,9 @@ class Train(_Section):
 class Config(_Section):
     """One run."""
 
-    name: str = Field("ham", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="prefix of the run folder")
+    name: str = Field(
+        "ham", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="prefix of the run folder"
+    )
     data: Data = Data()
     model: Model = Model()
     objective: Objective = Objective()
@@ -108,30 +121,6 @@ class Config(_Section):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: PyYAML alone reads `3e-4` as a string, since YAML 1.1 wants `3.0e-4`."""
-
-
-def _float(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    text = loader.construct_scalar(node)
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-_Loader.add_implicit_resolver("!number", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-_Loader.add_constructor("!number", _float)
-
-
-def parse_value(text: str) -> Any:
-    """The value of an override, read as YAML: numbers, true/false, null, else the text itself."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        return text
-
-
 def known_keys() -> list[str]:
     """Every key that a config or an override may set, such as `train.epochs`."""
     sections: dict[str, type[BaseModel]] = {"data": Data, "model": Model, "objective": Objective, "train": Train}
@@ -143,7 +132,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     if key not in known_keys():
         close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known_keys())}"
-        raise UserError(f"there is no key {key!r} in the configuration: {hint}")
+        raise UserError(f"there is no key {short.repr(key)} in the configuration: {hint}")
     section, _, name = key.partition(".")
     if not name:
         # `objective=erm` names another objective: options of the one before do not carry over
@@ -169,23 +158,6 @@ def find_config(name: str) -> Path:
     return own if not path.exists() and path.parent in (Path(), Path("configs")) and own.is_file() else path
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"there is no config file {path}: name one of configs/*.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {path} can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"the config file {path} is not YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"the config file {path} must hold `key: value` lines")
-    return values
-
-
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     """The defaults, then the differences in the file, then the overrides `section.key=value`."""
     values: dict[str, Any] = {}
@@ -204,7 +176,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the configuration"
-        given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+        given = "" if isinstance(first["input"], dict) else f", not {short.repr(first['input'])}"
         reason = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{source}: {where}: {reason[0].lower()}{reason[1:]}{given}") from None
 

@@ -23,6 +23,16 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return Path(path).open("rb")
 
 
+def expand_home(text: str) -> Path:
+    """The path, `~` and `~NAME` replaced by the home folder; a ValueError where it can't be one's."""
+    if "\0" in text:
+        raise ValueError("no path holds the character NUL")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such user's home folder: write the whole path") from None
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file so that at any moment, a power cut included, it holds either its old or its new content.
 

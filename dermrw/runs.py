@@ -10,10 +10,11 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from dermrw.config import Config, differences, dump, load_config, read_yaml
+from dermrw.config import Config, differences, dump, load_config
 from dermrw.errors import UserError
 from dermrw.files import open_regular, write_atomic
 from dermrw.split import SPLIT_COLUMNS
+from dermrw.yaml_text import read_yaml
 
 RUNS = Path("runs")
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,70 @@ def test_a_dumped_config_is_complete_and_comes_back(tmp_path: Path) -> None:
         ("train.epochs", "key=value"),
         ("train=3", "train"),
         ("name=../x", "name"),
+        (f"name={'n' * 300}", "name"),
+        ("data.size=2024-02-30", r"data\.size: .*'2024-02-30'"),
+        (f"data.size={'9' * 5000}", r"data\.size"),
+        (f"data.size={'[' * 3000}", r"data\.size"),
+        (f"data.size={'[' * 400}{']' * 400}", r"data\.size"),
+        ("data.size=[&a x, *a]", r"data\.size"),
+        ("train.seed=18446744073709551616", r"train\.seed: .*less than or equal to 4294967295"),
+        ("data.split_seed=4294967296", r"data\.split_seed"),
+        ("train.lr=1e300", r"train\.lr"),
+        ("train.epochs=999999999999999999999999", r"train\.epochs"),
+        ("train.batch_size=100000000000000000000", r"train\.batch_size"),
+        ("data.root=~nobodyx/y", r"data\.root: there is no such user"),
+        ("data.meta=~nobodyx/y", r"data\.meta: there is no such user"),
+        ("model.weights=~nobodyx/y", r"model\.weights: there is no such user"),
+        ('data.root="a\\0b"', r"data\.root: no path holds"),
     ],
 )
 def test_mistakes_are_named(override: str, named: str) -> None:
     with pytest.raises(UserError, match=named) as caught:
         load_config(None, [override])
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+def bomb() -> str:
+    """Aliases of aliases: half a kilobyte that unfolds to gigabytes."""
+    lines = [f"    - &a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(10)]
+    return "\n".join(["model:", "  backbone:", *lines])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("1: 2", "the key '1' is no text"),
+        ("on: 2", "the key 'on' is no text"),
+        ("null: 2", "is no text"),
+        ("2020-01-01: 3", "2020-01-01"),
+        ("? [a]\n: b", "is no text"),
+        ("train: {1: 2}", "the key '1' is no text"),
+        ("train: {epochs: 2024-13-01}", r"train\.epochs"),
+        ("train: {epochs: !!timestamp 2024-13-01}", "can't be read"),
+        (f"train: {{epochs: {'1' * 5000}}}", "can't be read"),
+        ("data: " + "[" * 20_000, "nested too deeply"),
+        ("{a: " * 5000, "nested too deeply"),
+        (bomb(), r"the alias \*a0 isn't taken"),
+        ("a: &a {b: 1}\nc: {<<: *a}", "the alias"),
+        ("train: {epochs: 2}\ntrain: {lr: 1}", "the key train is there twice"),
+        ("train: {epochs: 2, epochs: 3}", "the key epochs is there twice"),
+    ],
+    ids=range(15),
+)
+def test_files_that_are_read_by_no_guess(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(UserError, match=named) as caught:
+        load_config(write(tmp_path / "c.yaml", text))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+def test_what_looks_like_a_date_is_text(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path / "c.yaml", "name: 2024-02-30")).name == "2024-02-30"
+
+
+def test_a_pipe_is_no_config(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match=r"c\.yaml is a pipe"):
+        load_config(tmp_path / "c.yaml")
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "train: 3\n", "trian: {epochs: 3}\n", "\x00"])
