@@ -19,7 +19,7 @@ from dermrw.tables import find_ham10000, find_official, read_ham10000
 
 def check(folder: Path | None) -> None:
     """Prints what is in HAM10000's folder, and raises a UserError at the end where images are missing or unreadable."""
-    root = find_ham10000(str(folder) if folder else None)
+    root = find_ham10000(str(folder) if folder else None, "the folder to check")
     if root is None:
         raise UserError("HAM10000 is not at data/ham10000: name its folder, set HAM10000_DIR, or run `make data`")
     table = read_ham10000(root)
@@ -85,7 +85,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         print(f"Left out of {len(table):,} images, as data.skip_unreadable asks:")
         _say("missing", missing)
         _say("unreadable", list(bad.values()))
-    return present[~present["image_id"].isin(list(bad))].reset_index(drop=True)
+    kept = present[~present["image_id"].isin(list(bad))].reset_index(drop=True)
+    if kept.empty:
+        raise UserError(
+            f"of {len(table):,} images {len(missing):,} are missing and {len(bad):,} can't be read, which leaves none: "
+            "is data.root the folder with the images?"
+        )
+    return kept
 
 
 def refuse_unreadable(table: pd.DataFrame) -> None:

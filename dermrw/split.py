@@ -13,6 +13,7 @@ from sklearn.model_selection import train_test_split
 from dermrw.config import CONFIGS
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
+from dermrw.files import open_regular
 from dermrw.tables import find_ham10000, read_ham10000
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "dx", "split"]
@@ -51,7 +52,8 @@ def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
 def meta_from_file(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The rows of the meta set that a CSV with a column `image_id` lists (lines that start with # are comments)."""
     try:
-        listed = pd.read_csv(path, comment="#", dtype=str, keep_default_na=False)
+        with open_regular(path) as file:
+            listed = pd.read_csv(file, comment="#", dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(f"the meta set's list {path} can't be read: {' '.join(str(error).split())}") from None
     if "image_id" not in listed.columns:

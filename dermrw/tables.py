@@ -6,12 +6,14 @@ anywhere below the folder: they are found by their names.
 """
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pandas as pd
 
 from dermrw.diagnoses import COLUMNS, DX
-from dermrw.errors import UserError
+from dermrw.errors import UserError, first_of
+from dermrw.files import expand_home, open_regular, walk
 from dermrw.pixels import IMAGE_SUFFIXES
 
 TABLE_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "path"]
@@ -25,17 +27,20 @@ CONFIRMATION = {
 DOWNLOAD_HINT = "`make data` downloads it"
 
 
-def find_ham10000(root: str | None) -> Path | None:
+def find_ham10000(root: str | None, name: str = "data.root") -> Path | None:
     """The folder that holds HAM10000: `root`, else HAM10000_DIR, else data/ham10000; None if none is set or there.
 
     Raises:
-        UserError: `root` or HAM10000_DIR is set to something that isn't a folder.
+        UserError: `root`, which the sentence calls `name`, or HAM10000_DIR is set to something that isn't a folder.
     """
-    for value, name in ((root, "data.root"), (os.environ.get("HAM10000_DIR"), "HAM10000_DIR")):
+    for value, key in ((root, name), (os.environ.get("HAM10000_DIR"), "HAM10000_DIR")):
         if value:
-            folder = Path(value).expanduser()
+            try:
+                folder = expand_home(value)
+            except ValueError as error:
+                raise UserError(f"{key} is {value}: {error}") from None
             if not folder.is_dir():
-                raise UserError(f"{name} is {value}, which is not a folder: correct it, or unset it")
+                raise UserError(f"{key} is {value}, which is not a folder: correct it, or leave it out")
             return folder.resolve()
     default = Path("data/ham10000")
     return default.resolve() if default.is_dir() else None
@@ -44,21 +49,29 @@ def find_ham10000(root: str | None) -> Path | None:
 def index_images(root: Path) -> dict[str, Path]:
     """Image files below `root` by id (file name without its ending); the first in sorted order if a name is twice."""
     found: dict[str, Path] = {}
-    for folder, subfolders, files in os.walk(root):
-        subfolders.sort()
-        for name in sorted(files):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                found.setdefault(stem, Path(folder) / name)
+    for path in walk(root):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            found.setdefault(path.stem, path)
     return found
+
+
+def _paths(table: pd.DataFrame, root: Path, source: Path) -> list[str]:
+    """The file of each of the table's images, empty where it is missing."""
+    found = index_images(root)
+    for image in table["image_id"]:
+        stem, suffix = os.path.splitext(image)
+        if image not in found and stem in found and suffix.lower() in IMAGE_SUFFIXES:
+            raise UserError(f"{source}: the image id {image} carries a file's ending: write {stem}, and so for all")
+    return [str(found.get(image, "")) for image in table["image_id"]]
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """A comma- or tab-separated table, every cell a string, empty cells empty strings."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            separator = "\t" if "\t" in file.readline() else ","
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with open_regular(path) as file:
+            separator = "\t" if b"\t" in file.readline() else ","
+            file.seek(0)
+            return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         # pandas' parser errors are ValueErrors; some span several lines
         raise UserError(f"{path} can't be read as a table: {' '.join(str(error).split())}") from None
@@ -72,11 +85,8 @@ def _require(table: pd.DataFrame, columns: list[str], path: Path) -> None:
 
 def _first(root: Path, patterns: list[str]) -> Path | None:
     """The first file below `root` that matches, patterns in order of preference."""
-    for pattern in patterns:
-        matches = sorted(p for p in root.rglob(pattern) if p.is_file() and not p.name.startswith("."))
-        if matches:
-            return matches[0]
-    return None
+    paths = sorted(p for p in walk(root) if not p.name.startswith("."))
+    return next((p for pattern in patterns for p in paths if fnmatchcase(p.name, pattern) and p.is_file()), None)
 
 
 def _one_hot_to_dx(table: pd.DataFrame, path: Path) -> pd.Series:
@@ -110,7 +120,7 @@ def _read_isic_training(truth: Path, root: Path) -> pd.DataFrame:
     lesion = groups.set_index("image")["lesion_id"]
     without = table["image"][~table["image"].isin(lesion.index)]
     if len(without):
-        raise UserError(f"{groups_path} names no lesion for {without.iloc[0]} and {len(without) - 1} more")
+        raise UserError(f"{groups_path} names no lesion for {first_of(without.tolist())}: is it the file as published?")
     confirm = groups.set_index("image").get("diagnosis_confirm_type", pd.Series("", index=lesion.index))
     return pd.DataFrame(
         {
@@ -157,7 +167,7 @@ def read_ham10000(root: Path) -> pd.DataFrame:
     """
     metadata = _first(root, ["HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab"])
     if metadata is not None:
-        table = _validated(_read_ham10000(metadata), metadata)
+        table, source = _validated(_read_ham10000(metadata), metadata), metadata
     else:
         truth = _first(root, ["*Task3_Training_GroundTruth.csv"])
         if truth is None:
@@ -165,9 +175,8 @@ def read_ham10000(root: Path) -> pd.DataFrame:
                 f"{root} holds neither HAM10000_metadata[.csv] nor ISIC2018_Task3_Training_GroundTruth.csv: "
                 f"point data.root or HAM10000_DIR to HAM10000; {DOWNLOAD_HINT}"
             )
-        table = _validated(_read_isic_training(truth, root), truth)
-    paths = index_images(root)
-    table["path"] = [str(paths.get(i, "")) for i in table["image_id"]]
+        table, source = _validated(_read_isic_training(truth, root), truth), truth
+    table["path"] = _paths(table, root, source)
     return table[TABLE_COLUMNS].sort_values("image_id", ignore_index=True)
 
 
@@ -201,8 +210,7 @@ def find_official(root: Path, part: str) -> pd.DataFrame | None:
         result = pd.DataFrame({"image_id": ids, "lesion_id": lesion, "dx": dx})
         for column in ("dx_type", "age", "sex", "localization"):
             result[column] = table[column] if column in table.columns else ""
-        paths = index_images(folder)
-        result["path"] = [str(paths.get(i, "")) for i in ids]
+        result["path"] = _paths(result, folder, truth)
         if (result["path"] == "").all():
             continue  # labels without their images: nothing to score
         return with_images(_validated(result, truth), folder).sort_values("image_id", ignore_index=True)

@@ -1,5 +1,6 @@
 """What people really feed it: each fault is one sentence and status 2, nothing is executed, nothing whole is spoilt."""
 
+import errno
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ from conftest import TINY, command
 
 from dermrw.checkpoint import load_checkpoint
 from dermrw.config import known_keys, load_config
-from dermrw.errors import UserError
+from dermrw.errors import UserError, plain_endings
 from dermrw.runs import sole_training
 from dermrw.tables import read_ham10000
 from export.__main__ import main as export_main
@@ -267,3 +268,25 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(sample: Path, tmp_path:
     ended = training(1 << 40)  # there is space again
     assert ended.returncode == 0, ended.stderr
     assert load_checkpoint(run / "last.pt")["epoch"] == 2
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.ENAMETOOLONG, "shorter"),
+                                                (errno.EACCES, "mend the place")])  # fmt: skip
+def test_the_advice_fits_the_fault(number: int, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, plain_endings("dermrw"):
+        raise OSError(number, os.strerror(number), "a\x1b[31m\udce9\nb")
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and advice in said and ("free some space" in said) == (number == errno.ENOSPC)
+    assert "\x1b" not in said and "\\x1b" in said
+    with pytest.raises(SystemExit), plain_endings("dermrw"):
+        print("\udce9")  # a name that no encoding has
+        raise UserError("x\x1b[31m")
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["best.pt", "split.csv", "report.json"])
+def test_a_pipe_in_a_run(run: Path, name: str, says: Callable[..., str]) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    said = says("eval", str(run))
+    assert name in said and ("is a pipe" in said or "no regular file" in said)

@@ -90,7 +90,7 @@ def test_prevalence_and_lesions(model_file: Path, pictures: Path, monkeypatch: p
     [
         ("", "must have rows"),
         ("image,lesion\na,b\n", "columns image and lesion_id"),
-        ("image,lesion_id\na,L1\n", "no lesion for image b"),
+        ("image,lesion_id\na,L1\n", "no lesion for image b: add"),
         ("image,lesion_id\na,L1\na,L2\nb,L1\n", "image a has two lesions"),
     ],
 )

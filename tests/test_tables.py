@@ -1,5 +1,6 @@
 """HAM10000 in the layouts that people have, drawn by the embedded sample."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermrw.check import check
+from dermrw.check import check, read_all, readable
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
+from dermrw.split import meta_from_file
 from dermrw.tables import find_ham10000, find_official, read_ham10000, with_images
 
 
@@ -171,3 +173,56 @@ def test_check(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert f"{images[0].stem} = {images[1].stem}" in out
     assert images[2].stem in out and images[3].stem in out
+
+
+def test_folders_behind_links_are_read(copy: Path, tmp_path: Path) -> None:
+    expected = read_ham10000(copy)
+    for name in ("HAM10000_images_part_2", "HAM10000_metadata.csv"):
+        (copy / name).rename(tmp_path / name)
+    (copy / "HAM10000_images_part_2").symlink_to(tmp_path / "HAM10000_images_part_2")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "HAM10000_metadata.csv").rename(tmp_path / "tables/HAM10000_metadata.csv")
+    (copy / "tables").symlink_to(tmp_path / "tables")
+    (copy / "HAM10000_images_part_1/up").symlink_to(copy)  # ends
+    found = read_ham10000(copy)
+    assert (found["path"] != "").all()
+    pd.testing.assert_frame_equal(found.drop(columns="path"), expected.drop(columns="path"))
+
+
+def test_ids_that_carry_a_files_ending(copy: Path) -> None:
+    edit(copy, lambda t: t.assign(image_id=t["image_id"] + ".jpg"))
+    with pytest.raises(UserError, match=r"HAM10000_metadata\.csv: the image id (\S+)\.jpg carries .* write \1,"):
+        read_ham10000(copy)
+
+
+def test_sentences_name_what_was_typed(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for typed in ("/nowhere", "~nobodyx/y"):
+        with pytest.raises(UserError, match=f"the folder to check is {typed}"):
+            check(Path(typed))
+        monkeypatch.setenv("HAM10000_DIR", typed)
+        with pytest.raises(UserError, match=f"HAM10000_DIR is {typed}"):
+            find_ham10000(None)
+        monkeypatch.delenv("HAM10000_DIR")
+    as_isic(copy, tmp_path / "isic")
+    groups = tmp_path / "isic/ISIC2018_Task3_Training_LesionGroupings.csv"
+    lines = groups.read_text().splitlines()
+    groups.write_text("\n".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"names no lesion for \w+: is it"):
+        read_ham10000(tmp_path / "isic")
+
+
+def test_nothing_is_left_to_train_on(copy: Path) -> None:
+    for image in copy.rglob("*.jpg"):
+        image.unlink()
+    with pytest.raises(UserError, match="200 are missing and 0 can't be read, which leaves none"):
+        readable(read_ham10000(copy))
+
+
+def test_pipes_among_the_data(copy: Path) -> None:
+    image = sorted(copy.rglob("*.jpg"))[0]
+    image.unlink()
+    os.mkfifo(image)
+    assert "is a pipe or a device" in read_all(read_ham10000(copy))[0][0][1]
+    os.mkfifo(copy / "list.csv")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        meta_from_file(read_ham10000(copy), copy / "list.csv")
