@@ -49,26 +49,26 @@ check: $(READY) ## print what the data folder holds and lacks (ARGS=FOLDER)
 	$(PY) -m dermrw check $(ARGS)
 
 train-ham: $(READY) ## train on HAM10000 by reweighting (NGPU=2: in two processes), or on the embedded sample
-	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run $(RUN)) --processes $(NGPU)
+	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run "$(RUN)") --processes $(NGPU)
 
 train-cifar: $(READY) ## the toy problem: CIFAR-10 with one dominant class, reweighting against SGD
 	for config in configs/cifar*.yaml; do \
 	  name=$$(basename $$config .yaml); \
-	  $(PY) -m dermrw train $$config $(ARGS) --run $(or $(RUN),runs)/$$name || exit $$?; \
-	  $(PY) -m dermrw eval $(or $(RUN),runs)/$$name || exit $$?; \
+	  $(PY) -m dermrw train $$config $(ARGS) --run "$(or $(RUN),runs)/$$name" || exit $$?; \
+	  $(PY) -m dermrw eval "$(or $(RUN),runs)/$$name" || exit $$?; \
 	done
 
 eval: $(READY) ## score a run (the latest): balanced accuracy, report.json, report.html
-	$(PY) -m dermrw eval $(RUN) $(ARGS)
+	$(PY) -m dermrw eval $(if $(RUN),"$(RUN)") $(ARGS)
 
 export: $(READY) ## write a run's (the latest's) model.onnx and MODEL_CARD.md
-	$(PY) -m export $(RUN) $(ARGS)
+	$(PY) -m export $(if $(RUN),"$(RUN)") $(ARGS)
 
 demo: $(DEMO_READY) ## serve the model that was exported last, or MODEL=file.onnx, to your browser
-	$(DEMO)/bin/python -m app $(or $(MODEL),$(RUN)) $(ARGS)
+	$(DEMO)/bin/python -m app $(if $(MODEL)$(RUN),"$(or $(MODEL),$(RUN))") $(ARGS)
 
 bench: $(READY) ## time reweighting beside plain training and other people's way (ARGS="growth --repeats 3")
-	$(PY) -m dermrw.bench $(ARGS) $(if $(RUN),--run $(RUN))
+	$(PY) -m dermrw.bench $(ARGS) $(if $(RUN),--run "$(RUN)")
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)
@@ -79,7 +79,7 @@ lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/mypy
 
 package: $(READY) ## build the wheel and try it in an environment of its own
-	PY=$(abspath $(PY)) bash tests/try_wheel.sh
+	PY="$(PY)" bash tests/try_wheel.sh
 
 format: $(READY) ## let ruff format the code
 	$(VENV)/bin/ruff format .

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -290,3 +291,26 @@ def test_a_pipe_in_a_run(run: Path, name: str, says: Callable[..., str]) -> None
     os.mkfifo(run / name)
     said = says("eval", str(run))
     assert name in said and ("is a pipe" in said or "no regular file" in said)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not on this machine")
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("train-ham", ["--run", "runs/my run"]), ("train-cifar", ["--run", "runs/my run/$name"]),
+        ("eval", ["runs/my run"]), ("export", ["runs/my run"]), ("demo", ["app", "my model.onnx"]),
+        ("package", ["PY=.venv/bin/python", "bash"]),
+    ],
+)  # fmt: skip
+def test_names_with_spaces_reach_the_commands_whole(target: str, words: list[str]) -> None:
+    names = ["RUN=runs/my run", *(["MODEL=my model.onnx"] if target == "demo" else [])]
+    stamps = ["-o", ".venv/.ready", "-o", ".venv-demo/.ready"]  # as if all were set up
+    said = subprocess.run(
+        ["make", "-n", *stamps, target, *names],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    ).stdout
+    found = shlex.split(said.replace(";", " ; "))
+    assert any(found[i : i + len(words)] == words for i in range(len(found))), found

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Builds the wheel and tries it far from the checkout: `make package`. PY is the development environment's Python.
+# Builds the wheel and tries it far from the checkout: `make package`. PY is the development environment's Python,
+# absolute or from the checkout.
 # The trial's environment holds the wheel alone; dermrw's requirements come from the development environment, which
 # constraints.txt pins, so that nothing is downloaded twice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case $PY in /*) ;; *) PY=$PWD/$PY ;; esac
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 
