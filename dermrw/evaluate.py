@@ -126,6 +126,8 @@ def load_best(run: Path, config: Config, classes: Classes) -> tuple[nn.Module, d
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} doesn't hold the weights of {config.model.backbone}: {reason}") from None
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
+        raise UserError(f"{path} holds weights that are not finite: the training diverged, start one with a lower rate")
     return model, state
 
 

@@ -30,6 +30,7 @@ from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError
 from dermrw.predict import Classifier, Explanation
 from export.card import model_card
+from export.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -376,7 +377,7 @@ def test_of_drawings_nothing_is_said_that_holds_of_skin(model: Path) -> None:
     sample = Classifier(model).info
     real = sample.model_copy(update={"warning": None})
     assert "learned from drawings" in fixed("texts", sample, "") and "light skin" not in fixed("texts", sample, "")
-    report = json.loads(model.with_name("report.json").read_text())
+    report = Report.model_validate_json(model.with_name("report.json").read_text())
     card = model_card(report, sample, "0" * 64)
     assert "learned from drawings" in card and not re.search("light skin|histology|Vienna", card)
     assert "confirmed by histology" in model_card(report, real, "0" * 64)

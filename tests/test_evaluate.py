@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import TINY, command
 from sklearn.metrics import balanced_accuracy_score
 
@@ -165,3 +166,14 @@ def test_a_log_with_odd_rows_among_its_own(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('5\n"x"\n[1]\nnull\n')
     assert figures is not None and training_figures(*arguments) == figures
+
+
+def test_weights_that_are_not_finite_are_told_in_a_sentence(
+    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    state = torch.load(run / "best.pt", weights_only=True)
+    state["model"]["features.0.0.weight"][0] = torch.nan
+    torch.save(state, run / "best.pt")
+    with pytest.raises(UserError, match="not finite"):
+        evaluate(run)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,3 +206,19 @@ def test_a_balanced_score_is_logged(whole: Path) -> None:
     logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     scores = [row["validation"]["balanced_accuracy"] for row in logged if "validation" in row]
     assert balanced_accuracy(logits, valid.labels) == pytest.approx(max(scores))
+
+
+@pytest.mark.parametrize("batch, said", [("16", "the loss became"), ("200", "not finite after epoch 1")])
+def test_a_training_that_diverges_is_told_in_a_sentence(sample: Path, tmp_path: Path, batch: str, said: str) -> None:
+    """Between two steps, or in an epoch's last one, where no loss shows it."""
+    settings = ["train.schedule=constant", "train.lr=1e30", "train.optimizer=sgd", f"train.batch_size={batch}"]
+    with pytest.raises(UserError, match=said) as caught:
+        train(config(sample, *settings), tmp_path / "run")
+    assert "keeps its last checkpoint" not in str(caught.value) and "train.lr=" in str(caught.value)
+
+
+def test_a_checkpoint_without_a_config_is_no_run(sample: Path, tmp_path: Path, whole: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(whole / "last.pt", tmp_path / "run")
+    with pytest.raises(UserError, match="is not a run"):
+        train(config(sample), tmp_path / "run")

@@ -73,7 +73,8 @@ def bench_networks(
             rows = compare(steps, build(name, SIZE, batch, META, device, channels_last), precision, repeats)
             layout = ", channels-last" if channels_last else ""
             show(f"{name}, {SIZE} px, {batch} + {META} images, {precision}{layout}", rows, console)
-            found.append({"network": name, "precision": precision, "channels_last": channels_last, "rows": rows})
+            setting = {"network": name, "size": SIZE, "batch": batch, "meta": META, "precision": precision}
+            found.append({**setting, "channels_last": channels_last, "rows": rows})
     return found
 
 
@@ -136,9 +137,9 @@ def main() -> None:
         report = json.loads(file.read_text()) if file.is_file() else {"networks": [], "growth": {}}
         report.update(date=time.strftime("%Y-%m-%d"), device=str(device), environment=environment())
         if "networks" in parts:
-            report["networks"] = bench_networks(
-                arguments.networks.split(","), arguments.batch, arguments.repeats, device, console
-            )
+            names = arguments.networks.split(",")
+            others = [group for group in report["networks"] if group["network"] not in names]
+            report["networks"] = others + bench_networks(names, arguments.batch, arguments.repeats, device, console)
         if "growth" in parts:
             report["growth"] = bench_growth(arguments.repeats, device, console)
         if "pipeline" in parts:
