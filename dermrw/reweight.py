@@ -24,9 +24,11 @@ has no rule either, from two reverse passes: Jᵀv is linear in v, and its deriv
 This file and `tangents.py` need torch alone and work on any `nn.Module` of torch operations.
 """
 
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -84,6 +86,11 @@ def by_tensor(model: nn.Module, replacement: dict[Tensor, Tensor]) -> dict[str, 
     return found
 
 
+def _eagerly() -> AbstractContextManager:
+    """Runs what `torch.compile` may have compiled as it was written: tangents can't pass through the compiled."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
 def meta_gradient(
     model: nn.Module,
     meta_x: Tensor,
@@ -113,7 +120,7 @@ def meta_gradient(
         raise ValueError("no parameter of the model requires a gradient, so no example can be weighed")
     copies = {b: b.clone() for b in model.buffers()}
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=[d.index for d in devices]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[d.index for d in devices]), torch.enable_grad(), _eagerly():
         output = functional_call(model, by_tensor(model, copies), (meta_x,), tie_weights=False)
         count = torch.tensor(float(len(meta_y)), device=meta_y.device)
         sum_over([count], group)
@@ -147,7 +154,8 @@ def losses_along(
     while True:
         way = _WAY.get(model, 0)
         try:
-            losses, slopes = _WAYS[way](model, x, y, direction, loss)
+            with _eagerly():
+                losses, slopes = _WAYS[way](model, x, y, direction, loss)
             return losses, slopes.detach()
         except NotImplementedError as error:
             if way + 1 == len(_WAYS):

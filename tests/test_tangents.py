@@ -253,3 +253,16 @@ def test_bfloat16(name: str) -> None:
     assert weights.isfinite().all()
     off, usual = (float((w - in_fp32).abs().sum()) for w in (weights, by_double_backward))
     assert off <= 1.3 * usual + 0.02
+
+
+def test_a_compiled_model_is_run_uncompiled() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
+    compiled = nn.Sequential(torch.compile(model[:3], backend="eager"), model[3])
+    _, expected = reweighted_losses(copy.deepcopy(model), *batches(4))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the weights come from")
+        losses, weights = reweighted_losses(torch.compile(compiled, backend="eager"), *batches(4))
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+    (weights * losses).sum().backward()
+    assert model[0].weight.grad is not None
