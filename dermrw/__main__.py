@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dermrw
-from dermrw.errors import plain_endings
+from dermrw.errors import UserError, plain_endings
 
 if TYPE_CHECKING:
     from dermrw.config import Config
@@ -80,6 +80,8 @@ def _run(arguments: argparse.Namespace) -> None:
         from dermrw.launch import launch
         from dermrw.processes import launched, speaks
 
+        if arguments.processes < 1:
+            raise UserError(f"--processes takes a number from 1 on, not {arguments.processes}")
         if arguments.processes > 1 and not launched():
             launch(arguments.processes, sys.argv[1:])
             return

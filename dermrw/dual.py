@@ -3,7 +3,8 @@
 `dermrw.tangents` holds the rules; this file only hands each call on torch to its rule. It needs torch alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +21,29 @@ class UnknownOperator(NotImplementedError):
     """An operator of the network has no rule here."""
 
 
-class UnrecordedPass(UnknownOperator):
-    """Under `no_grad`: a constant of the backward pass, or the inside of an `autograd.Function`."""
+class OnlyInReverse(UnknownOperator):
+    """What no forward-mode differentiation sees as a backward pass does.
+
+    That is: what is computed under `no_grad` (a constant, or the inside of an `autograd.Function`), gradients that are
+    taken without `create_graph`, and hooks that may change a gradient.
+    """
+
+
+_passes = 0  # how many there were
+_open = 0  # the number of the one that is under way; 0: none
+
+
+@contextmanager
+def one_pass() -> Iterator[None]:
+    """`Dual`s carry tangents within; one that a model keeps beyond the end stands for its primal alone."""
+    global _passes, _open
+    before = _open
+    _passes += 1
+    _open = _passes
+    try:
+        yield
+    finally:
+        _open = before
 
 
 class Dual(Tensor):
@@ -34,13 +56,14 @@ class Dual(Tensor):
     primal: Tensor
     tangent: Tensor | None
     version: int  # of `primal` when `tangent` was worked out; another one means that another name has changed it
+    made_in: int  # the pass
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangent: Tensor | None) -> "Dual":  # noqa: D102
         self = Tensor._make_wrapper_subclass(
             cls, primal.shape, primal.stride(), primal.storage_offset(), dtype=primal.dtype, device=primal.device
         )
-        self.primal, self.tangent, self.version = primal, tangent, primal._version
+        self.primal, self.tangent, self.version, self.made_in = primal, tangent, primal._version, _open
         return self
 
     def __init__(self, primal: Tensor, tangent: Tensor | None) -> None:
@@ -55,15 +78,17 @@ class Dual(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = tree_map(_if_of_this_pass, (args, kwargs or {}))
+        if not tree_any(lambda a: isinstance(a, Dual), (args, kwargs)):
+            return func(*args, **kwargs)
         if func in TELL or getattr(func, "__name__", "") == "__get__":
             value = func(*tree_map(primal_of, args), **tree_map(primal_of, kwargs))
             if isinstance(value, Tensor) and value.is_floating_point():
-                raise UnknownOperator(f"the attribute {func} has no rule")
+                raise UnknownOperator(f"the attribute {getattr(func.__self__, '__name__', func)} has no rule")
             return value
         name = getattr(func, "__name__", str(func))
-        if not torch.is_grad_enabled():
-            raise UnrecordedPass(f"{name} was called without recording")
+        if not torch.is_grad_enabled() or (func is torch.autograd.grad and not kwargs.get("create_graph")):
+            raise OnlyInReverse(f"{name} was called without recording")
         if tree_any(lambda a: isinstance(a, Dual) and a.version != a.primal._version, (args, kwargs)):
             raise UnknownOperator(f"{name} was given a tensor that another name has changed")
         if func not in RULES:
@@ -75,6 +100,10 @@ class Dual(Tensor):
             AttributeError,
         ) as error:  # called in a way that the rule doesn't know, or wrongly, as the next way will tell
             raise UnknownOperator(f"{name}: {error}") from None
+
+
+def _if_of_this_pass(value: Any) -> Any:
+    return value.primal if isinstance(value, Dual) and value.made_in != _open else value
 
 
 def primal_of(value: Any) -> Any:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -14,13 +15,15 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     """Runs `dermrw ARGUMENTS` in several processes of this machine; ends this one with their status."""
     # without a word each would take all cores, and they would stand in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what matters is said below
+    logging.disable(logging.CRITICAL)  # what matters is said below, or by the processes
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id="dermrw", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=0,
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", "dermrw", *arguments)
+    except SignalException:  # Ctrl-C or SIGTERM, which it has passed on: the leading process has told
+        sys.exit(130)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

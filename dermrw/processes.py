@@ -23,6 +23,7 @@ from dermrw.errors import UserError
 from dermrw.reweight import sum_over
 
 T = TypeVar("T")
+PATIENCE = 5  # seconds, by which the leading process has told what happened, and the launcher has ended the others
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,19 @@ def join() -> Iterator[Job]:
         if rank:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
         yield Job(rank, dist.get_world_size(), local_rank, dist.group.WORLD)
+    except KeyboardInterrupt:
+        if rank:
+            sys.exit(130)  # the leading process tells
+        raise
     except UserError:
         if rank:
-            time.sleep(5)  # by then the leading process has told, and the launcher has ended this one
+            time.sleep(PATIENCE)
         raise
     except RuntimeError as error:
         if not any(word in str(error).lower() for word in ("gloo", "nccl", "connection")):
             raise
+        if rank:
+            time.sleep(PATIENCE)
         raise UserError(
             f"process {rank} lost the others: one of them ended. The same command with the same RUN goes on from the "
             "last checkpoint, with any number of processes"

@@ -29,6 +29,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -37,9 +38,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from dermrw import tangents as tangents  # the rules
-from dermrw.dual import Dual, UnrecordedPass, primal_of, tangent_of
+from dermrw.dual import Dual, OnlyInReverse, one_pass, primal_of, tangent_of
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -91,6 +94,19 @@ def _eagerly() -> AbstractContextManager:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
+class _Buffers:
+    """The values of a model's buffers, to be put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        found = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
+        self.found = [(m, name, b, b.clone()) for m, name, b in found]
+
+    def put_back(self) -> None:
+        for module, name, buffer, before in self.found:
+            module._buffers[name] = buffer
+            buffer.data.copy_(before)  # by .data: a graph that has saved it would take its own value for a change
+
+
 def meta_gradient(
     model: nn.Module,
     meta_x: Tensor,
@@ -101,8 +117,9 @@ def meta_gradient(
 ) -> dict[str, Tensor]:
     """Gradient of the mean meta loss at θ, by the name of each trainable parameter; the model stays untouched.
 
-    The pass runs in the model's own mode (train or eval). It sees copies of the buffers and a copy of the random
-    stream, so running statistics, `.grad` and the random numbers of whatever follows are as if it had not run. A
+    The pass runs in the model's own mode (train or eval). What it changes in the buffers is put back, as is the random
+    stream, so running statistics, `.grad` and the random numbers of whatever follows are as if it had not run (what
+    `forward` counts in Python alone, it counts twice). A
     dropout mask of the meta pass is therefore drawn from the same state as that of the next training pass.
 
     Args:
@@ -118,15 +135,16 @@ def meta_gradient(
     }
     if not parameters:
         raise ValueError("no parameter of the model requires a gradient, so no example can be weighed")
-    copies = {b: b.clone() for b in model.buffers()}
+    buffers = _Buffers(model)
     devices = {p.device for p in parameters.values() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=[d.index for d in devices]), torch.enable_grad(), _eagerly():
-        output = functional_call(model, by_tensor(model, copies), (meta_x,), tie_weights=False)
+        output = model(meta_x)
         count = torch.tensor(float(len(meta_y)), device=meta_y.device)
         sum_over([count], group)
         value = loss(output, meta_y).sum() / count
         # a parameter that the loss does not reach (an unused head, say) has derivative zero
         gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    buffers.put_back()
     direction = {
         name: torch.zeros_like(p) if g is None else g.detach()
         for (name, p), g in zip(parameters.items(), gradients, strict=True)
@@ -148,7 +166,7 @@ def losses_along(
     `direction` maps names of parameters to tensors of their shapes.
     """
     # what a pass changes before it meets an operator without a rule is put back
-    buffers = {b: b.clone() for b in model.buffers()}
+    buffers = _Buffers(model)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     stream, streams = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
     while True:
@@ -157,16 +175,15 @@ def losses_along(
             with _eagerly():
                 losses, slopes = _WAYS[way](model, x, y, direction, loss)
             return losses, slopes.detach()
-        except NotImplementedError as error:
-            if way + 1 == len(_WAYS):
+        except RuntimeError as error:
+            # TorchScript wraps what it meets in an error of its own
+            scripted = "TorchScript" in str(error)
+            if not (scripted or isinstance(error, NotImplementedError)) or way + 1 == len(_WAYS):
                 raise
-            # of what isn't recorded PyTorch's forward mode would take the derivative all the same
-            _WAY[model] = len(_WAYS) - 1 if isinstance(error, UnrecordedPass) else way + 1
+            _WAY[model] = len(_WAYS) - 1 if scripted or isinstance(error, OnlyInReverse) else way + 1
             told = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[_WAY[model]]
             warnings.warn(f"the weights come from {told}: {str(error).splitlines()[0]}", stacklevel=3)
-        with torch.no_grad():
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
+        buffers.put_back()
         torch.set_rng_state(stream)
         for device, state in streams.items():
             torch.cuda.set_rng_state(state, device)
@@ -177,8 +194,9 @@ def _by_rules(
 ) -> tuple[Tensor, Tensor]:
     """`losses_along` by one recorded forward pass with tangents beside it."""
     parameters = dict(model.named_parameters())
-    duals: dict[Tensor, Tensor] = {parameters[name]: Dual(parameters[name], d) for name, d in direction.items()}
-    losses = _checked(loss(functional_call(model, by_tensor(model, duals), (x,), tie_weights=False), y), y)
+    with one_pass():
+        duals: dict[Tensor, Tensor] = {parameters[name]: Dual(parameters[name], d) for name, d in direction.items()}
+        losses = _checked(loss(functional_call(model, by_tensor(model, duals), (x,), tie_weights=False), y), y)
     slopes = tangent_of(losses)
     return primal_of(losses), torch.zeros_like(primal_of(losses)) if slopes is None else slopes
 
@@ -191,13 +209,27 @@ def _checked(losses: Tensor, y: Tensor) -> Tensor:
     return losses
 
 
+class _Watch(TorchFunctionMode):
+    """Raises where PyTorch's forward mode would take the derivative of what a backward pass takes for a constant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        constant = not torch.is_grad_enabled() or (func is torch.autograd.grad and not kwargs.get("create_graph"))
+        hook = func is Tensor.register_hook and not getattr(args[1], "__module__", "").startswith("torch.")
+        if (constant or hook) and any(
+            isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in tree_leaves((args, kwargs))
+        ):
+            raise OnlyInReverse(f"{getattr(func, '__name__', func)} was called without recording, or as a hook")
+        return func(*args, **kwargs)
+
+
 def recorded_losses_along(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
     """`losses_along` by forward-mode differentiation."""
     parameters = dict(model.named_parameters())
     # of the kernels for attention only the plain one has a forward-mode rule
-    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+    with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _Watch():
         duals: dict[Tensor, Tensor] = {
             parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()
         }

@@ -23,11 +23,11 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge, increment_version
+from torch.autograd.graph import get_gradient_edge, increment_version, saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dermrw.dual import RULES, TELL, Dual, UnknownOperator, primal_of, tangent_of
+from dermrw.dual import RULES, TELL, Dual, OnlyInReverse, UnknownOperator, primal_of, tangent_of
 
 
 def _result(primal: Any, tangent: Any) -> Any:
@@ -49,7 +49,8 @@ def _changeable(x: Any) -> None:
 
 def _changed(x: Dual, tangent: Tensor | None) -> Dual:
     """`x` after an operator has changed it in place."""
-    x.tangent, x.version = tangent, x.primal._version
+    x.tangent = None if tangent is None else tangent.to(x.primal.dtype)
+    x.version = x.primal._version
     return x
 
 
@@ -135,6 +136,19 @@ def _layer(func: Any, input: Any, weight: Any, bias: Any = None, *args: Any, **k
 _within: list[bool] = []  # not empty while `_through_node` works
 
 
+def _elsewhere(func: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Tensor | None:
+    """Jᵀẋ on a copy, where hooks look after what nodes save: to ask a node would set off a checkpoint's recomputation.
+
+    None where there are no such hooks.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return None
+    with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):
+        copy = x.detach().requires_grad_()
+        output = func(copy)
+        return torch.autograd.grad(output, copy, tangent.to(output.dtype))[0]
+
+
 def _through_node(output: Tensor, edge: Any, tangent: Tensor) -> Tensor:
     """Jᵀẋ by the backward step of the node that made `output`; the node stays as it is."""
     _within.append(True)
@@ -145,7 +159,9 @@ def _through_node(output: Tensor, edge: Any, tangent: Tensor) -> Tensor:
 
 
 def _register_hook(func: Any, x: Any, hook: Callable[[Tensor], Any]) -> Any:
-    """A hook on the gradient of `x`, which the steps through nodes must not set off."""
+    """A hook on the gradient of `x`: one of torch's own, which look and don't touch, as its FLOP counter's do."""
+    if not getattr(hook, "__module__", "").startswith("torch."):
+        raise OnlyInReverse("a hook may change a gradient")
     return func(x.primal, lambda gradient: None if _within else hook(gradient))
 
 
@@ -157,6 +173,16 @@ def _elementwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         # use the old one, or what it is a view of, finds it changed
         kwargs = {**kwargs, "inplace": False}
         increment_version(x)
+    stream = torch.get_rng_state()
+    apart = {**kwargs, "inplace": False} if kwargs.get("inplace") else kwargs
+    there = _elsewhere(lambda copy: func(copy, *args, **apart), x, tangent)
+    if there is not None:
+        if not torch.equal(stream, torch.get_rng_state()) or func.__name__.endswith("_") or x.is_cuda:
+            raise UnknownOperator(f"{func.__name__} in a checkpointed part has no rule")
+        y = func(x, *args, **kwargs)
+        if y is x:
+            _changeable(input)
+        return _changed(input, there) if y is x else _result(y, there)
     edge, before = get_gradient_edge(x), x._version
     y = func(x, *args, **kwargs)
     if y is x:
@@ -174,7 +200,12 @@ def _batch_norm(
     x, gamma, beta = primal_of(input), primal_of(weight), primal_of(bias)
     y = func(x, running_mean, running_var, gamma, beta, training, momentum, eps)
     of_x, of_gamma, of_beta = tangent_of(input), tangent_of(weight), tangent_of(bias)
-    tangent = None if of_x is None else _through_node(y, get_gradient_edge(x), of_x)
+    tangent = None
+    if of_x is not None:
+        stats = (None, None) if training else (running_mean, running_var)
+        tangent = _elsewhere(lambda copy: func(copy, *stats, gamma, None, training, 0.0, eps), x, of_x)
+        if tangent is None:
+            tangent = _through_node(y, get_gradient_edge(x), of_x)
     if of_gamma is not None or of_beta is not None:
         with torch.no_grad():
             scale = torch.zeros_like(gamma) if of_gamma is None else of_gamma
@@ -220,7 +251,9 @@ def _generic(func: Any, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(a, Tensor):
                 return a
             t = tangent_of(a)
-            return primal_of(a).detach() if t is None else forward_ad.make_dual(primal_of(a).detach(), t)
+            if not isinstance(a, Dual):
+                return a.detach().clone()  # it may be a buffer, which the first call has brought up to date
+            return a.primal.detach() if t is None else forward_ad.make_dual(primal_of(a).detach(), t)
 
         again = func(*tree_map(dual, args), **tree_map(dual, kwargs))
         tangent = tree_map(lambda o: forward_ad.unpack_dual(o).tangent if isinstance(o, Tensor) else None, again)

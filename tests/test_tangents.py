@@ -12,6 +12,7 @@ import torchvision.models as tv
 from test_reweight import CLASSES, double_backward
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from dermrw.reweight import reweighted_losses
@@ -150,9 +151,72 @@ class Keywords(InPlaceBehindABack):
         return self.head(torch.add(input=self.first(x), other=self.first(x)).tanh())
 
 
+class SortsThenStops(InPlaceBehindABack):
+    """The first way meets an operator without a rule, the second a constant that it would differentiate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).sort(1)[0]
+        with torch.no_grad():
+            scale = x.std(1, keepdim=True)
+        return self.head(x) / scale
+
+
+class InnerGradient(InPlaceBehindABack):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        (slope,) = torch.autograd.grad((self.head(x) ** 3).sum(), x, retain_graph=True)
+        return self.head(x * slope)
+
+
+class HookChangesTheGradient(InPlaceBehindABack):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.requires_grad:
+            x.register_hook(lambda g: g * torch.arange(1.0, 7.0))
+        return self.head(x)
+
+
+class ReassignsABuffer(InPlaceBehindABack):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        return self.head(self.first(x).sort(1)[0])
+
+
+class KeepsStatistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, CLASSES)
+        self.norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+class Checkpoints(nn.Module):
+    """A region that is computed again when its saved tensors are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sigmoid()) for _ in range(3)]
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(checkpoint(self.blocks, x, use_reentrant=False))
+
+
 @pytest.mark.parametrize(
     "make, shape",
     [
+        (SortsThenStops, (4,)),
+        (InnerGradient, (4,)),
+        (HookChangesTheGradient, (4,)),
+        (ReassignsABuffer, (4,)),
+        (KeepsStatistics, (3, 8, 8)),
+        (Checkpoints, (4,)),
         (InPlaceBehindABack, (4,)),
         (Assigns, (4,)),
         (StopsByNoGrad, (4,)),
@@ -200,18 +264,6 @@ def test_flops(name: str, most: float) -> None:
         losses, weights = reweighted_losses(model, x, y, meta_x, meta_y)
         (weights * losses).sum().backward()
     assert counted.get_total_flops() / plain.get_total_flops() <= most
-
-
-def test_hooks_see_the_gradient_alone() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
-    seen: list[Tensor] = []
-    model[0].register_forward_hook(lambda module, args, out: out.register_hook(seen.append) and None)
-    x, y, meta_x, meta_y = batches(4)
-    losses, weights = reweighted_losses(model, x, y, meta_x, meta_y)
-    assert len(seen) == 1  # the meta pass
-    (weights * losses).sum().backward()
-    assert len(seen) == 2 and seen[1].shape == (6, 6)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny", "vit"])
@@ -266,3 +318,49 @@ def test_a_compiled_model_is_run_uncompiled() -> None:
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
     (weights * losses).sum().backward()
     assert model[0].weight.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:the weights come from")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_scripted_part_takes_another_way() -> None:
+    torch.manual_seed(0)
+    part = nn.Sequential(nn.Linear(4, 6), nn.Tanh()).double()
+    model, data = nn.Sequential(part, nn.Linear(6, CLASSES).double()), batches(4)
+    _, expected = reweighted_losses(copy.deepcopy(model), *data)
+    _, weights = reweighted_losses(nn.Sequential(torch.jit.script(part), model[1]), *data)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+
+
+def test_an_activation_that_a_model_keeps_is_a_plain_tensor_afterwards() -> None:
+    class Keeps(InPlaceBehindABack):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self.first(x).tanh()
+            return self.head(self.kept)
+
+    torch.manual_seed(0)
+    model, (x, y, meta_x, meta_y) = Keeps().double(), batches(4)
+    plain = copy.deepcopy(model)
+    losses, weights = reweighted_losses(model, x, y, meta_x, meta_y)
+    ((weights * losses).sum() + 0.1 * model.kept.pow(2).mean()).backward()
+    expected = (weights * F.cross_entropy(plain(x), y, reduction="none")).sum() + 0.1 * plain.kept.pow(2).mean()
+    expected.backward()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        assert not model.kept.mean().requires_grad and model.kept.cpu().shape == (6, 6)
+
+
+def test_in_place_products_of_mixed_precision() -> None:
+    class Mixed(InPlaceBehindABack):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x.bfloat16())
+            x *= torch.linspace(0.5, 1, 6) * self.scale
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Mixed().bfloat16()
+    model.scale = nn.Parameter(torch.ones(()))
+    x, y, meta_x, meta_y = batches(4)
+    _, weights = reweighted_losses(model, x.float(), y, meta_x.float(), meta_y)
+    assert weights.isfinite().all() and weights.any()

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from rich.console import Console
 from rich.table import Table
+from torchvision.models import list_models
 
 from dermrw.bench.distances import measure
 from dermrw.bench.measure import build, compare
@@ -18,7 +20,7 @@ from dermrw.bench.pipeline import images_per_second, waiting_share
 from dermrw.bench.plot import plot
 from dermrw.bench.ways import WAYS, Step, ways
 from dermrw.config import find_config, load_config
-from dermrw.errors import plain_endings
+from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
 from dermrw.machine import choose_device, environment, keep_freed_memory
 from dermrw.tables import find_ham10000
@@ -133,6 +135,17 @@ def bench_pipeline(console: Console) -> dict[str, Any]:
     return {"data": config.data.name, "size": config.data.size, "images_per_second": rates, **share}
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """What was measured before."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"networks": [], "growth": {}}
+        if {"networks", "growth"} <= set(found):
+            return found
+    except (OSError, ValueError, TypeError):
+        pass
+    raise UserError(f"{file} is not what a bench has written: move it away, or name another --out")
+
+
 def main() -> None:
     """Runs the parts that were asked for, all by default; what isn't asked for stays in bench.json as it was."""
     parser = argparse.ArgumentParser("dermrw.bench", description="What reweighting costs beside plain training.")
@@ -146,14 +159,18 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = arguments.parts or ["networks", "growth", "pipeline"]
     if set(parts) - {"networks", "growth", "pipeline", "none"}:
-        parser.error("the parts are networks, growth and pipeline")
+        parser.error("the parts are networks, growth and pipeline, or none of them")
+    if unknown := set(arguments.networks.split(",")) - set(list_models(module=torchvision.models)):
+        parser.error(f"torchvision has no network {', '.join(sorted(unknown))}")
+    if arguments.batch < 2 or arguments.repeats < 1:
+        parser.error("--batch takes a number from 2 on, --repeats from 1 on")
     with plain_endings("dermrw.bench"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         keep_freed_memory()
         device, console = choose_device(arguments.device), Console(width=110)
         arguments.out.mkdir(parents=True, exist_ok=True)
         file = arguments.out / "bench.json"
-        report = json.loads(file.read_text()) if file.is_file() else {"networks": [], "growth": {}}
+        report = _read(file)
         report.update(date=time.strftime("%Y-%m-%d"), device=str(device), environment=environment())
         if "networks" in parts:
             names = arguments.networks.split(",")

@@ -26,11 +26,12 @@ def distance(found: Tensor, true: Tensor) -> tuple[float, float]:
     return float((found.double() - true.double()).abs().sum()), float(spearmanr(found, true).statistic)
 
 
-def measure(folder: Path, batch: int = 64, batches: int = 4, refresh: tuple[int, ...] = (2, 4, 8)) -> dict[str, dict]:
-    """Mean distances of each way's weights from the exact ones in float64, along some steps of further training.
+def measure(folder: Path, batch: int = 64, batches: int = 3, refresh: tuple[int, ...] = (2, 4)) -> dict[str, dict]:
+    """Mean distances of each way's weights from the exact ones in float64, over some batches.
 
-    The network is the run's best epoch, the images are its training images with their augmentation. `refresh` is
-    measured while the network goes on learning from these batches, at a tenth of the run's rate.
+    The network is the run's best epoch, the images are its training images with their augmentation. Weights that are
+    refreshed are compared with fp32's while the network goes on learning from these batches, at a tenth of the run's
+    rate.
     """
     config = open_run(folder)
     splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
@@ -46,7 +47,7 @@ def measure(folder: Path, batch: int = 64, batches: int = 4, refresh: tuple[int,
     for epoch in range(1 + 2 * max(refresh) // batches + 1):
         for images, labels, rows in loader(pixels, epoch_batches(some.labels, "shuffled", batch, 0, epoch), epoch):
             case = Case(model, to_input(images, CPU), labels, meta_x, meta_y)
-            true = _weights(WAYS["exact"], case, torch.float64)
+            true = _weights(WAYS["exact"], case, torch.float32 if epoch else torch.float64)
             if epoch == 0:
                 for name in ("exact", "finite difference", "last stage"):
                     found.setdefault(name, []).append(distance(_weights(WAYS[name], case), true))
