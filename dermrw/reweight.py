@@ -212,9 +212,14 @@ def _checked(losses: Tensor, y: Tensor) -> Tensor:
 class _Watch(TorchFunctionMode):
     """Raises where PyTorch's forward mode would take the derivative of what a backward pass takes for a constant."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording = torch.is_grad_enabled()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        constant = not torch.is_grad_enabled() or (func is torch.autograd.grad and not kwargs.get("create_graph"))
+        unrecorded = self.recording and not torch.is_grad_enabled()
+        constant = unrecorded or (func is torch.autograd.grad and not kwargs.get("create_graph"))
         hook = func is Tensor.register_hook and not getattr(args[1], "__module__", "").startswith("torch.")
         if (constant or hook) and any(
             isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in tree_leaves((args, kwargs))

@@ -13,13 +13,19 @@ def plot(report: dict[str, Any], predicted: Callable[[int, int], float]) -> byte
     """A PNG: left, the ways on each network in fp32; right, the exact weights' overhead against the cost model."""
     figure = Figure((13, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    groups = [g for g in report["networks"] if g["precision"] == "fp32"]
+    groups = [g for g in report["networks"] if g["precision"] == "fp32" and not g["channels_last"]]
     names = [n for n in dict.fromkeys(name for g in groups for name in g["rows"]) if n != "plain"]
     height = 0.8 / max(1, len(groups))
     for k, group in enumerate(groups):
         rows = [(names.index(name), row) for name, row in group["rows"].items() if name != "plain"]
         places = [y + k * height for y, _ in rows]
-        left.barh(places, [row["time_ratio"] for _, row in rows], height * 0.9, label=group["network"], color=f"C{k}")
+        left.barh(
+            places,
+            [row["time_ratio"] for _, row in rows],
+            height * 0.9,
+            label=f"{group['network']}, {group['batch']} + {group['meta']} images",
+            color=f"C{k}",
+        )
         left.plot([row["memory_ratio"] for _, row in rows], places, "k|", markersize=9)
     left.axvline(1, color="0.6", linewidth=1)
     left.set_yticks(
@@ -37,7 +43,7 @@ def plot(report: dict[str, Any], predicted: Callable[[int, int], float]) -> byte
     right.plot(ends, ends, color="0.6", linewidth=1)
     right.set_xlabel("predicted: 5/3 + M/B")
     right.set_ylabel("measured (o time, × FLOPs), plain = 1")
-    right.set_title("The exact weights' overhead and what it grows with")
+    right.set_title("The exact weights' overhead")
     right.legend(frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
