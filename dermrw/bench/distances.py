@@ -26,7 +26,7 @@ def distance(found: Tensor, true: Tensor) -> tuple[float, float]:
     return float((found.double() - true.double()).abs().sum()), float(spearmanr(found, true).statistic)
 
 
-def measure(folder: Path, batch: int = 64, batches: int = 3, refresh: tuple[int, ...] = (2, 4)) -> dict[str, dict]:
+def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int, ...] = (2, 4)) -> dict[str, dict]:
     """Mean distances of each way's weights from the exact ones in float64, over some batches.
 
     The network is the run's best epoch, the images are its training images with their augmentation. Weights that are
