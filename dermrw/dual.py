@@ -87,19 +87,28 @@ class Dual(Tensor):
                 raise UnknownOperator(f"the attribute {getattr(func.__self__, '__name__', func)} has no rule")
             return value
         name = getattr(func, "__name__", str(func))
-        if not torch.is_grad_enabled() or (func is torch.autograd.grad and not kwargs.get("create_graph")):
-            raise OnlyInReverse(f"{name} was called without recording")
+        if not torch.is_grad_enabled() or only_in_reverse(func, args, kwargs):
+            raise OnlyInReverse(f"{name} was called without recording, or as a hook")
         if tree_any(lambda a: isinstance(a, Dual) and a.version != a.primal._version, (args, kwargs)):
             raise UnknownOperator(f"{name} was given a tensor that another name has changed")
         if func not in RULES:
             raise UnknownOperator(f"{name} has no rule")
         try:
             return RULES[func](func, *args, **kwargs)
-        except (
-            TypeError,
-            AttributeError,
-        ) as error:  # called in a way that the rule doesn't know, or wrongly, as the next way will tell
+        except (TypeError, AttributeError) as error:
+            # called in a way that the rule doesn't know, or wrongly, as the next way will tell
             raise UnknownOperator(f"{name}: {error}") from None
+
+
+def only_in_reverse(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call takes a gradient for a constant, or hooks something in that may change one.
+
+    torch's own hooks look and don't touch, as its FLOP counter's do.
+    """
+    if func is torch.autograd.grad:
+        return not kwargs.get("create_graph")
+    hook = kwargs.get("hook", args[-1] if args else None)
+    return func is Tensor.register_hook and not getattr(hook, "__module__", "").startswith("torch.")
 
 
 def _if_of_this_pass(value: Any) -> Any:

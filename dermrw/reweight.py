@@ -42,7 +42,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dermrw import tangents as tangents  # the rules
-from dermrw.dual import Dual, OnlyInReverse, one_pass, primal_of, tangent_of
+from dermrw.dual import Dual, OnlyInReverse, one_pass, only_in_reverse, primal_of, tangent_of
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -219,9 +219,7 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         unrecorded = self.recording and not torch.is_grad_enabled()
-        constant = unrecorded or (func is torch.autograd.grad and not kwargs.get("create_graph"))
-        hook = func is Tensor.register_hook and not getattr(args[1], "__module__", "").startswith("torch.")
-        if (constant or hook) and any(
+        if (unrecorded or only_in_reverse(func, args, kwargs)) and any(
             isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in tree_leaves((args, kwargs))
         ):
             raise OnlyInReverse(f"{getattr(func, '__name__', func)} was called without recording, or as a hook")

@@ -27,7 +27,7 @@ from torch.autograd.graph import get_gradient_edge, increment_version, saved_ten
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dermrw.dual import RULES, TELL, Dual, OnlyInReverse, UnknownOperator, primal_of, tangent_of
+from dermrw.dual import RULES, TELL, Dual, UnknownOperator, primal_of, tangent_of
 
 
 def _result(primal: Any, tangent: Any) -> Any:
@@ -136,13 +136,13 @@ def _layer(func: Any, input: Any, weight: Any, bias: Any = None, *args: Any, **k
 _within: list[bool] = []  # not empty while `_through_node` works
 
 
-def _elsewhere(func: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Tensor | None:
-    """Jᵀẋ on a copy, where hooks look after what nodes save: to ask a node would set off a checkpoint's recomputation.
+def _hooked() -> bool:
+    """Whether hooks look after what nodes save, as in a checkpointed part."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
-    None where there are no such hooks.
-    """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        return None
+
+def _elsewhere(func: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Tensor:
+    """Jᵀẋ on a copy, for where `_hooked()`: asking the node would set off a checkpoint's recomputation."""
     with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):
         copy = x.detach().requires_grad_()
         output = func(copy)
@@ -159,9 +159,7 @@ def _through_node(output: Tensor, edge: Any, tangent: Tensor) -> Tensor:
 
 
 def _register_hook(func: Any, x: Any, hook: Callable[[Tensor], Any]) -> Any:
-    """A hook on the gradient of `x`: one of torch's own, which look and don't touch, as its FLOP counter's do."""
-    if not getattr(hook, "__module__", "").startswith("torch."):
-        raise OnlyInReverse("a hook may change a gradient")
+    """A hook on the gradient of `x`, one of torch's own, which the steps through nodes must not set off."""
     return func(x.primal, lambda gradient: None if _within else hook(gradient))
 
 
@@ -173,10 +171,10 @@ def _elementwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         # use the old one, or what it is a view of, finds it changed
         kwargs = {**kwargs, "inplace": False}
         increment_version(x)
-    stream = torch.get_rng_state()
-    apart = {**kwargs, "inplace": False} if kwargs.get("inplace") else kwargs
-    there = _elsewhere(lambda copy: func(copy, *args, **apart), x, tangent)
-    if there is not None:
+    if _hooked():
+        stream = torch.get_rng_state()
+        apart = {**kwargs, "inplace": False} if kwargs.get("inplace") else kwargs
+        there = _elsewhere(lambda copy: func(copy, *args, **apart), x, tangent)
         if not torch.equal(stream, torch.get_rng_state()) or func.__name__.endswith("_") or x.is_cuda:
             raise UnknownOperator(f"{func.__name__} in a checkpointed part has no rule")
         y = func(x, *args, **kwargs)
@@ -200,18 +198,17 @@ def _batch_norm(
     x, gamma, beta = primal_of(input), primal_of(weight), primal_of(bias)
     y = func(x, running_mean, running_var, gamma, beta, training, momentum, eps)
     of_x, of_gamma, of_beta = tangent_of(input), tangent_of(weight), tangent_of(bias)
+    stats = (None, None) if training else (running_mean, running_var)  # which nothing here may bring up to date
     tangent = None
-    if of_x is not None:
-        stats = (None, None) if training else (running_mean, running_var)
+    if of_x is not None and _hooked():
         tangent = _elsewhere(lambda copy: func(copy, *stats, gamma, None, training, 0.0, eps), x, of_x)
-        if tangent is None:
-            tangent = _through_node(y, get_gradient_edge(x), of_x)
+    elif of_x is not None:
+        tangent = _through_node(y, get_gradient_edge(x), of_x)
     if of_gamma is not None or of_beta is not None:
         with torch.no_grad():
             scale = torch.zeros_like(gamma) if of_gamma is None else of_gamma
             shift = torch.zeros_like(beta) if of_beta is None else of_beta
-            mean, var = (None, None) if training else (running_mean, running_var)
-            affine = func(x, mean, var, scale, shift, training, 0.0, eps)
+            affine = func(x, *stats, scale, shift, training, 0.0, eps)
             tangent = affine if tangent is None else tangent.add_(affine)
     return _result(y, tangent)
 
