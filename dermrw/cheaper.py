@@ -28,12 +28,23 @@ def finite_difference_scores(
     group: dist.ProcessGroup | None = None,
     step: float = STEP,
 ) -> tuple[Tensor, Tensor]:
-    """(ℓᵢ(θ + h g) − ℓᵢ(θ)) / h, where h ‖g‖ = `step` ‖θ‖: one more forward pass, without graph.
+    """`differences_along` the meta gradient."""
+    return differences_along(model, x, y, meta_gradient(model, meta_x, meta_y, loss, group), loss, step)
+
+
+def differences_along(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    direction: dict[str, Tensor],
+    loss: PerExampleLoss = cross_entropy,
+    step: float = STEP,
+) -> tuple[Tensor, Tensor]:
+    """(ℓᵢ(θ + h g) − ℓᵢ(θ)) / h, where h ‖g‖ = `step` ‖θ‖ and g the direction: one more forward pass, without graph.
 
     The second pass sees copies of the buffers and the random stream of the first, so dropout masks agree. In a
     precision below fp32 the difference drowns in rounding.
     """
-    direction = meta_gradient(model, meta_x, meta_y, loss, group)
     parameters = dict(model.named_parameters())
     of_theta = torch.stack([parameters[name].detach().norm() for name in direction]).norm()
     of_g = torch.stack([d.norm() for d in direction.values()]).norm()

@@ -27,7 +27,7 @@ LARGEST_SEED = 2**32 - 1  # that all of NumPy, torch and scikit-learn take
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @field_validator("root", "meta", "weights", check_fields=False)
+    @field_validator("root", "meta", "reserve", "weights", check_fields=False)
     @classmethod
     def _a_path(cls, value: str | None) -> str | None:
         if value:
@@ -51,6 +51,16 @@ class Data(_Section):
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
     dominant: int = Field(2, ge=0, le=9, description="CIFAR-10: the dominant class (2 is bird)")
     bias: float = Field(0.9, ge=0.1, lt=1, description="CIFAR-10: the dominant class's share of the training set")
+    noise: Literal["uniform", "class_conditional"] = Field(
+        "uniform", description="which wrong label a training lesion gets: any, or the class it is mistaken for"
+    )
+    noise_rate: float = Field(0.0, ge=0, lt=1, description="share of the training lesions with a wrong label")
+    meta_noise_rate: float = Field(0.0, ge=0, lt=1, description="share of the meta images with a wrong label (uniform)")
+    noise_seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    reserve: str | None = Field(
+        None,
+        description="a CSV with a column image_id: other images of these lesions take no part either",
+    )
     augment: Literal["dermoscopy", "none"] = "dermoscopy"
     skip_unreadable: bool = Field(False, description="leave out images that are missing or can't be read, and say so")
     workers: int = Field(0, ge=0, le=64, description="processes that augment beside training; 0: none")
@@ -62,18 +72,34 @@ class Model(_Section):
     backbone: str = Field("efficientnet_b0", description="a classification model of torchvision, or small_cnn")
     weights: str = Field("imagenet", description="imagenet (torchvision's own), none, or a file with a state dict")
     freeze: Literal["none", "batch_norm", "backbone"] = "none"
+    head: Literal["linear", "cosine"] = Field("linear", description="cosine: 30 times the cosine, for ldam_drw")
 
 
 class Objective(_Section):
     """What is minimised. `objective=NAME` sets the name alone."""
 
-    name: Literal["erm", "weighted_sampling", "reweight"] = "reweight"
+    name: Literal["erm", "mixup", "fine_tune_meta", "random_weights", "reweight", "meta_weight_net"] = Field(
+        "reweight", description="who weighs the examples, or what else is done with them"
+    )
+    loss: Literal["cross_entropy", "inverse_frequency", "class_balanced", "focal", "ldam_drw", "balanced_softmax"] = (
+        Field("cross_entropy", description="what one example costs")
+    )
+    sampler: Literal["shuffled", "balanced"] = Field(
+        "shuffled", description="every example once an epoch, or every class equally often"
+    )
     weights: Literal["exact", "finite_difference", "last_stage"] = Field(
         "exact", description="reweight: exact, or a cheaper approximation (README, What it costs)"
     )
     refresh_every: int = Field(
         1, ge=1, description="reweight: steps from one weighing to the next; between them examples keep their weights"
     )
+
+    @property
+    def title(self) -> str:
+        """The three choices in a phrase, without those that are as usual: `reweight, balanced_softmax`."""
+        usual = Objective()
+        loss = [self.loss] if self.loss != usual.loss else []
+        return ", ".join([self.name, *loss, *([f"{self.sampler} sampling"] if self.sampler != usual.sampler else [])])
 
 
 class Train(_Section):
@@ -112,8 +138,11 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        if self.objective.name != "reweight" and self.objective != Objective(name=self.objective.name):
+        own = self.objective.model_dump(include={"weights", "refresh_every"})
+        if self.objective.name != "reweight" and own != Objective().model_dump(include=set(own)):
             raise ValueError(f"objective.weights and refresh_every belong to reweight, not to {self.objective.name}")
+        if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
+            raise ValueError("objective.loss=ldam_drw and model.head=cosine go together: its margins are of cosines")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
             raise ValueError("objective.weights=finite_difference needs train.precision=fp32: bf16 rounds it away")
         if self.data.validation + self.data.test >= 0.9:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +20,16 @@ from dermrw.cifar import CIFAR_CLASSES, cifar_table, find_cifar10
 from dermrw.config import Data
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
+from dermrw.noise import with_wrong_labels
 from dermrw.pixels import center_crop, resized_pixels
-from dermrw.split import meta_set, split_lesions
+from dermrw.split import listed, meta_set, split_lesions
 from dermrw.synthetic import write_sample
 from dermrw.tables import find_ham10000, read_ham10000, with_images
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Some images: a table with a row each, their labels `[N]`, and a file or the pixels of each."""
+    """Some images: a table with a row each, the labels `[N]` that they go by, and a file or the pixels of each."""
 
     table: pd.DataFrame  # image_id, lesion_id, dx, split, and what is known of the patient
     labels: np.ndarray
@@ -76,10 +77,14 @@ def resolve_root(data: Data) -> Path:
     return root
 
 
+def true_labels(table: pd.DataFrame, classes: Classes) -> np.ndarray:
+    """The labels `[N]` that the diagnoses of a table are, whatever `data.noise_rate` has the images go by."""
+    return table["dx"].map({code: i for i, code in enumerate(classes.codes)}).to_numpy(np.int64)
+
+
 def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any]) -> ImageSet:
     """The set of the table's rows."""
-    index = {code: i for i, code in enumerate(classes.codes)}
-    return ImageSet(table.reset_index(drop=True), table["dx"].map(index).to_numpy(np.int64), sources)
+    return ImageSet(table.reset_index(drop=True), true_labels(table, classes), sources)
 
 
 def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Splits:
@@ -98,7 +103,8 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Sp
             table = with_images(table, root)
             if not data.skip_unreadable:
                 refuse_unreadable(table)
-            split = split_lesions(table, meta, data.validation, data.test, data.split_seed)
+            reserved = table.iloc[:0] if data.reserve is None else listed(table, data.reserve, "the reserve")
+            split = split_lesions(table, meta, data.validation, data.test, data.split_seed, reserved)
         table = table.rename(columns={"path": "source"})
     odd = split["dx"][~split["dx"].isin(classes.codes)]
     if len(odd):
@@ -115,6 +121,10 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Sp
     for name in ("train", "validation", "test", "meta"):
         rows = merged[merged["split"] == name]
         parts[name] = image_set(rows.drop(columns="source"), classes, rows["source"].tolist())
+    for name, kind, rate in (("train", data.noise, data.noise_rate), ("meta", "uniform", data.meta_noise_rate)):
+        if rate:
+            wrong = with_wrong_labels(parts[name].table, classes.codes, kind, rate, data.noise_seed)
+            parts[name] = replace(parts[name], labels=wrong)
     return Splits(classes, split, **parts)
 
 

@@ -22,7 +22,7 @@ from dermrw.calibration import EqualPrevalence
 from dermrw.calibration import fit as fit_calibration
 from dermrw.checkpoint import load_checkpoint
 from dermrw.config import Config, load_config
-from dermrw.data import ImageSet, Pixels, Splits, image_set, load_splits, resolve_root
+from dermrw.data import ImageSet, Pixels, Splits, image_set, load_splits, resolve_root, true_labels
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
@@ -75,11 +75,12 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "strength": fitted.strength,
         "cross_validation": [row._asdict() for row in fitted.table],
     }
-    prevalence = np.bincount(splits.train.labels, minlength=len(splits.classes.codes)) / len(splits.train)
+    counts = np.bincount(true_labels(splits.train.table, splits.classes), minlength=len(splits.classes.codes))
+    prevalence = counts / len(splits.train)
     about = {
         "run": run.name,
         "warning": SAMPLE_WARNING if config.data.name == "sample" else None,
-        "objective": config.objective.name,
+        "objective": config.objective.title,
         "backbone": config.model.backbone,
         "weights": state["origin"],
         "size": config.data.size,

@@ -15,6 +15,7 @@ from dermrw.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.config import Config
 from dermrw.data import Pixels, Splits, epoch_batches, in_order, loader
 from dermrw.errors import UserError
+from dermrw.files import write_atomic
 from dermrw.machine import Choice, environment
 from dermrw.metrics import balanced_accuracy
 from dermrw.models import to_input, train_mode
@@ -93,10 +94,7 @@ class Loop:
     def train_epoch(self, stop: threading.Event) -> None:
         """The steps that are left of the present epoch; a checkpoint, and the end, where `stop` is set."""
         train_mode(self.model, self.config.model.freeze)
-        batches = epoch_batches(
-            self.splits.train.labels, self.objective.sampler, self.batch_size, self.config.train.seed, self.epoch
-        )
-        parts = [self.job.part(batch) for batch in batches[self.step :]]
+        parts = [self.job.part(batch) for batch in self.batches(self.epoch)[self.step :]]
         rest = loader(self.pixels, parts, self.epoch, self.config.data.workers)
         best = f", validation {self.best:.3f} at best" if self.best_epoch else ""
         bar = tqdm(
@@ -120,6 +118,27 @@ class Loop:
                 self.job.wait()  # until the checkpoint is written: who ends first, ends the others
                 raise KeyboardInterrupt
         bar.close()
+
+    def batches(self, epoch: int) -> np.ndarray:
+        """Rows of the training set for each step of an epoch, int `[steps, batch_size]`."""
+        seed = self.config.train.seed
+        return epoch_batches(self.splits.train.labels, self.objective.sampler, self.batch_size, seed, epoch)
+
+    def samples(self, epoch: int) -> dict[str, int]:
+        """How many training images of each label an epoch drew."""
+        codes = self.splits.classes.codes
+        counts = np.bincount(self.splits.train.labels[self.batches(epoch).ravel()], minlength=len(codes))
+        return dict(zip(codes, counts.tolist(), strict=True))
+
+    def write_weights(self) -> None:
+        """weights.csv: what each training image weighed, on the leading process, where the objective weighs."""
+        weights = self.objective.example_weights()
+        if weights is None or not self.log:
+            return
+        train = self.splits.train
+        label = [self.splits.classes.codes[c] for c in train.labels]
+        table = train.table[["image_id", "lesion_id", "dx"]].assign(label=label, weight=weights)
+        write_atomic(self.run / "weights.csv", table.to_csv(index=False, lineterminator="\n").encode())
 
     def train_step(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Any]:
         """One step of the optimiser on this process's part of a batch, pixels uint8 `[B, size, size, 3]`."""
@@ -165,7 +184,9 @@ class Loop:
         if better:
             self.best, self.best_epoch = score, self.epoch
         row = {"epoch": self.epoch, "step": self.epoch * self.steps, "validation": {"balanced_accuracy": score}}
+        row["samples"] = self.samples(self.epoch - 1)
         self.record(row)
+        self.write_weights()
         if better:
             self.save("best.pt")
         self.save("last.pt")

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights, list_models
@@ -65,11 +66,26 @@ class SmallCNN(nn.Sequential):
 OWN = {"cifar_alexnet": CifarAlexNet, "small_cnn": SmallCNN}
 
 
-def _replace_head(model: nn.Module, classes: int) -> None:
-    """A fresh linear layer of `classes` outputs in the place of the model's last one."""
+COSINE_SCALE = 30.0  # Cao et al. 2019's code
+
+
+class CosineLinear(nn.Linear):
+    """30 cos(x, w_c): the head that LDAM's margins are made for (Cao et al. 2019). It has no bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, inputs]` -> `[N, outputs]`."""
+        return COSINE_SCALE * F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+def _replace_head(model: nn.Module, classes: int, cosine: bool) -> None:
+    """A fresh last layer of `classes` outputs in the place of the model's own."""
     name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, nn.Linear(head.in_features, classes))
+    layer = CosineLinear if cosine else nn.Linear
+    setattr(model.get_submodule(parent), attribute, layer(head.in_features, classes))
 
 
 def _load_file(model: nn.Module, path: Path) -> str:
@@ -97,13 +113,14 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
     """
     if config.backbone not in backbones():
         raise UserError(f"model.backbone={config.backbone} is unknown; known are {', '.join(backbones())}")
+    if config.backbone in OWN and config.weights != "none":
+        raise UserError(f"{config.backbone} has no pretrained weights: add model.weights=none")
+    origin = "trained from scratch"
     if config.backbone in OWN:
-        if config.weights != "none":
-            raise UserError(f"{config.backbone} has no pretrained weights: add model.weights=none")
-        return OWN[config.backbone](classes), "trained from scratch"
-    if config.weights == "none":
-        return get_model(config.backbone, weights=None, num_classes=classes), "trained from scratch"
-    if config.weights == "imagenet":
+        model = OWN[config.backbone](classes)
+    elif config.weights == "none":
+        model = get_model(config.backbone, weights=None, num_classes=classes)
+    elif config.weights == "imagenet":
         weights = get_model_weights(config.backbone).DEFAULT
         try:
             model = get_model(config.backbone, weights=weights)
@@ -116,7 +133,8 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
     else:
         model = get_model(config.backbone, weights=None)
         origin = f"weights from {_load_file(model, Path(config.weights).expanduser())}"
-    _replace_head(model, classes)
+    if config.head == "cosine" or config.weights != "none":
+        _replace_head(model, classes, config.head == "cosine")
     return model, origin
 
 

@@ -39,8 +39,9 @@ def stoppable(patient: bool = False) -> Iterator[threading.Event]:
 
 
 def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each value (a number or a list of numbers) over some steps."""
-    return {key: np.mean([row[key] for row in rows], axis=0).tolist() for key in rows[0]}
+    """The mean of each value (a number or a list of numbers) over those of some steps that have it."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: np.mean([row[key] for row in rows if key in row], axis=0).tolist() for key in keys}
 
 
 def describe(row: dict[str, Any], classes: Classes) -> str:

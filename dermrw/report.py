@@ -30,7 +30,7 @@ THUMBNAIL = 160  # pixels on the long side
 SPACE = "\u202f"  # narrow, and does not break: 25.6 % stays together
 OBJECTIVES = {
     "erm": "plain training: the mean cross-entropy of shuffled batches (erm)",
-    "weighted_sampling": "every class drawn equally often (weighted_sampling)",
+    "erm, balanced sampling": "plain training, every class drawn equally often (erm, balanced sampling)",
     "reweight": "learning to reweight examples (reweight)",
 }
 GROUPS = {"sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by"}

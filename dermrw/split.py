@@ -49,18 +49,27 @@ def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
     return pd.DataFrame(chosen).reset_index(drop=True)
 
 
-def meta_from_file(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The rows of the meta set that a CSV with a column `image_id` lists (lines that start with # are comments)."""
+def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
+    """The rows that a CSV with a column `image_id` lists, lines that start with # being comments.
+
+    Args:
+        table: the images of the data.
+        name: the CSV's path, or its name in configs/.
+        what: it is a list of, in errors.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and (CONFIGS / name).exists():
+        path = CONFIGS / name
     try:
         with open_regular(path) as file:
             listed = pd.read_csv(file, comment="#", dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"the meta set's list {path} can't be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{what}'s list {path} can't be read: {' '.join(str(error).split())}") from None
     if "image_id" not in listed.columns:
-        raise UserError(f"the meta set's list {path} lacks the column image_id")
+        raise UserError(f"{what}'s list {path} lacks the column image_id")
     ids = listed["image_id"].str.strip()
     if ids.empty or ids.duplicated().any():
-        raise UserError(f"the meta set's list {path} must hold image ids, each once")
+        raise UserError(f"{what}'s list {path} must hold image ids, each once")
     absent = ids[~ids.isin(table.loc[table["path"] != "", "image_id"])]
     if len(absent):
         raise UserError(
@@ -68,30 +77,35 @@ def meta_from_file(table: pd.DataFrame, path: Path) -> pd.DataFrame:
             f"{', '.join(absent)}. Complete the data (`make data`), or let the same rule choose among "
             "what you have with data.meta=rule"
         )
-    rows = table.set_index("image_id", drop=False).loc[ids.tolist()].reset_index(drop=True)
-    without = [dx for dx in DX if dx not in set(rows["dx"])]
-    if without:
-        raise UserError(f"the meta set's list {path} has no image of {', '.join(without)}: every class needs one")
-    return rows
+    return table.set_index("image_id", drop=False).loc[ids.tolist()].reset_index(drop=True)
 
 
 def meta_set(table: pd.DataFrame, meta: str, per_class: int) -> pd.DataFrame:
     """The meta set that `data.meta` asks for: `rule`, a file, or the name of a file in configs/."""
     if meta == "rule":
         return meta_by_rule(table, per_class)
-    path = Path(meta).expanduser()
-    if not path.exists() and (CONFIGS / meta).exists():
-        path = CONFIGS / meta
-    return meta_from_file(table, path)
+    rows = listed(table, meta, "the meta set")
+    without = [dx for dx in DX if dx not in set(rows["dx"])]
+    if without:
+        raise UserError(f"the meta set's list {meta} has no image of {', '.join(without)}: every class needs one")
+    return rows
 
 
-def split_lesions(table: pd.DataFrame, meta: pd.DataFrame, validation: float, test: float, seed: int) -> pd.DataFrame:
+def split_lesions(
+    table: pd.DataFrame,
+    meta: pd.DataFrame,
+    validation: float,
+    test: float,
+    seed: int,
+    reserved: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """`SPLIT_COLUMNS` for every image that takes part, by lesion and stratified by diagnosis.
 
-    Other images of the meta set's lesions take no part at all and have no row. `validation` and `test`
-    are shares of the remaining lesions.
+    Other images of the meta set's lesions, and of the reserved ones, take no part at all and have no row. `validation`
+    and `test` are shares of the remaining lesions.
     """
-    rest = table[~table["lesion_id"].isin(meta["lesion_id"])]
+    apart = pd.concat([meta["lesion_id"], meta["lesion_id"].iloc[:0] if reserved is None else reserved["lesion_id"]])
+    rest = table[~table["lesion_id"].isin(apart)]
     lesions = rest.drop_duplicates("lesion_id").sort_values("lesion_id")[["lesion_id", "dx"]]
     counts = lesions["dx"].value_counts()
     few = [dx for dx in DX if counts.get(dx, 0) < 3]

@@ -49,7 +49,8 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     model, origin = job.in_turn(lambda: build_model(config.model, classes))
     check_fit(model, config.model.backbone, config.data.size)
     freeze(model, config.model.freeze)
-    objective = build_objective(config.objective, classes, len(splits.train))
+    steps = len(splits.train) // min(config.train.batch_size, len(splits.train)) * config.train.epochs
+    objective = build_objective(config, splits.train.labels, classes, steps)
     choice, timings = job.same(lambda: _choose(config, model, objective, classes, len(splits.meta), len(splits.train)))
     config = _resolved(config, choice)
     if choice.device.type == "cuda":
@@ -59,7 +60,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if not resumed and job.leads:
         start_run(run, config, splits.table)
     print(
-        f"Run {run}: {config.objective.name} on {config.data.name} ({len(splits.train):,} training, "
+        f"Run {run}: {config.objective.title} on {config.data.name} ({len(splits.train):,} training, "
         f"{len(splits.validation):,} validation, {len(splits.test):,} test and {len(splits.meta)} meta images)\n"
         f"Model {config.model.backbone}, {origin}, {config.data.size} px, {config.train.epochs} epochs, "
         f"batches of {config.train.batch_size}\nComputing on {choice}"

@@ -84,7 +84,7 @@ def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelI
             version=dermrw.__version__,
             digest=report.checkpoint_sha256,
             backbone=config.model.backbone,
-            objective=config.objective.name,
+            objective=config.objective.title,
             origin=report.weights,
             size=config.data.size,
             codes=classes.codes,

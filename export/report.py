@@ -111,7 +111,7 @@ def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[s
     settings = {
         "data.size": (config.data.size, report.size),
         "model.backbone": (config.model.backbone, report.backbone),
-        "objective": (config.objective.name, report.objective),
+        "objective": (config.objective.title, report.objective),
     }
     for key, (now, then) in settings.items():
         if now != then:

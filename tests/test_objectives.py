@@ -1,13 +1,20 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dermrw.config import Objective as Config
-from dermrw.objectives import Batch, build_objective
+from dermrw.config import load_config
+from dermrw.objectives import Batch, Objective, build_objective
+from dermrw.objectives.meta_weight_net import MetaWeightNet
 from dermrw.reweight import reweighted_losses
+
+
+def objective_of(*overrides: str, examples: int = 20, classes: int = 3, steps: int = 100) -> Objective:
+    """The objective that these overrides ask for, of a training set with as many images of every class."""
+    return build_objective(load_config(None, overrides), np.arange(examples) % classes, classes, steps)
 
 
 @pytest.fixture
@@ -18,10 +25,10 @@ def case() -> tuple[nn.Module, Batch]:
     return nn.Linear(5, 3), Batch(x, y, torch.arange(20), meta_x, torch.arange(6) % 3, 20)
 
 
-@pytest.mark.parametrize(("name", "sampler"), [("erm", "shuffled"), ("weighted_sampling", "balanced")])
-def test_plain_cross_entropy(case: tuple[nn.Module, Batch], name: str, sampler: str) -> None:
+@pytest.mark.parametrize("sampler", ["shuffled", "balanced"])
+def test_plain_cross_entropy(case: tuple[nn.Module, Batch], sampler: str) -> None:
     model, batch = case
-    objective = build_objective(Config(name=name), 3, 20)  # type: ignore[arg-type]
+    objective = objective_of("objective=erm", f"objective.sampler={sampler}")
     loss, log = objective(model, batch)
     assert loss.item() == pytest.approx(cross_entropy(model(batch.x), batch.y).item())
     assert (objective.sampler, log) == (sampler, {})
@@ -30,7 +37,7 @@ def test_plain_cross_entropy(case: tuple[nn.Module, Batch], name: str, sampler: 
 def test_reweighting_and_what_it_logs(case: tuple[nn.Module, Batch]) -> None:
     model, batch = case
     losses, weights = reweighted_losses(model, batch.x, batch.y, batch.meta_x, batch.meta_y)
-    loss, log = build_objective(Config(name="reweight"), 3, 20)(model, batch)
+    loss, log = objective_of("objective=reweight")(model, batch)
     assert loss.item() == pytest.approx((losses * weights).sum().item())
     for c in range(3):
         assert log["class_weight"][c].item() == pytest.approx(weights[batch.y == c].sum().item())
@@ -42,14 +49,14 @@ def test_reweighting_and_what_it_logs(case: tuple[nn.Module, Batch]) -> None:
 def test_a_step_without_agreement_is_counted() -> None:
     model, ones = nn.Linear(3, 2), torch.ones(4, 3)
     batch = Batch(ones, torch.zeros(4).long(), torch.arange(4), ones, torch.ones(4).long(), 4)
-    loss, log = build_objective(Config(name="reweight"), 2, 4)(model, batch)
+    loss, log = objective_of("objective=reweight", examples=4, classes=2)(model, batch)
     assert (loss.item(), log["all_zero"].item(), log["effective_batch"].item()) == (0, 1, 0)
 
 
 def test_refresh_every_keeps_the_weights_between_refreshes(case: tuple[nn.Module, Batch]) -> None:
     model, batch = case
-    objective = build_objective(Config(name="reweight", refresh_every=3), 3, 20)
-    exact = build_objective(Config(name="reweight"), 3, 20)
+    objective = objective_of("objective.refresh_every=3")
+    exact = objective_of("objective=reweight")
     first = objective(model, batch)[0]
     assert first.item() == pytest.approx(exact(model, batch)[0].item())
     with torch.no_grad():
@@ -61,7 +68,7 @@ def test_refresh_every_keeps_the_weights_between_refreshes(case: tuple[nn.Module
     assert not torch.allclose(weights @ losses, stale[0], rtol=1e-3)
 
     # a resume remembers, too
-    other = build_objective(Config(name="reweight", refresh_every=3), 3, 20)
+    other = objective_of("objective.refresh_every=3")
     other.load_state_dict(objective.state_dict())
     assert torch.equal(other(model, batch)[0], objective(model, batch)[0])  # the third step
     assert objective(model, batch)[0].item() == pytest.approx(exact(model, batch)[0].item())  # the fourth is exact
@@ -69,10 +76,10 @@ def test_refresh_every_keeps_the_weights_between_refreshes(case: tuple[nn.Module
 
 def test_an_example_that_was_never_weighed_is_weighed_at_once(case: tuple[nn.Module, Batch]) -> None:
     model, batch = case
-    objective = build_objective(Config(name="reweight", refresh_every=100), 3, 40)
+    objective = objective_of("objective.refresh_every=100", examples=40)
     objective(model, batch)
     new = batch._replace(row=batch.row + 20)
-    exact = build_objective(Config(name="reweight"), 3, 40)
+    exact = objective_of("objective=reweight", examples=40)
     assert objective(model, new)[0].item() == pytest.approx(exact(model, new)[0].item())
 
 
@@ -82,6 +89,113 @@ def test_cheaper_weights(case: tuple[nn.Module, Batch], weights: str) -> None:
     model, batch = case
     model = nn.Sequential(model).double()
     batch = batch._replace(x=batch.x.double(), meta_x=batch.meta_x.double())
-    loss, _ = build_objective(Config(name="reweight", weights=weights), 3, 20)(model, batch)  # type: ignore[arg-type]
-    exact, _ = build_objective(Config(name="reweight"), 3, 20)(model, batch)
+    loss, _ = objective_of(f"objective.weights={weights}")(model, batch)
+    exact, _ = objective_of("objective=reweight")(model, batch)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_reweighting_on_top_of_another_loss(case: tuple[nn.Module, Batch]) -> None:
+    """The slopes are of the training loss, the direction of the meta set's plain cross-entropy: by double backward."""
+    model, batch = case
+    model = model.double()
+    batch = batch._replace(x=batch.x.double(), meta_x=batch.meta_x.double())
+    objective = build_objective(
+        load_config(None, ["objective.loss=balanced_softmax"]), np.repeat([0, 1, 2], [12, 6, 2]), 3, 100
+    )
+    eps = torch.zeros(20, dtype=torch.float64, requires_grad=True)
+    log_shares = torch.log(torch.tensor([12, 6, 2], dtype=torch.float64) / 20)
+    losses = cross_entropy(model(batch.x) + log_shares, batch.y, reduction="none")
+    weight, bias = torch.autograd.grad((eps * losses).sum(), [model.weight, model.bias], create_graph=True)
+    virtual = batch.meta_x @ (model.weight - weight).T + (model.bias - bias)
+    u = -torch.autograd.grad(cross_entropy(virtual, batch.meta_y), eps)[0]
+    w = u.clamp(min=0) / u.clamp(min=0).sum()
+    assert objective(model, batch)[0].item() == pytest.approx((w * losses).sum().item(), rel=1e-10)
+
+
+def test_mixup_is_the_losses_of_both_labels_on_mixed_images(case: tuple[nn.Module, Batch]) -> None:
+    model, batch = case
+    torch.manual_seed(3)
+    loss, _ = objective_of("objective=mixup")(model, batch)
+    torch.manual_seed(3)
+    share = torch.distributions.Beta(torch.tensor(0.2), torch.tensor(0.2)).sample()
+    partner = torch.randperm(20)
+    soft = share * nn.functional.one_hot(batch.y, 3) + (1 - share) * nn.functional.one_hot(batch.y[partner], 3)
+    mixed = share * batch.x + (1 - share) * batch.x[partner]
+    assert loss.item() == pytest.approx(cross_entropy(model(mixed), soft).item(), rel=1e-5)
+
+
+def test_fine_tuning_takes_the_meta_set_alone_in_the_last_fifth(case: tuple[nn.Module, Batch]) -> None:
+    model, batch = case
+    objective = objective_of("objective=fine_tune_meta", steps=10)
+    losses = [objective(model, batch)[0].item() for _ in range(10)]
+    assert losses[:8] == pytest.approx([cross_entropy(model(batch.x), batch.y).item()] * 8)
+    assert losses[8:] == pytest.approx([cross_entropy(model(batch.meta_x), batch.meta_y).item()] * 2)
+
+
+def test_random_weights_look_like_weights_and_mean_nothing(case: tuple[nn.Module, Batch]) -> None:
+    model, batch = case
+    objective = objective_of("objective=random_weights")
+    torch.manual_seed(0)
+    zero = [objective(model, batch)[1]["zero_share"].item() for _ in range(100)]
+    assert np.mean(zero) == pytest.approx(0.5, abs=0.05)  # half of standard normal draws are negative
+    mean = objective.example_weights()
+    assert mean is not None
+    assert np.sum(mean) == pytest.approx(20, rel=1e-5) and np.std(mean) < 0.2  # 1.2 / √100 each
+
+
+def test_each_images_mean_weight_is_kept(case: tuple[nn.Module, Batch]) -> None:
+    model, batch = case
+    objective = objective_of("objective=reweight", examples=30)
+    expected = np.zeros(30)
+    for _ in range(3):
+        _, weights = reweighted_losses(model, batch.x, batch.y, batch.meta_x, batch.meta_y)
+        expected[:20] += weights.numpy() * 20 / 3
+        objective(model, batch)
+        with torch.no_grad():
+            model.weight.add_(0.1)
+    found = objective.example_weights()
+    assert found is not None
+    np.testing.assert_allclose(found[:20], expected[:20], rtol=1e-4)
+    assert np.isnan(found[20:]).all()
+    again = objective_of("objective=reweight", examples=30)
+    again.load_state_dict(objective.state_dict())
+    np.testing.assert_array_equal(again.example_weights(), found)
+
+
+def test_how_far_weights_swing_is_logged(case: tuple[nn.Module, Batch]) -> None:
+    model, batch = case
+    objective = objective_of("objective=reweight")
+    first = objective(model, batch)[1]
+    assert "class_swing" not in first and "example_swing" not in first
+    still = objective(model, batch)[1]
+    assert still["class_swing"].item() == pytest.approx(0, abs=1e-6)
+    assert still["example_swing"].item() == pytest.approx(0, abs=1e-5)
+    with torch.no_grad():
+        model.weight.neg_()
+    moved = objective(model, batch)[1]
+    shares = (moved["class_weight"] - still["class_weight"]).abs().sum() / 2
+    assert moved["class_swing"].item() == pytest.approx(shares.item(), rel=1e-4) and shares > 0.01
+
+
+def test_meta_weight_net_takes_the_step_that_double_backward_takes(case: tuple[nn.Module, Batch]) -> None:
+    """The gradient of φ, through the virtual step, by autograd alone; then the weights that the new φ gives."""
+    model, batch = case
+    model = model.double()
+    batch = batch._replace(x=batch.x.double(), meta_x=batch.meta_x.double())
+    objective = objective_of("objective=meta_weight_net", "train.lr=0.5")
+    assert isinstance(objective, MetaWeightNet)
+    objective.net.double()
+    net = copy.deepcopy(objective.net)
+
+    losses = cross_entropy(model(batch.x), batch.y, reduction="none")
+    values = net(losses.detach()[:, None])[:, 0]
+    gradients = torch.autograd.grad((values * losses).mean(), [model.weight, model.bias], create_graph=True)
+    virtual = batch.meta_x @ (model.weight - 0.5 * gradients[0]).T + (model.bias - 0.5 * gradients[1])
+    cross_entropy(virtual, batch.meta_y).backward(inputs=list(net.parameters()))
+
+    loss, _ = objective(model, batch)
+    for mine, other in zip(objective.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
+    values = objective.net(losses.detach()[:, None])[:, 0].detach()
+    assert loss.item() == pytest.approx((values / values.sum() * losses).sum().item(), rel=1e-9)
+    assert all(p.grad is None for p in model.parameters())

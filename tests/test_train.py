@@ -19,10 +19,11 @@ from torch import Tensor
 from dermrw import loop as module
 from dermrw.checkpoint import load_checkpoint
 from dermrw.config import Config, load_config
+from dermrw.data import load_splits
 from dermrw.errors import UserError
 from dermrw.loop import Loop
 from dermrw.metrics import balanced_accuracy
-from dermrw.runs import Log, latest_run, new_run, read_log
+from dermrw.runs import Log, latest_run, new_run, read_log, read_split
 from dermrw.train import train
 
 # mobilenet_v3_small has dropout and batch norm: what a resume must restore
@@ -56,7 +57,7 @@ def whole(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_folder(whole: Path, sample: Path) -> None:
-    names = {"config.yaml", "split.csv", "metrics.jsonl", "last.pt", "best.pt"}
+    names = {"config.yaml", "split.csv", "metrics.jsonl", "last.pt", "best.pt", "weights.csv"}
     assert {p.name for p in whole.iterdir()} == names
     stored = load_config(whole / "config.yaml")
     assert stored.data.root == str(sample.resolve()) and stored.train.precision == "fp32"
@@ -147,7 +148,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(sample: Path, tmp_
         train(config(sample, "objective=erm", "train.lr=1e30", "train.schedule=constant"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("objective", ["erm", "weighted_sampling"])
+@pytest.mark.parametrize("objective", ["erm", "mixup"])
 def test_baselines_run_through_the_same_loop(sample: Path, tmp_path: Path, objective: str) -> None:
     run = train(config(sample, f"objective={objective}", "train.epochs=1"), tmp_path / "run")
     assert "class_weight" not in read_log(run)[0]
@@ -222,3 +223,29 @@ def test_a_checkpoint_without_a_config_is_no_run(sample: Path, tmp_path: Path, w
     shutil.copy(whole / "last.pt", tmp_path / "run")
     with pytest.raises(UserError, match="is not a run"):
         train(config(sample), tmp_path / "run")
+
+
+def test_a_run_writes_what_each_training_image_weighed(sample: Path, tmp_path: Path) -> None:
+    asked = config(sample, "objective=reweight", "train.epochs=2", "data.noise_rate=0.3")
+    run = train(asked, tmp_path / "run")
+    table, split = pd.read_csv(run / "weights.csv"), read_split(run)
+    assert list(table.columns) == ["image_id", "lesion_id", "dx", "label", "weight"]
+    assert set(table["image_id"]) == set(split["image_id"][split["split"] == "train"])
+    assert (table["weight"].dropna() >= 0).all() and table["weight"].mean() == pytest.approx(1, abs=0.3)
+    assert 0.1 < (table["dx"] != table["label"]).mean() < 0.5
+
+
+def test_the_log_counts_the_images_that_an_epoch_drew(sample: Path, tmp_path: Path) -> None:
+    for sampler in ("shuffled", "balanced"):
+        run = train(
+            config(sample, "objective=erm", f"objective.sampler={sampler}", "train.epochs=2"), tmp_path / sampler
+        )
+        seen = [row["samples"] for row in read_log(run) if "samples" in row]
+        labels = load_splits(load_config(run / "config.yaml").data, sample).train.labels
+        per_epoch = len(labels) // 16 * 16
+        assert [sum(s.values()) for s in seen] == [per_epoch] * 2
+        counts = np.bincount(labels, minlength=7)
+        if sampler == "shuffled":  # all but what fills no batch
+            assert (np.abs(np.array(list(seen[0].values())) - counts) <= 15).all()
+        else:
+            assert max(seen[0].values()) < per_epoch / 7 + 4 * np.sqrt(per_epoch / 7)

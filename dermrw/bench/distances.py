@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from dermrw.bench.ways import WAYS, Case, run
+from dermrw.config import load_config
 from dermrw.data import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
 from dermrw.evaluate import load_best
 from dermrw.models import to_input
@@ -43,7 +44,8 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
     model.train()
     optimizer = build_optimizer(config.train.model_copy(update={"lr": config.train.lr / 10}), model)
     found: dict[str, list[tuple[float, float]]] = {}
-    keepers = {n: Reweight(len(splits.classes.codes), len(some), refresh_every=n) for n in refresh}
+    asked = {n: load_config(None, [f"objective.refresh_every={n}"]) for n in refresh}
+    keepers = {n: Reweight(asked[n], some.labels, len(splits.classes.codes), 1000) for n in refresh}
     for epoch in range(1 + 2 * max(refresh) // batches + 1):
         for images, labels, rows in loader(pixels, epoch_batches(some.labels, "shuffled", batch, 0, epoch), epoch):
             case = Case(model, to_input(images, CPU), labels, meta_x, meta_y)
@@ -54,7 +56,7 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
                 in_bf16 = _weights(WAYS["exact"], case, autocast=True)
                 found.setdefault("exact, bf16", []).append(distance(in_bf16, true))
             for n, keeper in keepers.items():
-                stale = keeper.known(rows)
+                stale = keeper.last[rows]
                 if epoch and keeper.step % n:
                     found.setdefault(f"refresh every {n} steps", []).append(distance(normalize(stale), true))
                 keeper(copy.deepcopy(model), Batch(case.x, case.y, rows, meta_x, meta_y, len(rows)))

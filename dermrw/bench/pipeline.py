@@ -92,7 +92,7 @@ def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:
     classes = len(splits.classes.codes)
     choice = Choice(choose_device("auto"), "fp32", False)
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), classes)
-    model, objective = choice.place(model).train(), build_objective(config.objective, classes, len(some))
+    model, objective = choice.place(model).train(), build_objective(config, some.labels, classes, 1000)
     meta = Pixels(splits.meta, config.data)
     images, labels, _ = next(in_order(meta, len(meta)))
     meta_x, meta_y = to_input(images, choice.device), labels.to(choice.device)
