@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 RUN ?=
 NGPU ?= 1
+BUDGET ?= cpu
 MODEL ?=
 ARGS ?=
 # a stamp, so that the environment is made once for each state of its two files
@@ -13,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval export demo bench test lint package format clean
+.PHONY: help install data check train-ham train-cifar eval export demo bench reproduce test lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -69,6 +70,9 @@ demo: $(DEMO_READY) ## serve the model that was exported last, or MODEL=file.onn
 
 bench: $(READY) ## time reweighting beside plain training and other people's way (ARGS="growth --repeats 3")
 	$(PY) -m dermrw.bench $(ARGS) $(if $(RUN),--run "$(RUN)")
+
+reproduce: $(READY) ## run what is missing of the study, then write its report (BUDGET=full, ARGS="--list")
+	$(PY) -m dermrw.study --budget $(BUDGET) $(ARGS)
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)

@@ -68,6 +68,9 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     valid = splits.validation
     logits, lesions = logits_of(valid, "the validation split"), valid.table["lesion_id"].to_numpy()
+    # for choosing between recipes: what was fitted on these images would flatter itself on them
+    path = run / "predictions_validation_as_trained.csv"
+    write_predictions(path, valid.table["image_id"], splits.classes, softmax(logits))
     fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
     calibration = {
         **fitted.calibration.to_dict(),
@@ -109,6 +112,11 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if about["warning"]:
         print(about["warning"])
     return own
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits `[N, C]` -> what the network was trained to say, before anything was fitted, float64."""
+    return torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
 
 
 def load_best(run: Path, config: Config, classes: Classes) -> tuple[nn.Module, dict[str, Any]]:
@@ -169,7 +177,8 @@ def _score_set(
     write_predictions(run / f"ground_truth{suffix}.csv", images.table["image_id"], splits.classes, truth)
     scored = Scored(title, images, splits.classes, read_predictions(path, images.table["image_id"], splits.classes))
     # the logits' own softmax: what the network was trained to say, before anything was fitted on validation
-    as_trained = torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
+    as_trained = softmax(logits)
+    write_predictions(run / f"predictions{suffix}_as_trained.csv", images.table["image_id"], splits.classes, as_trained)
     report = build_report(scored, as_trained, prevalence, about)
     write_html(run, suffix, report, scored)  # first: what is wrong with the run's log leaves the report as it was
     write_atomic(run / f"report{suffix}.json", json.dumps(report, indent=1, allow_nan=False).encode())

@@ -1,0 +1,1 @@
+"""The study behind the README's figures: `python -m dermrw.study --help`."""

@@ -1,0 +1,85 @@
+"""`python -m dermrw.study`: runs what is missing of the study, then writes the report from what is there."""
+
+import argparse
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from dermrw.errors import UserError, plain_endings
+from dermrw.study.plan import Run, read_plan
+
+
+def main() -> None:
+    """Runs the study."""
+    parser = argparse.ArgumentParser("dermrw.study", description=__doc__)
+    parser.add_argument("--budget", default="cpu", help="cpu or full (default: %(default)s)")
+    parser.add_argument("--table", action="append", help="this table alone; may be given several times")
+    parser.add_argument("--run", metavar="NAME", help="this one run, such as ham_reweight-0, here and now")
+    parser.add_argument("--list", action="store_true", help="print the commands of the runs that are missing")
+    parser.add_argument("--report", action="store_true", help="write the report from the results that are there")
+    parser.add_argument("--jobs", type=int, help="runs beside each other (default: one a GPU, or a core)")
+    parser.add_argument("--hours", type=float, help="start no run after so many hours")
+    parser.add_argument("--ray", action="store_true", help="spread the runs with Ray")
+    parser.add_argument(
+        "--weights", help="a file of ImageNet weights for the HAM10000 runs (default: torchvision's own)"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+    with plain_endings("dermrw.study"):
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    plan = read_plan()
+    if arguments.budget not in plan.budgets:
+        raise UserError(f"--budget takes {' or '.join(plan.budgets)}, not {arguments.budget}")
+    unknown = [name for name in arguments.table or [] if name not in plan.tables]
+    if unknown:
+        raise UserError(f"there is no table {unknown[0]}: the tables are {', '.join(plan.tables)}")
+    runs = plan.runs(arguments.budget, arguments.table)
+    if arguments.report:
+        _report(arguments.budget)
+        return
+    from dermrw.study.execute import Options, command, execute, run_all, run_with_ray, workers
+    from dermrw.study.result import finished
+
+    if arguments.weights and not Path(arguments.weights).expanduser().is_file():
+        raise UserError(f"--weights names {arguments.weights}, which is not a file")
+    options = Options(arguments.weights, arguments.keep)
+    if arguments.run:
+        execute(_named(runs, arguments.run), options)
+        return
+    missing = [run for run in runs if not finished(run)]
+    if arguments.list:
+        for run in missing:
+            print(shlex.join(["python", *command(run, options)[1:]]))
+        return
+    jobs = arguments.jobs or workers()
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished; {len(missing)} to go, {jobs} at a time")
+    seconds = None if arguments.hours is None else 3600 * arguments.hours
+    failed = []
+    for run, status in run_with_ray(missing, options) if arguments.ray else run_all(missing, options, jobs, seconds):
+        print(f"{run.name}: {'done' if status == 0 else f'ended with status {status}'}", flush=True)
+        failed += [run.name] if status else []
+    _report(arguments.budget)
+    if failed:
+        sys.exit(f"dermrw.study: {len(failed)} runs failed ({', '.join(failed[:5])}): runs/study/NAME.log says why")
+
+
+def _named(runs: list[Run], name: str) -> Run:
+    found = [run for run in runs if run.name == name]
+    if not found:
+        raise UserError(f"the study has no run {name}: --list prints those that it has")
+    return found[0]
+
+
+def _report(budget: str) -> None:
+    from dermrw.study.report import write_report
+
+    print(write_report(budget))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""From a plan to results: one run at a time here, or as many beside each other as the machine, or Ray, has room for."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from dermrw.data import resolve_root
+from dermrw.errors import UserError
+from dermrw.evaluate import evaluate
+from dermrw.runs import RUNS
+from dermrw.study.plan import Run
+from dermrw.study.result import collect, finished
+from dermrw.train import train
+
+
+class Options(NamedTuple):
+    """What every run of a study is told."""
+
+    weights: str | None  # a file of ImageNet weights in the place of torchvision's own download
+    keep: bool  # keep the checkpoints of finished runs
+
+
+def command(run: Run, options: Options) -> list[str]:
+    """The command of one run, which needs nothing of the others."""
+    line = [sys.executable, "-m", "dermrw.study", "--budget", run.budget, "--run", run.name]
+    line += ["--weights", options.weights] if options.weights else []
+    return [*line, "--keep"] if options.keep else line
+
+
+def folder_of(run: Run) -> Path:
+    """The run's folder."""
+    return RUNS / "study" / run.budget / run.name
+
+
+def execute(run: Run, options: Options) -> None:
+    """Trains (or goes on training), evaluates and collects one run; does nothing where its result is there."""
+    if finished(run):
+        print(f"{run.name} is finished")
+        return
+    more = [f"model.weights={options.weights}"] if options.weights and run.config.startswith("ham") else []
+    config, folder = run.load(*more), folder_of(run)
+    resolve_root(config.data)  # a sentence now where the data is not there
+    train(config, folder)
+    evaluate(folder)
+    result = collect(run, folder)
+    if not options.keep:
+        for name in ("last.pt", "best.pt"):
+            (folder / name).unlink(missing_ok=True)
+    print(f"{run.name}: balanced accuracy {100 * result['balanced_accuracy_as_trained']:.1f} % as trained")
+
+
+def workers() -> int:
+    """How many runs go beside each other: one a GPU, or one a core of a CPU."""
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def run_all(runs: list[Run], options: Options, jobs: int, seconds: float | None) -> Iterator[tuple[Run, int]]:
+    """Runs each as a process of its own, `jobs` at a time; yields each with its exit status as it ends.
+
+    After `seconds` no new one is started: what is under way ends by itself.
+    """
+    gpus, started = torch.cuda.device_count(), time.monotonic()
+    free = list(range(jobs))
+    (RUNS / "study").mkdir(parents=True, exist_ok=True)
+
+    def one(run: Run) -> int | None:
+        if seconds is not None and time.monotonic() - started > seconds:
+            return None
+        place = free.pop()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1" if not gpus else os.environ.get("OMP_NUM_THREADS", "4")}
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
+        log = RUNS / "study" / f"{run.name}.log"
+        try:
+            with log.open("ab") as file:
+                return subprocess.run(command(run, options), stdout=file, stderr=file, env=environment).returncode
+        finally:
+            free.append(place)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {pool.submit(one, run): run for run in runs}
+        try:
+            for future in as_completed(waiting):
+                status = future.result()
+                if status is not None:
+                    yield waiting[future], status
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_with_ray(runs: list[Run], options: Options) -> Iterator[tuple[Run, int]]:
+    """Runs each as a Ray task on whatever cluster `RAY_ADDRESS` names, else a local one."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray needs Ray: pip install 'dermrw[study]'") from None
+    gpus, here = torch.cuda.is_available(), str(Path.cwd())
+
+    @ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)
+    def task(line: list[str]) -> int:
+        return subprocess.run(line, cwd=here).returncode
+
+    with ray.init(include_dashboard=False, log_to_driver=True):
+        waiting = {task.remote(command(run, options)): run for run in runs}
+        while waiting:
+            done, _ = ray.wait(list(waiting))
+            for reference in done:
+                yield waiting.pop(reference), ray.get(reference)

@@ -1,0 +1,148 @@
+"""What a finished run leaves behind: a small JSON file, so that the report can be made from the repository alone."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+import dermrw
+from dermrw.config import CONFIGS, Config, differences
+from dermrw.data import load_splits, resolve_root
+from dermrw.diagnoses import Classes
+from dermrw.evaluate import read_predictions
+from dermrw.files import write_atomic
+from dermrw.metrics import balanced_accuracy, decide
+from dermrw.runs import open_run, read_log, read_split
+from dermrw.study.plan import Run
+
+FIRST = 100  # images of the lowest weight, of which a curator would look at all
+
+
+def results_folder(budget: str) -> Path:
+    """Where a budget's results lie in a checkout."""
+    return CONFIGS.parent / "docs" / "study" / budget
+
+
+def result_path(run: Run) -> Path:
+    """The result file of a run."""
+    return results_folder(run.budget) / f"{run.name}.json"
+
+
+def finished(run: Run) -> bool:
+    """Whether the run has a result, of the config that the study asks for now."""
+    try:
+        return json.loads(result_path(run).read_text(encoding="utf-8"))["config_digest"] == run.digest()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def collect(run: Run, folder: Path) -> dict[str, Any]:
+    """Writes a run's result file from its evaluated run folder; returns what is in it."""
+    config = open_run(folder)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
+    log = read_log(folder)
+    results_folder(run.budget).mkdir(parents=True, exist_ok=True)
+    sets = {}
+    for name, images in (("validation", splits.validation), ("test", splits.test)):
+        ids = images.table["image_id"]
+        path = folder / f"predictions{'_validation' if name == 'validation' else ''}_as_trained.csv"
+        as_trained = read_predictions(path, ids, splits.classes)
+        sets[name] = {
+            "images": len(ids),
+            "truth": write_truth(run, name, ids, images.table["lesion_id"], images.labels, splits.classes),
+            "as_trained": _digits(decide(as_trained)),
+            "balanced_accuracy_as_trained": balanced_accuracy(as_trained, images.labels),
+        }
+    fitted = read_predictions(folder / "predictions.csv", splits.test.table["image_id"], splits.classes)
+    sets["test"]["fitted"] = _digits(decide(fitted))
+    result = {
+        "row": run.row,
+        "seed": run.seed,
+        "budget": run.budget,
+        "config": f"configs/study/{run.config}.yaml",
+        "settings": run.overrides(),
+        "config_digest": run.digest(),
+        "differences_from_default": differences(config, Config()),
+        "dermrw": dermrw.__version__,
+        "weights": report["weights"],
+        "environment": report["environment"],
+        "training_seconds": report["training_seconds"],
+        "epoch": report["epoch"],
+        "balanced_accuracy": report["balanced_accuracy"],
+        "balanced_accuracy_as_trained": report["as_trained"]["balanced_accuracy"],
+        "recalls": {code: row["recall"] for code, row in report["classes"].items()},
+        "calibration_error": {
+            name: report["calibration_error"][name]["top_label_ece"]
+            for name in ("equal_prevalence", "training_prevalence")
+        },
+        "samples": [row["samples"] for row in log if "samples" in row],
+        "training_lesions": hashlib.sha256(
+            "\n".join(sorted(set(splits.train.table["lesion_id"]))).encode()
+        ).hexdigest()[:16],
+        "weights_over_time": over_time(log),
+        "wrong_labels": found_by_weight(folder / "weights.csv"),
+        "sets": sets,
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(_rounded(value), allow_nan=False)}" for key, value in result.items()]
+    write_atomic(result_path(run), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    return result
+
+
+def _digits(decisions: np.ndarray) -> str:
+    """Decisions as one character an image, `-` where there was none (a tie)."""
+    return "".join("-" if d < 0 else str(d) for d in decisions)
+
+
+def write_truth(run: Run, name: str, ids: pd.Series, lesions: pd.Series, labels: np.ndarray, classes: Classes) -> str:
+    """The file that says what the characters of a result stand for, once for all runs on the same images; its name."""
+    table = pd.DataFrame({"image_id": ids, "lesion_id": lesions, "dx": [classes.codes[c] for c in labels]})
+    text = table.to_csv(index=False, lineterminator="\n").encode()
+    path = results_folder(run.budget) / f"truth_{hashlib.sha256(text).hexdigest()[:12]}.csv"
+    if not path.is_file():
+        write_atomic(path, text)
+    return path.name
+
+
+def over_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each epoch: what each class received, the share of zeros, 1/Σw², and how far the weights swung."""
+    rows = [row for row in log if "class_weight" in row]
+    found = []
+    for epoch in sorted({row["epoch"] for row in rows}):
+        mine = [row for row in rows if row["epoch"] == epoch]
+        keys = ("class_weight", "zero_share", "effective_batch", "all_zero", "class_swing", "example_swing")
+        means = {key: [row[key] for row in mine if key in row] for key in keys}
+        found.append({key: np.mean(values, axis=0).tolist() for key, values in means.items() if values})
+    return found
+
+
+def found_by_weight(path: Path) -> dict[str, Any] | None:
+    """How well a low mean weight finds the wrong labels: AUROC, and the share of wrong ones among the lowest."""
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path, dtype={"image_id": str, "lesion_id": str}).dropna(subset="weight")
+    wrong = (table["dx"] != table["label"]).to_numpy()
+    if not 0 < wrong.sum() < len(wrong):
+        return None
+    # so that classes which receive less don't stand for their labels
+    within = table["weight"] / table.groupby("label")["weight"].transform("mean")
+    order = np.argsort(within.to_numpy(), kind="stable")
+    return {
+        "share": float(wrong.mean()),
+        "auroc": float(roc_auc_score(wrong, -table["weight"])),
+        "auroc_within_class": float(roc_auc_score(wrong, -within.fillna(0))),
+        f"precision_of_first_{FIRST}": float(wrong[order[:FIRST]].mean()),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six digits: more would only be noise in the repository."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
