@@ -9,7 +9,6 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dermrw.config import CONFIGS
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.study.pictures import draw
@@ -195,7 +194,7 @@ def weights_cells(sections: list[Section]) -> tuple[list[str], list[list[str]]]:
 
 def overhead_cells() -> tuple[list[str], list[list[str]]]:
     """What the weights cost, from the benchmark's own file."""
-    path = CONFIGS.parent / "docs" / "bench.json"
+    path = Path("docs/bench.json")
     header = ["network", "precision", "way", "time", "FLOPs", "memory"]
     if not path.is_file():
         return header, []

@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import dermrw
-from dermrw.config import CONFIGS, Config, differences
+from dermrw.config import Config, differences
 from dermrw.data import load_splits, resolve_root
 from dermrw.diagnoses import Classes
 from dermrw.evaluate import read_predictions
@@ -22,9 +22,12 @@ from dermrw.study.plan import Run
 FIRST = 100  # images of the lowest weight, of which a curator would look at all
 
 
+RESULTS = Path("docs/study")
+
+
 def results_folder(budget: str) -> Path:
-    """Where a budget's results lie in a checkout."""
-    return CONFIGS.parent / "docs" / "study" / budget
+    """Where a budget's results lie, from the root of a checkout."""
+    return RESULTS / budget
 
 
 def result_path(run: Run) -> Path:

@@ -1,0 +1,236 @@
+"""The study: what is planned, what is kept, how methods are compared, and the whole way on the embedded sample."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from dermrw.config import CONFIGS
+from dermrw.errors import UserError
+from dermrw.study import __main__ as command_line
+from dermrw.study import plan as plan_module
+from dermrw.study.plan import Plan, read_plan
+from dermrw.study.report import build_sections, mean_sd, same_samples, write_report
+from dermrw.study.result import found_by_weight, over_time, result_path
+from dermrw.study.statistics import paired_interval, recalls_by_seed
+
+
+def test_every_run_of_the_study_has_a_config_that_holds() -> None:
+    plan = read_plan()
+    for budget in plan.budgets:
+        runs = plan.runs(budget)
+        assert len({run.name for run in runs}) == len(runs) > 100
+        assert len({run.digest() for run in runs}) == len(runs)  # no two are the same training
+        assert {run.seed for run in runs} == set(range(plan.budgets[budget].seeds))
+    for table in plan.tables.values():
+        names = {run.row for run in plan.runs_of("cpu", table, 0)}
+        assert any(name == table.against or name.startswith(f"{table.against}_") for name in names)
+
+
+def test_every_config_of_the_study_is_in_a_table() -> None:
+    used = {run.config for run in read_plan().runs("cpu")}
+    assert {path.stem for path in (CONFIGS / "study").glob("*.yaml")} - {"study"} == used
+
+
+def test_a_digest_knows_what_a_run_gives_and_not_where() -> None:
+    run = read_plan().runs("cpu")[0]
+    moved = run._replace(settings={**run.settings, "model.weights": "elsewhere.pth", "data.root": "elsewhere"})
+    assert moved.digest() == run.digest()
+    assert run._replace(settings={**run.settings, "train.lr": 0.5}).digest() != run.digest()
+    assert run._replace(seed=1).digest() != run.digest()
+
+
+def test_paired_intervals_against_a_bootstrap_written_out() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [40, 20, 10])
+    lesions = np.array([f"L{i // 2}" for i in range(70)])  # two images a lesion
+    b = np.where(rng.random((3, 70)) < 0.6, labels, (labels + 1) % 3)
+    a = np.where(rng.random((3, 70)) < 0.3, labels, b)
+    found = paired_interval(a, b, labels, lesions)
+    assert found.difference == pytest.approx(
+        np.nanmean(recalls_by_seed(a, labels, 3)) - np.nanmean(recalls_by_seed(b, labels, 3))
+    )
+    values = []
+    for _ in range(1500):
+        rows = []
+        for c in range(3):
+            ids = np.unique(lesions[labels == c])
+            rows.append(np.concatenate([np.flatnonzero(lesions == i) for i in rng.choice(ids, len(ids))]))
+        seeds = rng.integers(3, size=3)
+        gains = [[(a[s, r] == labels[r]).mean() - (b[s, r] == labels[r]).mean() for r in rows] for s in seeds]
+        values.append(np.mean(gains))
+    low, high = np.quantile(values, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.015)
+
+
+def test_a_method_is_no_better_than_itself_and_worse_the_other_way_round() -> None:
+    labels, lesions = np.repeat([0, 1], 10), np.arange(20)
+    right, wrong = np.tile(labels, (2, 1)), np.tile(1 - labels, (2, 1))
+    assert paired_interval(right, right, labels, lesions) == (0, 0, 0)
+    assert paired_interval(wrong, right, labels, lesions) == (-1, -1, -1)
+    with pytest.raises(ValueError, match="decisions"):
+        paired_interval(right, right[:1], labels, lesions)
+
+
+def test_how_well_low_weights_find_wrong_labels(tmp_path: Path) -> None:
+    """Within a class, so that a class which receives little as a whole doesn't count as found."""
+    rng = np.random.default_rng(0)
+    label = np.repeat(["nv", "df"], 500)
+    wrong = rng.random(1000) < 0.2
+    weight = np.where(wrong, 0.1, 1.0) * np.where(label == "nv", 0.05, 1.0) * rng.uniform(0.9, 1.1, 1000)
+    table = pd.DataFrame({"image_id": range(1000), "lesion_id": range(1000), "dx": np.where(wrong, "mel", label)})
+    table.assign(label=label, weight=weight).to_csv(tmp_path / "weights.csv", index=False)
+    found = found_by_weight(tmp_path / "weights.csv")
+    assert found is not None
+    assert found["auroc_within_class"] == 1 and found["precision_of_first_100"] == 1 and found["auroc"] < 0.95
+    assert found["share"] == pytest.approx(wrong.mean())
+    table.assign(dx=label, label=label, weight=weight).to_csv(tmp_path / "weights.csv", index=False)
+    assert found_by_weight(tmp_path / "weights.csv") is None
+
+
+def test_weights_over_time_are_means_of_each_epoch() -> None:
+    log = [
+        {"epoch": 0, "class_weight": [0.2, 0.8], "zero_share": 0.5},
+        {"epoch": 0, "class_weight": [0.4, 0.6], "zero_share": 0.7, "class_swing": 0.2},
+        {"epoch": 1, "validation": {}},
+        {"epoch": 1, "class_weight": [1.0, 0.0], "zero_share": 0.1, "class_swing": 0.4},
+    ]
+    first, second = over_time(log)
+    assert first == {"class_weight": pytest.approx([0.3, 0.7]), "zero_share": pytest.approx(0.6), "class_swing": 0.2}
+    assert second["class_weight"] == [1, 0]
+
+
+def test_means_and_deviations() -> None:
+    assert mean_sd(np.array([0.5, 0.6, 0.7])) == "60.0 ± 10.0"
+    assert (mean_sd(np.array([0.5])), mean_sd(np.array([np.nan]))) == ("50.0", "–")
+
+
+TINY = {
+    "budgets": {
+        "tiny": {
+            "seeds": 2,
+            "ham": {
+                "data.name": "sample", "data.meta": "rule", "data.size": 32, "model.backbone": "small_cnn",
+                "model.weights": "none", "train.epochs": 1, "train.batch_size": 16, "train.precision": "fp32",
+                "train.channels_last": False, "train.device": "cpu",
+            },
+            "cifar": {},
+        }
+    },
+    "tables": {
+        "methods": {"title": "Methods", "against": "ham_cross_entropy", "rows": ["ham_cross_entropy", "ham_reweight"]},
+        "noise": {
+            "title": "Noise", "against": "ham_cross_entropy", "rows": ["ham_cross_entropy", "ham_reweight"],
+            "under": {"clean": {}, "uniform30": {"data.noise_rate": 0.3}},
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A study of eight short runs on the embedded sample, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dermrw.data.write_sample", lambda _: sample)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    monkeypatch.setattr(plan_module, "STUDY", path)
+    monkeypatch.setattr(command_line, "read_plan", lambda: read_plan(path))
+    monkeypatch.setattr("dermrw.study.report.read_plan", lambda: read_plan(path))
+    return read_plan(path)
+
+
+def study(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["dermrw.study", "--budget", "tiny", *arguments])
+    command_line.main()
+
+
+def test_the_whole_way_on_the_sample(
+    tiny: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    runs = tiny.runs("tiny")
+    assert len(runs) == 8
+    study(monkeypatch, "--list")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    for line in lines:
+        arguments = shlex.split(line)
+        assert arguments[:3] == ["python", "-m", "dermrw.study"]
+        study(monkeypatch, *arguments[arguments.index("--run") :])
+    for run in runs:
+        result = json.loads(result_path(run).read_text())
+        assert result["row"] == run.row and result["seed"] == run.seed
+        assert len(result["sets"]["test"]["as_trained"]) == result["sets"]["test"]["images"]
+        assert (result["wrong_labels"] is not None) == (run.row == "ham_reweight_uniform30")
+        assert bool(result["weights_over_time"]) == run.row.startswith("ham_reweight")
+        assert result_path(run).stat().st_size < 10_000
+    before = {run.name: result_path(run).stat().st_mtime_ns for run in runs}
+    capsys.readouterr()
+    study(monkeypatch, "--list")
+    assert capsys.readouterr().out == ""
+    study(monkeypatch, "--run", runs[0].name)
+    assert "is finished" in capsys.readouterr().out
+    study(monkeypatch, "--jobs", "1")  # nothing to do but the report
+    assert {run.name: result_path(run).stat().st_mtime_ns for run in runs} == before
+    text = (tmp_path / "docs/study/tiny/report.md").read_text()
+    assert "8 of 8 runs" in text and "ham_reweight_uniform30" in text
+    page = (tmp_path / "docs/study/tiny/report.html").read_text()
+    assert page.count("<table>") == 4 and "<script" not in page and "src=" not in page
+
+    # the balanced accuracy of the file's own decisions is the one that it states
+    sections = build_sections(tiny, "tiny")
+    row = sections[0].rows[0]
+    truth = pd.read_csv(tmp_path / "docs/study/tiny" / row.results[0]["sets"]["test"]["truth"])
+    codes = list(row.results[0]["recalls"])
+    decided = np.array([codes[int(d)] if d != "-" else "" for d in row.results[0]["sets"]["test"]["as_trained"]])
+    recalls = [(decided[truth["dx"] == c] == c).mean() for c in codes]
+    assert np.mean(recalls) == pytest.approx(row.values("balanced_accuracy_as_trained")[0], abs=1e-5)
+
+    # a row that saw other images can't stand in the table
+    row.results[0]["samples"][0]["nv"] += 1
+    with pytest.raises(UserError, match="differ in what they trained on"):
+        same_samples(sections[0].rows)
+
+
+def test_runs_are_processes_beside_each_other(tiny: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is run is the command; a failed one is named, and the others' report is written."""
+    done: list[str] = []
+
+    def instead(line: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        name = line[line.index("--run") + 1]
+        done.append(name)
+        if name == "ham_reweight-1":
+            return subprocess.CompletedProcess(line, 2)
+        study(monkeypatch, "--run", name)
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr("dermrw.study.execute.subprocess.run", instead)
+    with pytest.raises(SystemExit, match="1 runs failed \\(ham_reweight-1\\)"):
+        study(monkeypatch, "--table", "methods", "--jobs", "1")
+    assert sorted(done) == sorted(f"{row}-{seed}" for row in ("ham_cross_entropy", "ham_reweight") for seed in (0, 1))
+    assert "3 of 8 runs" in (tmp_path / "docs/study/tiny/report.md").read_text()
+
+
+def test_mistakes_are_sentences(
+    tiny: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, said in [
+        (["--table", "nonsense"], "there is no table nonsense"),
+        (["--run", "nonsense-0"], "the study has no run nonsense-0"),
+        (["--weights", "nowhere.pth"], "nowhere.pth, which is not a file"),
+        (["--report"], "holds no result yet"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            study(monkeypatch, *arguments)
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_report_wants_a_result(tiny: Plan) -> None:
+    with pytest.raises(UserError, match="holds no result yet"):
+        write_report("tiny")
