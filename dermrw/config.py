@@ -62,6 +62,9 @@ class Data(_Section):
         description="a CSV with a column image_id: other images of these lesions take no part either",
     )
     augment: Literal["dermoscopy", "none"] = "dermoscopy"
+    views: Literal[1, 8] = Field(
+        1, description="8: evaluation and the model file average the logits of all flips and quarter turns"
+    )
     skip_unreadable: bool = Field(False, description="leave out images that are missing or can't be read, and say so")
     workers: int = Field(0, ge=0, le=64, description="processes that augment beside training; 0: none")
 
@@ -112,6 +115,12 @@ class Train(_Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     weight_decay: float = Field(0.01, ge=0, le=1000)
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
+    first_epochs: int = Field(0, ge=0, description="so many epochs see images of first_size, the rest of data.size")
+    first_size: int = Field(128, ge=32, le=1024, description="side in pixels; small images are quick to learn from")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each block's rate is so many times that of the block above"
+    )
+    average: float = Field(0.0, ge=0, lt=1, description="decay a step of the running mean of weights; 0: none is kept")
     clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: not clipped")
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
@@ -145,6 +154,8 @@ class Config(_Section):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine go together: its margins are of cosines")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
             raise ValueError("objective.weights=finite_difference needs train.precision=fp32: bf16 rounds it away")
+        if self.train.first_epochs >= self.train.epochs:
+            raise ValueError(f"train.first_epochs leaves none of train.epochs={self.train.epochs} for data.size")
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self

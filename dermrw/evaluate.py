@@ -64,7 +64,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     print(f"Evaluating {run}, epoch {state['best_epoch']} of {config.train.epochs}, on {choice}", flush=True)
 
     def logits_of(images: ImageSet, name: str) -> np.ndarray:
-        return predict_logits(model, Pixels(images, config.data, progress=name), choice, BATCH)
+        return predict_logits(model, Pixels(images, config.data, progress=name), choice, BATCH, config.data.views == 8)
 
     valid = splits.validation
     logits, lesions = logits_of(valid, "the validation split"), valid.table["lesion_id"].to_numpy()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from dermrw.checkpoint import load_checkpoint, save_checkpoint
@@ -18,7 +19,7 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.machine import Choice, environment
 from dermrw.metrics import balanced_accuracy
-from dermrw.models import to_input, train_mode
+from dermrw.models import to_input, train_mode, views
 from dermrw.objectives import Batch, Objective
 from dermrw.optim import build_optimizer, build_schedule
 from dermrw.processes import Job
@@ -31,17 +32,37 @@ WARM_UP = 3  # steps that the estimate of the whole time leaves out
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, pixels: Pixels, choice: Choice, batch_size: int) -> np.ndarray:
-    """Logits float32 `[N, C]` of a set, in its order, in eval mode and fp32."""
+def predict_logits(
+    model: nn.Module, pixels: Pixels, choice: Choice, batch_size: int, every_view: bool = False
+) -> np.ndarray:
+    """Logits float32 `[N, C]` of a set, in its order, in eval mode and fp32; or their mean over the eight views."""
     model.eval()
     parts = []
     for images, _, _ in in_order(pixels, batch_size):
-        parts.append(model(to_input(images, choice.device, choice.channels_last)).float().cpu())
+        x = to_input(images, choice.device, choice.channels_last)
+        seen = [model(view) for view in views(x)] if every_view else [model(x)]
+        parts.append(torch.stack(seen).mean(0).float().cpu())
     return torch.cat(parts).numpy()
+
+
+def running_mean(model: nn.Module, decay: float) -> AveragedModel:
+    """The exponential moving average of a model's weights and buffers; the first steps weigh less, as in a plain mean.
+
+    Without that, a run of few hundred steps would keep much of the weights that it began with.
+    """
+
+    def follow(mean: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
+        n = float(steps)
+        kept = min(decay, (1 + n) / (10 + n))
+        return kept * mean + (1 - kept) * new if mean.is_floating_point() else new
+
+    return AveragedModel(model, avg_fn=follow, use_buffers=True)
 
 
 class Loop:
     """One run's state, and the loop over epochs and steps."""
+
+    pixels: Pixels  # the training images
 
     def __init__(
         self,
@@ -59,6 +80,7 @@ class Loop:
         self.model, self.objective = choice.place(model), objective
         self.batch_size = min(config.train.batch_size, len(splits.train))
         self.steps = len(splits.train) // self.batch_size
+        self.mean = running_mean(self.model, config.train.average) if config.train.average else None
         self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, self.optimizer, self.steps * config.train.epochs)
         self.epoch = self.step = 0  # finished epochs; finished steps of the present one
@@ -68,17 +90,14 @@ class Loop:
     def fit(self) -> None:
         """Trains to the end, from the last checkpoint where there is one."""
         offset = self.load() if self.job.same((self.run / "last.pt").exists) else 0
-        self.job.spread([*self.model.parameters(), *self.model.buffers()])
+        for network in [self.model, *([self.mean] if self.mean is not None else [])]:
+            self.job.spread([*network.parameters(), *network.buffers()])
         if self.epoch == self.config.train.epochs:
             print(f"{self.run} is finished; `make eval RUN={self.run}` evaluates it.")
             return
-        data, seed = self.config.data, self.config.train.seed
-        self.pixels = Pixels(self.splits.train, data, seed, progress="the training split")
-        self.validation = Pixels(self.splits.validation.part(self.job.part), data, progress="the validation split")
-        meta = Pixels(self.splits.meta, data)
-        images, labels, _ = next(in_order(meta, len(meta)))
-        self.meta_x = to_input(images, self.choice.device, self.choice.channels_last)  # [M, 3, size, size]
-        self.meta_y = labels.to(self.choice.device)
+        part = self.splits.validation.part(self.job.part)
+        self.validation = Pixels(part, self.config.data, progress="the validation split")
+        self.size = 0  # of the images in memory
         self.log = Log(self.run / "metrics.jsonl", offset) if self.job.leads else None
         self.started, self.saved = time.monotonic(), time.monotonic()
         self.done_before = self.epoch * self.steps + self.step
@@ -91,8 +110,24 @@ class Loop:
             f"in {duration(self.seconds)}. Now `make eval RUN={self.run}`."
         )
 
+    def read_images(self) -> None:
+        """Has the training and the meta images in memory, of the size that the present epoch asks for."""
+        train = self.config.train
+        size = train.first_size if self.epoch < train.first_epochs else self.config.data.size
+        if size == self.size:
+            return
+        if self.size:
+            del self.pixels  # what is no longer needed goes before the new comes
+        self.size, data = size, self.config.data.model_copy(update={"size": size})
+        self.pixels = Pixels(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
+        meta = Pixels(self.splits.meta, data)
+        images, labels, _ = next(in_order(meta, len(meta)))
+        self.meta_x = to_input(images, self.choice.device, self.choice.channels_last)  # [M, 3, size, size]
+        self.meta_y = labels.to(self.choice.device)
+
     def train_epoch(self, stop: threading.Event) -> None:
         """The steps that are left of the present epoch; a checkpoint, and the end, where `stop` is set."""
+        self.read_images()
         train_mode(self.model, self.config.model.freeze)
         parts = [self.job.part(batch) for batch in self.batches(self.epoch)[self.step :]]
         rest = loader(self.pixels, parts, self.epoch, self.config.data.workers)
@@ -162,9 +197,11 @@ class Loop:
         if self.config.train.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
         self.optimizer.step()
+        if self.mean is not None:
+            self.mean.update_parameters(self.model)
         row: dict[str, Any] = {
             "loss": value,
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": max(self.schedule.get_last_lr()),
             **{k: v.tolist() for k, v in log.items()},
         }
         self.schedule.step()
@@ -173,8 +210,9 @@ class Loop:
 
     def validate(self) -> None:
         """Ends an epoch: balanced accuracy on validation, best.pt where it is the best so far, last.pt."""
-        self.job.spread(list(self.model.buffers()))  # each process had running statistics of its own
-        part = predict_logits(self.model, self.validation, self.choice, self.batch_size)
+        guess = self.best_guess()
+        self.job.spread(list(guess.buffers()))  # each process had running statistics of its own
+        part = predict_logits(guess, self.validation, self.choice, self.batch_size)
         logits = self.job.gather(part)
         if not np.isfinite(logits).all():
             raise self.diverged(f"the network gave numbers that are not finite after epoch {self.epoch + 1}")
@@ -197,6 +235,10 @@ class Loop:
             f"epoch {self.epoch}/{self.config.train.epochs}: balanced validation accuracy {score:.3f}"
             f"{' (best so far)' if better else ''}, {duration(left)} left{zero}"
         )
+
+    def best_guess(self) -> nn.Module:
+        """The network that is validated and kept: the running mean of the weights, where there is one."""
+        return self.model if self.mean is None else self.mean.module
 
     def diverged(self, what: str) -> UserError:
         """The error of a training whose numbers left the finite ones."""
@@ -239,7 +281,8 @@ class Loop:
         save_checkpoint(
             self.run / name,
             {
-                "model": self.model.state_dict(),
+                "model": (self.best_guess() if name == "best.pt" else self.model).state_dict(),
+                **({"mean": self.mean.state_dict()} if self.mean is not None and name == "last.pt" else {}),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "objective": self.objective.state_dict(),
@@ -264,6 +307,8 @@ class Loop:
         state = load_checkpoint(self.run / "last.pt")
         try:
             self.model.load_state_dict(state["model"])
+            if self.mean is not None:
+                self.mean.load_state_dict(state["mean"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.objective.load_state_dict(state["objective"])

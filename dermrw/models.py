@@ -166,20 +166,34 @@ def freeze(model: nn.Module, part: str) -> None:
         head.requires_grad_(True)
 
 
-def last_stage(model: nn.Module) -> frozenset[str]:
-    """Names of the trainable parameters of the last block and the head.
+def trainable_blocks(model: nn.Module) -> list[list[str]]:
+    """Names of the trainable parameters of each block that has some, from the input to the head.
 
     A block is a child of the model, or of one of its `Sequential`s: layer4.1 and fc of a ResNet-18, features.18 and the
-    classifier's layer of a MobileNetV2.
+    classifier's layer of a MobileNetV2. What the model holds itself (a class token) is a block before all others.
     """
     blocks: list[tuple[str, nn.Module]] = []
     for name, child in model.named_children():
         parts = child.named_children() if isinstance(child, nn.Sequential) else []
         blocks += [(f"{name}.{inner}", part) for inner, part in parts] or [(name, child)]
-    trainable = [
+    own = [name for name, p in model.named_parameters(recurse=False) if p.requires_grad]
+    inner = [
         [f"{block}.{name}" for name, p in module.named_parameters() if p.requires_grad] for block, module in blocks
     ]
-    return frozenset(name for names in [names for names in trainable if names][-2:] for name in names)
+    return [names for names in [own, *inner] if names]
+
+
+def last_stage(model: nn.Module) -> frozenset[str]:
+    """Names of the trainable parameters of the last block and the head."""
+    return frozenset(name for names in trainable_blocks(model)[-2:] for name in names)
+
+
+def views(x: Tensor) -> list[Tensor]:
+    """The eight views of images `[N, C, H, W]`, H = W: quarter turns, each plain and mirrored; the first is x itself.
+
+    A dermoscopic picture has no up or down: each is as good as another.
+    """
+    return [turned for k in range(4) for turned in (torch.rot90(x, k, (2, 3)), torch.rot90(x.flip(3), k, (2, 3)))]
 
 
 def train_mode(model: nn.Module, part: str) -> None:

@@ -47,7 +47,8 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
     model, origin = job.in_turn(lambda: build_model(config.model, classes))
-    check_fit(model, config.model.backbone, config.data.size)
+    for size in {config.data.size, *([config.train.first_size] if config.train.first_epochs else [])}:
+        check_fit(model, config.model.backbone, size)
     freeze(model, config.model.freeze)
     steps = len(splits.train) // min(config.train.batch_size, len(splits.train)) * config.train.epochs
     objective = build_objective(config, splits.train.labels, classes, steps)
@@ -62,7 +63,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     print(
         f"Run {run}: {config.objective.title} on {config.data.name} ({len(splits.train):,} training, "
         f"{len(splits.validation):,} validation, {len(splits.test):,} test and {len(splits.meta)} meta images)\n"
-        f"Model {config.model.backbone}, {origin}, {config.data.size} px, {config.train.epochs} epochs, "
+        f"Model {config.model.backbone}, {origin}, {_sizes(config)}, {config.train.epochs} epochs, "
         f"batches of {config.train.batch_size}\nComputing on {choice}"
         + (f", {job.world} processes" if job.world > 1 else "")
         + (f"; seconds a step: {', '.join(f'{k} {v:.2f}' for k, v in timings.items())}" if timings else ""),
@@ -91,6 +92,11 @@ def _choose(
         return objective(candidate, Batch(inputs[:n], y[:n], torch.arange(n), inputs[n:], y[n:], n))[0]
 
     return choose(config.train, model, step, x)
+
+
+def _sizes(config: Config) -> str:
+    first = f"{config.train.first_size} px for {config.train.first_epochs} epochs, then "
+    return f"{first if config.train.first_epochs else ''}{config.data.size} px"
 
 
 def _resolved(config: Config, choice: Choice) -> Config:

@@ -55,7 +55,7 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     report = report_of(run, config, classes, overrides)
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
-    network = Exported(model, calibration)
+    network = Exported(model, calibration, config.data.views == 8)
     info = _info(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     content = build(network, info).SerializeToString()

@@ -6,15 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.calibration import EqualPrevalence
-from dermrw.models import to_input
+from dermrw.models import to_input, views
 from export.parts import cut, last_linear, logits_and_map
 
 
 class Exported(nn.Module):
     """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding `[N, D]`."""
 
-    def __init__(self, model: nn.Module, calibration: EqualPrevalence) -> None:
+    def __init__(self, model: nn.Module, calibration: EqualPrevalence, every_view: bool = False) -> None:
+        """`every_view`: logits are the mean over `dermrw.models.views`; map and embedding are of the upright one."""
         super().__init__()
+        self.every_view = every_view
         self.model = model.eval()
         self.parts = cut(model)
         self.offsets: Tensor
@@ -30,9 +32,13 @@ class Exported(nn.Module):
 
         handle = last_linear(self.model).register_forward_pre_hook(note)
         try:
-            logits, activation_map = logits_and_map(self.parts, to_input(pixels, pixels.device))
+            x = to_input(pixels, pixels.device)
+            logits, activation_map = logits_and_map(self.parts, x)
         finally:
             handle.remove()
+        if self.every_view:
+            others = self.model(torch.cat(views(x)[1:])).unflatten(0, (7, -1))  # [7, N, C]
+            logits = (logits + others.sum(0)) / 8
         # the head runs on the whole map first, then on maps with a position blanked out
         probabilities = torch.softmax(logits / self.temperature + self.offsets, 1)
         return probabilities, activation_map, entered[0].flatten(1)

@@ -22,7 +22,7 @@ from dermrw.config import Model, load_config
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo, Score
-from dermrw.models import backbones, build_model
+from dermrw.models import backbones, build_model, to_input
 from dermrw.pixels import center_crop, evaluation_pixels, resize
 from dermrw.predict import Classifier
 from export.__main__ import export, main
@@ -107,7 +107,7 @@ def test_a_vision_transformers_map_hides_patches_from_the_class_token() -> None:
         torch.testing.assert_close(found[:, :, 2, 3], logits - head(tokens[:, seen]))
 
 
-def exported(model: nn.Module, backbone: str, size: int, folder: Path) -> float:
+def exported(model: nn.Module, backbone: str, size: int, folder: Path, every_view: bool = False) -> float:
     """Builds the model file of a network and compares it with torch."""
     calibration = EqualPrevalence(1.3, tuple(np.linspace(-0.3, 0.3, 7).tolist()))
     info = ModelInfo(
@@ -116,7 +116,7 @@ def exported(model: nn.Module, backbone: str, size: int, folder: Path) -> float:
         prevalence=dict.fromkeys(DX, 1 / 7), lesion_rule="mean", licence="none",
         score=Score(balanced_accuracy=0.5, interval_95=(0.4, 0.6), scored_on="nothing", images=1),
     )  # fmt: skip
-    net = Exported(model, calibration)
+    net = Exported(model, calibration, every_view)
     (folder / "model.onnx").write_bytes(build(net, info).SerializeToString())
     rng = np.random.default_rng(0)
     return check(folder / "model.onnx", net, [rng.integers(0, 256, (60, 60 + i, 3), dtype=np.uint8) for i in range(7)])
@@ -126,6 +126,24 @@ def exported(model: nn.Module, backbone: str, size: int, folder: Path) -> float:
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny", "shufflenet_v2_x0_5", "alexnet"])
 def test_families_of_backbones_are_exported(backbone: str, tmp_path: Path) -> None:
     assert exported(network(backbone, 64), backbone, 64, tmp_path) < 1e-4
+
+
+def test_a_model_of_eight_views_answers_alike_for_each(tmp_path: Path) -> None:
+    """The file's probabilities are those of the mean logits, by NumPy's turns and flips and the network alone."""
+    net = network("shufflenet_v2_x0_5", 64)
+    assert exported(net, "shufflenet_v2_x0_5", 64, tmp_path, every_view=True) < 1e-4
+    classifier = Classifier(tmp_path / "model.onnx", "cpu")
+    picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    turned = [np.rot90(p, k) for k in range(4) for p in (picture, picture[:, ::-1])]
+    x = to_input(torch.from_numpy(np.stack(turned)), torch.device("cpu"))
+    with torch.no_grad():
+        logits = net.double()(x.double()).mean(0).numpy()
+    offsets = np.linspace(-0.3, 0.3, 7)
+    expected = np.exp(logits / 1.3 + offsets)
+    (found,) = classifier.run(picture[None], "probabilities")
+    np.testing.assert_allclose(found[0], expected / expected.sum(), atol=1e-5)
+    (mirrored,) = classifier.run(np.ascontiguousarray(turned[3])[None], "probabilities")
+    np.testing.assert_allclose(mirrored, found, atol=1e-5)
 
 
 def test_a_vision_transformer_is_exported(tmp_path: Path) -> None:

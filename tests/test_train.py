@@ -93,6 +93,45 @@ def test_a_crash_at_any_step_and_a_resume_change_nothing(
     assert_same_end(whole, tmp_path / "run")
 
 
+def test_a_resume_across_sizes_keeps_the_running_mean(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(sample, "train.average=0.9", "train.first_epochs=1", "train.first_size=32", "data.size=48")
+    whole = train(asked, tmp_path / "whole")
+    step, taken = Loop.train_step, [0]
+
+    def crashing(self: Loop, *args: Tensor) -> dict:
+        taken[0] += 1
+        if taken[0] == 9:
+            raise RuntimeError("power cut")
+        return step(self, *args)
+
+    monkeypatch.setattr(Loop, "train_step", crashing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(asked, tmp_path / "run")
+    monkeypatch.undo()
+    train(asked, tmp_path / "run")
+    assert_same_end(whole, tmp_path / "run")
+    mean, last = load_checkpoint(whole / "last.pt")["mean"], load_checkpoint(whole / "last.pt")
+    kept = load_checkpoint(whole / "best.pt")
+    assert "mean" not in kept
+    if kept["epoch"] == 2:
+        assert all(torch.equal(mean[f"module.{k}"], v) for k, v in kept["model"].items())
+    assert any(not torch.equal(mean[f"module.{k}"], v) for k, v in last["model"].items())
+
+
+def test_the_first_epochs_see_smaller_images(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, seen = Loop.train_step, []
+
+    def noting(self: Loop, images: Tensor, *args: Tensor) -> dict:
+        seen.append((self.epoch, images.shape[1], self.meta_x.shape[2]))
+        return step(self, images, *args)
+
+    monkeypatch.setattr(Loop, "train_step", noting)
+    train(config(sample, "train.first_epochs=1", "train.first_size=32", "data.size=40"), tmp_path / "run")
+    assert set(seen) == {(0, 32, 32), (1, 40, 40)}
+
+
 def start(sample: Path, run: Path) -> subprocess.Popen:
     arguments = [*SETTINGS, f"data.root={sample}", "train.checkpoint_seconds=0.001"]
     code = "import torch; torch.set_num_threads(1); from dermrw.__main__ import main; main()"
