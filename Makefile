@@ -14,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval export demo bench reproduce test lint package format clean
+.PHONY: help install data check train-ham train-cifar eval audit export demo bench reproduce test lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -61,6 +61,9 @@ train-cifar: $(READY) ## the toy problem: CIFAR-10 with one dominant class, rewe
 
 eval: $(READY) ## score a run (the latest): balanced accuracy, report.json, report.html
 	$(PY) -m dermrw eval $(if $(RUN),"$(RUN)") $(ARGS)
+
+audit: $(READY) ## show the training images that weighed least in a run (the latest)
+	$(PY) -m dermrw audit $(if $(RUN),"$(RUN)") $(ARGS)
 
 export: $(READY) ## write a run's (the latest's) model.onnx and MODEL_CARD.md
 	$(PY) -m export $(if $(RUN),"$(RUN)") $(ARGS)

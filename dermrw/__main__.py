@@ -1,4 +1,4 @@
-"""The command line: download, check, train, eval, predict. Each command imports what it needs, predict no torch."""
+"""The command line: download, check, train, eval, audit, predict. Each imports what it needs, predict no torch."""
 
 import argparse
 import os
@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("eval", help="score a run on its test split and on ISIC's official sets")
     score.add_argument("run", nargs="?", type=Path, help="default: the latest run")
     score.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")
+    look = commands.add_parser("audit", help="a gallery of the training images that weighed least in a run")
+    look.add_argument("run", nargs="?", type=Path, help="default: the latest run")
+    look.add_argument("--count", type=int, default=100, help="images to show (default: %(default)s)")
     use = commands.add_parser("predict", help="classify images with a model file; needs no torch")
     use.add_argument("model", type=Path, help="the .onnx that `make export` wrote")
     use.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, and folders of images")
@@ -96,6 +99,11 @@ def _run(arguments: argparse.Namespace) -> None:
         train(config, arguments.run)
         if config.data.name == "sample" and speaks():
             print(SAMPLE_NOTICE)
+    elif arguments.command == "audit":
+        from dermrw.audit import audit
+        from dermrw.runs import latest_run
+
+        audit(arguments.run or latest_run(), arguments.count)
     elif arguments.command == "predict":
         from dermrw.batch import predict
 

@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import dermrw
+from dermrw.audit import by_weight
 from dermrw.config import Config, differences
 from dermrw.data import load_splits, resolve_root
 from dermrw.diagnoses import Classes
@@ -131,14 +132,12 @@ def found_by_weight(path: Path) -> dict[str, Any] | None:
     wrong = (table["dx"] != table["label"]).to_numpy()
     if not 0 < wrong.sum() < len(wrong):
         return None
-    # so that classes which receive less don't stand for their labels
-    within = table["weight"] / table.groupby("label")["weight"].transform("mean")
-    order = np.argsort(within.to_numpy(), kind="stable")
+    ordered = by_weight(table)
     return {
         "share": float(wrong.mean()),
         "auroc": float(roc_auc_score(wrong, -table["weight"])),
-        "auroc_within_class": float(roc_auc_score(wrong, -within.fillna(0))),
-        f"precision_of_first_{FIRST}": float(wrong[order[:FIRST]].mean()),
+        "auroc_within_class": float(roc_auc_score(ordered["dx"] != ordered["label"], -ordered["relative"])),
+        f"precision_of_first_{FIRST}": float((ordered["dx"] != ordered["label"]).iloc[:FIRST].mean()),
     }
 
 

@@ -1,0 +1,156 @@
+"""A gallery of the training images that weighed least, as the curator of a data set would go through them.
+
+Each with its label, what the trained network makes of it, and the training images most like it by the network's own
+embedding, of other lesions. Low weight has many reasons: a wrong label, a poor picture, a lesion unlike its class. It
+is a hint where to look and no verdict.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import Tensor, nn
+
+from dermrw.config import Config
+from dermrw.data import ImageSet, Pixels, in_order, load_splits, resolve_root
+from dermrw.errors import UserError
+from dermrw.evaluate import BATCH, load_best, softmax
+from dermrw.files import require_writable, write_atomic
+from dermrw.machine import Choice, choose_device, keep_freed_memory
+from dermrw.models import to_input
+from dermrw.report import thumbnail
+from dermrw.runs import open_run, read_split
+
+NEIGHBOURS = 4
+
+
+class Audit(NamedTuple):
+    """What was found, the images of the lowest weight first."""
+
+    table: pd.DataFrame  # weights.csv's columns, and relative, predicted, probability
+    neighbours: np.ndarray  # rows of the training set [count, NEIGHBOURS], nearest first
+    wrong_share: float | None  # of the labels of the whole training set, where wrong ones were put in on purpose
+    precision: float | None  # the share of wrong ones in the table
+
+
+def by_weight(table: pd.DataFrame) -> pd.DataFrame:
+    """weights.csv's rows with `relative`, the weight over the mean of the label's class, in its order, lowest first.
+
+    Relative, because a class that weighs little as a whole is not wrong as a whole. Images that were never drawn are
+    left out.
+    """
+    known = table.dropna(subset="weight")
+    mean = known.groupby("label")["weight"].transform("mean")
+    relative = (known["weight"] / mean.where(mean > 0)).fillna(0.0)
+    return known.assign(relative=relative).sort_values("relative", kind="stable")
+
+
+def read_weights(run: Path) -> pd.DataFrame:
+    """A run's weights.csv.
+
+    Raises:
+        UserError: there is none, because the run's objective weighs no example, or has not ended an epoch.
+    """
+    try:
+        return pd.read_csv(run / "weights.csv", dtype={"image_id": str, "lesion_id": str})
+    except FileNotFoundError:
+        raise UserError(
+            f"{run} has no weights.csv: an audit wants a run that weighs its examples (objective=reweight, "
+            "random_weights or meta_weight_net) and has finished an epoch"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run / 'weights.csv'} can't be read: {' '.join(str(error).split())}") from None
+
+
+@torch.no_grad()
+def embed(model: nn.Module, images: ImageSet, config: Config, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `[N, C]` and embeddings `[N, D]` of unit length (what enters the last linear layer) of a set."""
+    entered: list[Tensor] = []
+    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    handle = head.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].flatten(1).float().cpu()))
+    model.eval()
+    logits = []
+    pixels = Pixels(images, config.data, progress="the training split")
+    try:
+        for batch, _, _ in in_order(pixels, BATCH):
+            logits.append(model(to_input(batch, choice.device, choice.channels_last)).float().cpu())
+    finally:
+        handle.remove()
+    embedding = nn.functional.normalize(torch.cat(entered))
+    return torch.cat(logits).numpy(), embedding.numpy()
+
+
+def find(run: Path, count: int) -> tuple[Audit, ImageSet, Config]:
+    """The `count` training images of the lowest weight, with prediction and neighbours."""
+    keep_freed_memory()
+    config = open_run(run)
+    splits = load_splits(config.data, resolve_root(config.data), read_split(run))
+    train, codes = splits.train, splits.classes.codes
+    lowest = by_weight(read_weights(run))
+    row_of = {image: row for row, image in enumerate(train.table["image_id"])}
+    if not set(lowest["image_id"]) <= set(row_of):
+        raise UserError(f"{run / 'weights.csv'} names images that the run's split.csv does not train on")
+    model, _ = load_best(run, config, splits.classes)
+    choice = Choice(choose_device("auto"), "fp32", False)
+    logits, embedding = embed(choice.place(model), train, config, choice)
+    wrong = (lowest["dx"] != lowest["label"]).to_numpy()
+    share = float(wrong.mean()) if wrong.any() else None
+    table = lowest.iloc[:count]
+    rows = table["image_id"].map(row_of).to_numpy()
+    p = softmax(logits)[rows]
+    table = table.assign(predicted=[codes[k] for k in p.argmax(1)], probability=p.max(1))
+    likeness = embedding[rows] @ embedding.T  # [count, N]
+    lesion = train.table["lesion_id"].to_numpy()
+    likeness[lesion[rows][:, None] == lesion[None]] = -np.inf
+    near = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBOURS]
+    return Audit(table, near, share, float(wrong[:count].mean()) if share is not None else None), train, config
+
+
+def audit(run: Path, count: int = 100) -> Path:
+    """Writes RUN/audit.html and audit.csv; returns the page's path."""
+    if count < 1:
+        raise UserError(f"--count takes a number from 1 on, not {count}")
+    for name in ("audit.html", "audit.csv"):
+        require_writable(run / name)
+    found, train, config = find(run, count)
+    ids, labels = train.table["image_id"].tolist(), found.table["label"]
+    row_of = {image: row for row, image in enumerate(ids)}
+    codes = dict(zip(ids, read_weights(run).set_index("image_id")["label"].reindex(ids), strict=True))
+
+    def picture(row: int) -> dict[str, Any]:
+        source, tiny = thumbnail(train.sources[row])
+        return {"id": ids[row], "label": codes[ids[row]], "picture": source, "tiny": tiny}
+
+    cards = [
+        {
+            **picture(row_of[item.image_id]),
+            "dx": item.dx,
+            "relative": item.relative,
+            "predicted": item.predicted,
+            "probability": item.probability,
+            "neighbours": [picture(row) for row in near],
+        }
+        for item, near in zip(found.table.itertuples(), found.neighbours, strict=True)
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+    )
+    page = environment.get_template("audit.html.jinja").render(
+        run=run.name, cards=cards, total=len(ids), found=found, counts=labels.value_counts().to_dict(),
+        objective=config.objective.title, sample=config.data.name == "sample", neighbours=NEIGHBOURS,
+    )  # fmt: skip
+    near = [" ".join(ids[row] for row in rows) for rows in found.neighbours]
+    table = found.table.assign(neighbours=near)
+    write_atomic(run / "audit.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    write_atomic(run / "audit.html", page.encode())
+    print(f"{len(cards)} of {len(ids):,} training images, those of the lowest weight within their class")
+    if found.precision is not None and found.wrong_share is not None:
+        print(
+            f"{100 * found.precision:.0f} % of them have a wrong label, "
+            f"where of all {100 * found.wrong_share:.1f} % have one"
+        )
+    print(f"{run / 'audit.html'}, {run / 'audit.csv'}")
+    return run / "audit.html"

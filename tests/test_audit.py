@@ -1,0 +1,75 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, command
+
+from dermrw.audit import NEIGHBOURS, audit, by_weight, find
+from dermrw.config import load_config
+from dermrw.errors import UserError
+from dermrw.train import train
+
+
+@pytest.fixture(scope="module")
+def flipped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by reweighting, a quarter of its training lesions with a wrong label."""
+    settings = [
+        "data.name=sample",
+        f"data.root={sample}",
+        "data.meta=rule",
+        "model.weights=none",
+        "data.noise_rate=0.25",
+    ]
+    return train(load_config(None, [*TINY, *settings]), tmp_path_factory.mktemp("runs") / "flipped")
+
+
+def test_lowest_within_its_class() -> None:
+    table = pd.DataFrame(
+        {"image_id": list("abcde"), "label": ["nv", "nv", "df", "df", "mel"], "weight": [0.1, 0.3, 1.0, 5.0, np.nan]}
+    )
+    found = by_weight(table)
+    assert found["image_id"].tolist() == ["c", "a", "b", "d"]  # 1/3, 0.5, 1.5, 5/3; what was never drawn is left out
+    assert found["relative"].tolist() == pytest.approx([1 / 3, 0.5, 1.5, 5 / 3])
+    assert by_weight(table.assign(weight=0.0))["relative"].tolist() == [0.0] * 5
+
+
+def test_neighbours_are_the_nearest_by_the_embedding_and_of_other_lesions(flipped: Path) -> None:
+    found, images, _ = find(flipped, 20)
+    lesion = images.table["lesion_id"].to_numpy()
+    rows = [images.table["image_id"].tolist().index(i) for i in found.table["image_id"]]
+    assert found.neighbours.shape == (20, NEIGHBOURS)
+    for row, near in zip(rows, found.neighbours, strict=True):
+        assert lesion[row] not in set(lesion[near]) and len(set(near)) == NEIGHBOURS
+    assert found.wrong_share == pytest.approx(0.25, abs=0.12)
+    assert found.precision == (found.table["dx"] != found.table["label"]).mean()
+
+
+def test_the_gallery(flipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command(monkeypatch, "audit", str(flipped), "--count", "12")
+    said = capsys.readouterr().out
+    assert "12 of 123 training images" in said and "have a wrong label" in said
+    page, table = (flipped / "audit.html").read_text(), pd.read_csv(flipped / "audit.csv")
+    assert page.count("<li>") == len(table) == 12
+    assert page.count("data:image/jpeg") == 12 * (1 + NEIGHBOURS)
+    assert re.findall(r'class="id">(\w+)<', page) == table["image_id"].tolist()
+    assert "<script" not in page and "http" not in page and "Embedded sample" in page
+    assert list(table["relative"]) == sorted(table["relative"])
+
+
+def test_what_cant_be_audited_is_a_sentence(run: Path, flipped: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="from 1 on"):
+        audit(flipped, 0)
+    (run / "weights.csv").unlink()
+    with pytest.raises(UserError, match=r"has no weights\.csv: an audit wants a run that weighs"):
+        audit(run)
+    (run / "weights.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="can't be read"):
+        audit(run)
+    (run / "weights.csv").write_text("image_id,lesion_id,dx,label,weight\nother,L,nv,nv,1\n")
+    with pytest.raises(UserError, match="does not train on"):
+        audit(run)
+    assert not (run / "audit.html").exists()
+    assert json.loads((run / "report.json").read_text())  # what was there is as it was
