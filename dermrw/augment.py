@@ -12,6 +12,7 @@ from collections.abc import Callable
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look for updates over the network
 
 import albumentations
+import cv2
 import numpy as np
 
 Augment = Callable[[np.ndarray, int], np.ndarray]
@@ -28,11 +29,30 @@ def dermoscopy(size: int) -> albumentations.Compose:
     )
 
 
+def strong(size: int) -> albumentations.Compose:
+    """`dermoscopy` with any rotation, some shear and shift before the crop, and more colour, for long training."""
+    return albumentations.Compose(
+        [
+            albumentations.Affine(
+                rotate=(-180, 180),
+                shear=(-8, 8),
+                scale=(0.9, 1.2),
+                translate_percent=(-0.05, 0.05),
+                border_mode=cv2.BORDER_REFLECT_101,  # black corners would say how far a picture was turned
+                p=0.8,
+            ),
+            albumentations.RandomResizedCrop((size, size), scale=(0.4, 1.0), ratio=(0.8, 1.25)),
+            albumentations.D4(p=1.0),
+            albumentations.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.04, p=0.8),
+        ]
+    )
+
+
 def augmenter(name: str, size: int) -> Augment | None:
     """(pixels uint8 `[H, W, 3]`, random seed) -> uint8 `[size, size, 3]`, or None for `none`."""
     if name == "none":
         return None
-    compose = dermoscopy(size)
+    compose = {"dermoscopy": dermoscopy, "strong": strong}[name](size)
 
     def augment(pixels: np.ndarray, seed: int) -> np.ndarray:
         compose.set_random_seed(seed)

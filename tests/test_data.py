@@ -101,6 +101,17 @@ def test_a_batch_larger_than_the_set_is_the_set() -> None:
     assert epoch_batches(np.zeros(5, int), "shuffled", 64, 0, 0).shape == (1, 5)
 
 
+@pytest.mark.parametrize("name", ["dermoscopy", "strong"])
+def test_augmented_pixels_rest_on_their_seed_alone(name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 53, 3), dtype=np.uint8)
+    change, again = augmenter(name, 32), augmenter(name, 32)
+    assert change is not None and again is not None
+    first = change(pixels, 5)
+    assert first.shape == (32, 32, 3) and first.dtype == np.uint8
+    assert (change(pixels, 6) != first).any()
+    np.testing.assert_array_equal(again(pixels, 5), first)
+
+
 def test_augment_none_and_seeds() -> None:
     assert augmenter("none", 32) is None
     seeds = {example_seed(s, e, i) for s in range(3) for e in range(10) for i in range(30)}
