@@ -15,6 +15,7 @@ from dermrw.config import CONFIGS
 from dermrw.errors import UserError
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
+from dermrw.study.execute import Options, run_with_ray
 from dermrw.study.plan import Plan, read_plan
 from dermrw.study.report import build_sections, mean_sd, same_samples, write_report
 from dermrw.study.result import found_by_weight, over_time, result_path
@@ -234,3 +235,22 @@ def test_mistakes_are_sentences(
 def test_a_report_wants_a_result(tiny: Plan) -> None:
     with pytest.raises(UserError, match="holds no result yet"):
         write_report("tiny")
+
+
+def test_data_that_is_not_there_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dermrw.study", "--table", "methods"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 2 and "HAM10000 is not at data/ham10000" in capsys.readouterr().err
+
+
+def test_ray_spreads_the_runs(tiny: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Path) -> None:
+    """Each run is a command on a worker; a worker knows the tiny study by what it is told alone."""
+    pytest.importorskip("ray")
+    line = [sys.executable, "-c", "import sys; sys.exit(sys.argv[1] == 'ham_reweight-1')"]
+    monkeypatch.setattr("dermrw.study.execute.command", lambda run, options: [*line, run.name])
+    ended = {run.name: status for run, status in run_with_ray(tiny.runs("tiny"), Options(None, False))}
+    assert len(ended) == 8 and ended.pop("ham_reweight-1") == 1 and set(ended.values()) == {0}

@@ -42,7 +42,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.report:
         _report(arguments.budget)
         return
-    from dermrw.study.execute import Options, command, execute, run_all, run_with_ray, workers
+    from dermrw.study.execute import Options, command, execute, find_data, run_all, run_with_ray, workers
     from dermrw.study.result import finished
 
     if arguments.weights and not Path(arguments.weights).expanduser().is_file():
@@ -58,6 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     jobs = arguments.jobs or workers()
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished; {len(missing)} to go, {jobs} at a time")
+    find_data(missing)
     seconds = None if arguments.hours is None else 3600 * arguments.hours
     failed = []
     for run, status in run_with_ray(missing, options) if arguments.ray else run_all(missing, options, jobs, seconds):

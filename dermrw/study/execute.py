@@ -58,7 +58,14 @@ def execute(run: Run, options: Options) -> None:
 
 def workers() -> int:
     """How many runs go beside each other: one a GPU, or one a core of a CPU."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return torch.cuda.device_count() or cores or 1
+
+
+def find_data(runs: list[Run]) -> None:
+    """Makes sure of the data of these runs: one sentence, or one download, in the place of one a run."""
+    for kind in {run.config.partition("_")[0]: run for run in runs}.values():
+        resolve_root(kind.load().data)
 
 
 def run_all(runs: list[Run], options: Options, jobs: int, seconds: float | None) -> Iterator[tuple[Run, int]]:
