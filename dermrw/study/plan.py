@@ -30,6 +30,7 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     title: str
+    text: str  # what is asked, and how to read it
     against: str
     rows: list[str]
     under: dict[str, dict[str, Any]] = {"clean": {}}
