@@ -125,9 +125,13 @@ TINY = {
         }
     },
     "tables": {
-        "methods": {"title": "Methods", "text": "Which?", "against": "ham_cross_entropy", "rows": ["ham_cross_entropy", "ham_reweight"]},
+        "methods": {
+            "title": "Methods", "text": "Which?", "against": "ham_cross_entropy",
+            "rows": ["ham_cross_entropy", "ham_reweight"],
+        },
         "noise": {
-            "title": "Noise", "text": "How much?", "against": "ham_cross_entropy", "rows": ["ham_cross_entropy", "ham_reweight"],
+            "title": "Noise", "text": "How much?", "against": "ham_cross_entropy",
+            "rows": ["ham_cross_entropy", "ham_reweight"],
             "under": {"clean": {}, "uniform30": {"data.noise_rate": 0.3}},
         },
     },
