@@ -199,6 +199,9 @@ def test_the_whole_way_on_the_sample(
 
     # a row that saw other images can't stand in the table
     row.results[0]["samples"][0]["nv"] += 1
+    with pytest.raises(UserError, match="drew other images"):
+        same_samples(sections[0].rows)
+    row.results[0]["sampler"] = "balanced"
     with pytest.raises(UserError, match="differ in what they trained on"):
         same_samples(sections[0].rows)
 

@@ -112,15 +112,23 @@ def _reference(
 def same_samples(rows: list[Row]) -> str:
     """Makes sure that a table's rows drew as many images an epoch and lost the same lesions.
 
+    With the same sampler, seed and labels they must have drawn the same of every class, too.
+
     Raises:
         UserError: they did not, so they can't be compared.
     """
+    by_class: dict[tuple[str, int, str], list[dict[str, int]]] = {}
+    for row in rows:
+        for result in row.results:
+            key = (row.condition, result["seed"], result["sampler"])
+            if by_class.setdefault(key, result["samples"]) != result["samples"]:
+                raise UserError(f"{row.name} with seed {result['seed']} drew other images than the rows beside it")
     by_condition: dict[str, set[tuple[int, str]]] = {}
     for row in rows:
         for result in row.results:
             drawn = {sum(epoch.values()) for epoch in result["samples"]}
-            key = row.condition if row.name.startswith("cifar") else ""
-            by_condition.setdefault(key, set()).update((n, result["training_lesions"]) for n in drawn)
+            data = row.condition if row.name.startswith("cifar") else ""
+            by_condition.setdefault(data, set()).update((n, result["training_lesions"]) for n in drawn)
     for condition, seen in by_condition.items():
         if len(seen) != 1:
             raise UserError(f"the rows of a table differ in what they trained on ({condition or 'all rows'}): {seen}")

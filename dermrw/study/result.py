@@ -84,6 +84,7 @@ def collect(run: Run, folder: Path) -> dict[str, Any]:
             name: report["calibration_error"][name]["top_label_ece"]
             for name in ("equal_prevalence", "training_prevalence")
         },
+        "sampler": config.objective.sampler,
         "samples": [row["samples"] for row in log if "samples" in row],
         "training_lesions": hashlib.sha256(
             "\n".join(sorted(set(splits.train.table["lesion_id"]))).encode()
