@@ -81,9 +81,9 @@ class Model(_Section):
 class Objective(_Section):
     """What is minimised. `objective=NAME` sets the name alone."""
 
-    name: Literal["erm", "mixup", "fine_tune_meta", "random_weights", "reweight", "meta_weight_net"] = Field(
-        "reweight", description="who weighs the examples, or what else is done with them"
-    )
+    name: Literal[
+        "erm", "mixup", "fine_tune_meta", "random_weights", "reweight", "meta_weight_net", "noise_weights"
+    ] = Field("reweight", description="who weighs the examples, or what else is done with them")
     loss: Literal["cross_entropy", "inverse_frequency", "class_balanced", "focal", "ldam_drw", "balanced_softmax"] = (
         Field("cross_entropy", description="what one example costs")
     )
@@ -95,6 +95,13 @@ class Objective(_Section):
     )
     refresh_every: int = Field(
         1, ge=1, description="reweight: steps from one weighing to the next; between them examples keep their weights"
+    )
+
+    odds: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="noise_weights: κ, the odds of a wrong label; learned from the meta set if not given",
     )
 
     @property
@@ -150,6 +157,10 @@ class Config(_Section):
         own = self.objective.model_dump(include={"weights", "refresh_every"})
         if self.objective.name != "reweight" and own != Objective().model_dump(include=set(own)):
             raise ValueError(f"objective.weights and refresh_every belong to reweight, not to {self.objective.name}")
+        if self.objective.odds is not None and self.objective.name != "noise_weights":
+            raise ValueError(f"objective.odds belongs to noise_weights, not to {self.objective.name}")
+        if self.objective.name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
+            raise ValueError("noise_weights goes with objective.loss=cross_entropy or balanced_softmax alone")
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine go together: its margins are of cosines")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":

@@ -165,6 +165,30 @@ def losses_along(
     It is the plain forward pass in every other respect: running statistics and the random stream advance as usual.
     `direction` maps names of parameters to tensors of their shapes.
     """
+
+    def checked(output: Tensor, labels: Tensor) -> Tensor:
+        losses = loss(output, labels)
+        if losses.shape != labels.shape[:1]:
+            raise ValueError(
+                f"the loss must give one value per example, {list(labels.shape[:1])}, but gave {list(losses.shape)}"
+            )
+        return losses
+
+    return _along(model, x, y, direction, checked)
+
+
+def outputs_along(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """One training forward pass: the outputs `[B, ...]` with their graph, and their derivatives along `direction`.
+
+    What `losses_along` does, before any loss: ⟨direction, ∇θ ℓᵢ⟩ is the product of ∂ℓᵢ/∂fᵢ and the derivative of fᵢ.
+    """
+    return _along(model, x, x, direction, lambda output, _: output)
+
+
+def _along(
+    model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
+) -> tuple[Tensor, Tensor]:
+    """`losses_along` by the first of the ways that the model allows."""
     # what a pass changes before it meets an operator without a rule is put back
     buffers = _Buffers(model)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -182,7 +206,7 @@ def losses_along(
                 raise
             _WAY[model] = len(_WAYS) - 1 if scripted or isinstance(error, OnlyInReverse) else way + 1
             told = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[_WAY[model]]
-            warnings.warn(f"the weights come from {told}: {str(error).splitlines()[0]}", stacklevel=3)
+            warnings.warn(f"the weights come from {told}: {str(error).splitlines()[0]}", stacklevel=4)
         buffers.put_back()
         torch.set_rng_state(stream)
         for device, state in streams.items():
@@ -196,17 +220,9 @@ def _by_rules(
     parameters = dict(model.named_parameters())
     with one_pass():
         duals: dict[Tensor, Tensor] = {parameters[name]: Dual(parameters[name], d) for name, d in direction.items()}
-        losses = _checked(loss(functional_call(model, by_tensor(model, duals), (x,), tie_weights=False), y), y)
+        losses = loss(functional_call(model, by_tensor(model, duals), (x,), tie_weights=False), y)
     slopes = tangent_of(losses)
     return primal_of(losses), torch.zeros_like(primal_of(losses)) if slopes is None else slopes
-
-
-def _checked(losses: Tensor, y: Tensor) -> Tensor:
-    if losses.shape != y.shape[:1]:
-        raise ValueError(
-            f"the loss must give one value per example, {list(y.shape[:1])}, but gave {list(losses.shape)}"
-        )
-    return losses
 
 
 class _Watch(TorchFunctionMode):
@@ -237,7 +253,7 @@ def recorded_losses_along(
             parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()
         }
         output = functional_call(model, by_tensor(model, duals), (x,), tie_weights=False)
-        dual_losses = _checked(loss(output, y), y)
+        dual_losses = loss(output, y)
         losses, tangents = forward_ad.unpack_dual(dual_losses)
         # a tangent of None means that no trainable parameter reaches the losses
         slopes = torch.zeros_like(losses) if tangents is None else tangents
@@ -249,7 +265,7 @@ def _by_reverse(
 ) -> tuple[Tensor, Tensor]:
     """`losses_along` by two reverse passes."""
     with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
-        losses = _checked(loss(model(x), y), y)
+        losses = loss(model(x), y)
     parameters = dict(model.named_parameters())
     v = torch.zeros_like(losses, requires_grad=True)
     inputs = [parameters[name] for name in direction]

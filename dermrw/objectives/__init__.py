@@ -10,6 +10,7 @@ from dermrw.config import Config
 from dermrw.objectives.interface import Batch as Batch
 from dermrw.objectives.interface import Objective as Objective
 from dermrw.objectives.meta_weight_net import MetaWeightNet
+from dermrw.objectives.noise_weights import NoiseWeights
 from dermrw.objectives.plain import FineTuneMeta, Mixup
 from dermrw.objectives.weighted import RandomWeights, Reweight
 
@@ -20,6 +21,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "random_weights": RandomWeights,
     "reweight": Reweight,
     "meta_weight_net": MetaWeightNet,
+    "noise_weights": NoiseWeights,
 }
 
 
