@@ -182,7 +182,7 @@ def known_keys() -> list[str]:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     if key not in known_keys():
         close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known_keys())}"
+        hint = f"did you mean {close[0]}?" if close else "dermrw/config.py, and every run's config.yaml, hold them all"
         raise UserError(f"there is no key {short.repr(key)} in the configuration: {hint}")
     section, _, name = key.partition(".")
     if not name:
