@@ -265,7 +265,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(sample: Path, tmp_path:
     ended = training(1_000_000)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert "can't be written" in ended.stderr and f"RUN={run}" in ended.stderr
-    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "metrics.jsonl", "split.csv"]
+    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "metrics.jsonl", "split.csv", "weights.csv"]
     ended = training(1 << 40)  # there is space again
     assert ended.returncode == 0, ended.stderr
     assert load_checkpoint(run / "last.pt")["epoch"] == 2

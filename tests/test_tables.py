@@ -11,7 +11,7 @@ import pytest
 from dermrw.check import check, read_all, readable
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
-from dermrw.split import meta_from_file
+from dermrw.split import meta_set
 from dermrw.tables import find_ham10000, find_official, read_ham10000, with_images
 
 
@@ -225,4 +225,4 @@ def test_pipes_among_the_data(copy: Path) -> None:
     assert "is a pipe or a device" in read_all(read_ham10000(copy))[0][0][1]
     os.mkfifo(copy / "list.csv")
     with pytest.raises(UserError, match="is a pipe or a device"):
-        meta_from_file(read_ham10000(copy), copy / "list.csv")
+        meta_set(read_ham10000(copy), str(copy / "list.csv"), 3)
