@@ -15,12 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor, nn
 
 from dermrw.config import Config
-from dermrw.data import ImageSet, Pixels, in_order, load_splits, resolve_root
+from dermrw.data import ImageSet, Pixels, Splits, load_splits, resolve_root
 from dermrw.errors import UserError
 from dermrw.evaluate import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic
+from dermrw.loop import predict_logits
 from dermrw.machine import Choice, choose_device, keep_freed_memory
-from dermrw.models import to_input
+from dermrw.models import last_linear
 from dermrw.report import thumbnail
 from dermrw.runs import open_run, read_split
 
@@ -65,25 +66,22 @@ def read_weights(run: Path) -> pd.DataFrame:
         raise UserError(f"{run / 'weights.csv'} can't be read: {' '.join(str(error).split())}") from None
 
 
-@torch.no_grad()
 def embed(model: nn.Module, images: ImageSet, config: Config, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
     """Logits `[N, C]` and embeddings `[N, D]` of unit length (what enters the last linear layer) of a set."""
     entered: list[Tensor] = []
-    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    handle = head.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].flatten(1).float().cpu()))
-    model.eval()
-    logits = []
-    pixels = Pixels(images, config.data, progress="the training split")
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entered.append(inputs[0].flatten(1).float().cpu())
+
+    handle = last_linear(model).register_forward_pre_hook(note)
     try:
-        for batch, _, _ in in_order(pixels, BATCH):
-            logits.append(model(to_input(batch, choice.device, choice.channels_last)).float().cpu())
+        logits = predict_logits(model, Pixels(images, config.data, progress="the training split"), choice, BATCH)
     finally:
         handle.remove()
-    embedding = nn.functional.normalize(torch.cat(entered))
-    return torch.cat(logits).numpy(), embedding.numpy()
+    return logits, nn.functional.normalize(torch.cat(entered)).numpy()
 
 
-def find(run: Path, count: int) -> tuple[Audit, ImageSet, Config]:
+def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     """The `count` training images of the lowest weight, with prediction and neighbours."""
     keep_freed_memory()
     config = open_run(run)
@@ -106,7 +104,7 @@ def find(run: Path, count: int) -> tuple[Audit, ImageSet, Config]:
     lesion = train.table["lesion_id"].to_numpy()
     likeness[lesion[rows][:, None] == lesion[None]] = -np.inf
     near = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBOURS]
-    return Audit(table, near, share, float(wrong[:count].mean()) if share is not None else None), train, config
+    return Audit(table, near, share, float(wrong[:count].mean()) if share is not None else None), splits, config
 
 
 def audit(run: Path, count: int = 100) -> Path:
@@ -115,14 +113,13 @@ def audit(run: Path, count: int = 100) -> Path:
         raise UserError(f"--count takes a number from 1 on, not {count}")
     for name in ("audit.html", "audit.csv"):
         require_writable(run / name)
-    found, train, config = find(run, count)
-    ids, labels = train.table["image_id"].tolist(), found.table["label"]
+    found, splits, config = find(run, count)
+    train, ids = splits.train, splits.train.table["image_id"].tolist()
     row_of = {image: row for row, image in enumerate(ids)}
-    codes = dict(zip(ids, read_weights(run).set_index("image_id")["label"].reindex(ids), strict=True))
 
     def picture(row: int) -> dict[str, Any]:
         source, tiny = thumbnail(train.sources[row])
-        return {"id": ids[row], "label": codes[ids[row]], "picture": source, "tiny": tiny}
+        return {"id": ids[row], "label": splits.classes.codes[train.labels[row]], "picture": source, "tiny": tiny}
 
     cards = [
         {
@@ -139,7 +136,7 @@ def audit(run: Path, count: int = 100) -> Path:
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
     )
     page = environment.get_template("audit.html.jinja").render(
-        run=run.name, cards=cards, total=len(ids), found=found, counts=labels.value_counts().to_dict(),
+        run=run.name, cards=cards, total=len(ids), found=found, counts=found.table["label"].value_counts().to_dict(),
         objective=config.objective.title, sample=config.data.name == "sample", neighbours=NEIGHBOURS,
     )  # fmt: skip
     near = [" ".join(ids[row] for row in rows) for rows in found.neighbours]

@@ -194,6 +194,11 @@ def _user_error(error: BaseException) -> BaseException:
     return inner or error
 
 
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Whole batches in an epoch; a set smaller than a batch is one."""
+    return examples // min(batch_size, examples)
+
+
 def epoch_batches(labels: np.ndarray, sampler: str, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Rows of the training set for each step of an epoch, int `[steps, batch_size]`, from (seed, epoch) alone.
 
@@ -208,8 +213,7 @@ def epoch_batches(labels: np.ndarray, sampler: str, batch_size: int, seed: int, 
         order = rng.choice(n, n, p=probability / probability.sum())
     else:
         order = rng.permutation(n)
-    batch_size = min(batch_size, n)
-    steps = n // batch_size
+    steps, batch_size = steps_per_epoch(n, batch_size), min(batch_size, n)
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 

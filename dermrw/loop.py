@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from dermrw.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.config import Config
-from dermrw.data import Pixels, Splits, epoch_batches, in_order, loader
+from dermrw.data import Pixels, Splits, epoch_batches, in_order, loader, steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.machine import Choice, environment
@@ -79,7 +79,7 @@ class Loop:
         self.job = job
         self.model, self.objective = choice.place(model), objective
         self.batch_size = min(config.train.batch_size, len(splits.train))
-        self.steps = len(splits.train) // self.batch_size
+        self.steps = steps_per_epoch(len(splits.train), config.train.batch_size)
         self.mean = running_mean(self.model, config.train.average) if config.train.average else None
         self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, self.optimizer, self.steps * config.train.epochs)

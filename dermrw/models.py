@@ -158,12 +158,16 @@ def check_fit(model: nn.Module, backbone: str, size: int) -> None:
         model.train(was_training)
 
 
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The layer that gives the logits; what enters it is the embedding."""
+    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+
+
 def freeze(model: nn.Module, part: str) -> None:
     """Takes gradients from what `model.freeze` names; for `backbone` all but the last linear layer."""
     if part == "backbone":
-        head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
         model.requires_grad_(False)
-        head.requires_grad_(True)
+        last_linear(model).requires_grad_(True)
 
 
 def trainable_blocks(model: nn.Module) -> list[list[str]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.config import Config
-from dermrw.data import load_splits, resolve_root
+from dermrw.data import load_splits, resolve_root, steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.loop import Loop
 from dermrw.machine import Choice, choose, keep_freed_memory
@@ -50,7 +50,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     for size in {config.data.size, *([config.train.first_size] if config.train.first_epochs else [])}:
         check_fit(model, config.model.backbone, size)
     freeze(model, config.model.freeze)
-    steps = len(splits.train) // min(config.train.batch_size, len(splits.train)) * config.train.epochs
+    steps = steps_per_epoch(len(splits.train), config.train.batch_size) * config.train.epochs
     objective = build_objective(config, splits.train.labels, classes, steps)
     choice, timings = job.same(lambda: _choose(config, model, objective, classes, len(splits.meta), len(splits.train)))
     config = _resolved(config, choice)

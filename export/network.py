@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.calibration import EqualPrevalence
-from dermrw.models import to_input, views
-from export.parts import cut, last_linear, logits_and_map
+from dermrw.models import last_linear, to_input, views
+from export.parts import cut, logits_and_map
 
 
 class Exported(nn.Module):

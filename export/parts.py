@@ -135,11 +135,6 @@ def cut(model: nn.Module) -> Parts:
     raise TypeError(f"no class activation map is known for a {type(model).__name__}")
 
 
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that gives the logits; what enters it is the embedding."""
-    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-
-
 def logits_and_map(parts: Parts, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits `[N, C]` and the class activation map `[N, C, h, w]` of inputs `[N, 3, H, W]`; the model in eval mode."""
     f = parts.features(x)

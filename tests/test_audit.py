@@ -37,7 +37,8 @@ def test_lowest_within_its_class() -> None:
 
 
 def test_neighbours_are_the_nearest_by_the_embedding_and_of_other_lesions(flipped: Path) -> None:
-    found, images, _ = find(flipped, 20)
+    found, splits, _ = find(flipped, 20)
+    images = splits.train
     lesion = images.table["lesion_id"].to_numpy()
     rows = [images.table["image_id"].tolist().index(i) for i in found.table["image_id"]]
     assert found.neighbours.shape == (20, NEIGHBOURS)

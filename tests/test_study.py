@@ -17,9 +17,14 @@ from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
 from dermrw.study.execute import Options, run_with_ray
 from dermrw.study.plan import Plan, read_plan
-from dermrw.study.report import build_sections, mean_sd, same_samples, write_report
+from dermrw.study.report import build_sections, load_results, mean_sd, same_samples, write_report
 from dermrw.study.result import found_by_weight, over_time, result_path
-from dermrw.study.statistics import paired_interval, recalls_by_seed
+from dermrw.study.statistics import paired_interval
+
+
+def recalls_by_seed(decisions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Recalls `[S, C]` of decisions `[S, N]`."""
+    return np.array([[(row[labels == c] == c).mean() for c in range(classes)] for row in decisions])
 
 
 def test_every_run_of_the_study_has_a_config_that_holds() -> None:
@@ -189,7 +194,7 @@ def test_the_whole_way_on_the_sample(
     assert page.count("<table>") == 4 and "<script" not in page and "src=" not in page
 
     # the balanced accuracy of the file's own decisions is the one that it states
-    sections = build_sections(tiny, "tiny")
+    sections = build_sections(tiny, "tiny", load_results("tiny"))
     row = sections[0].rows[0]
     truth = pd.read_csv(tmp_path / "docs/study/tiny" / row.results[0]["sets"]["test"]["truth"])
     codes = list(row.results[0]["recalls"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
 from dermrw.objectives.weighted import Weighted
-from dermrw.reweight import losses_along, meta_gradient, sum_over
+from dermrw.reweight import losses_along, meta_gradient, normalize, sum_over
 
 HIDDEN, RATE, DECAY = 100, 1e-3, 1e-4  # of their code
 
@@ -57,10 +57,7 @@ class MetaWeightNet(Weighted):
         sum_over([p.grad for p in self.net.parameters() if p.grad is not None], batch.group)
         self.adam.step()
 
-        values = self.of(losses)
-        total = values.sum()
-        sum_over([total], batch.group)
-        return losses, values / total.clamp(min=1e-12)
+        return losses, normalize(self.of(losses), batch.group)
 
     def of(self, losses: Tensor) -> Tensor:
         """V of these losses `[B]`, detached."""

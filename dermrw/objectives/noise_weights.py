@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
 from dermrw.objectives.weighted import Weighted
-from dermrw.reweight import meta_gradient, outputs_along, sum_over
+from dermrw.reweight import meta_gradient, normalize, outputs_along, sum_over
 
 START, LEAST, RATE = 3e-3, 1e-4, 0.05  # of κ, of its lower end (the upper is 1), of Adam on log κ
 LEAST_SHARE = 0.1  # of a class's share of the labels, that π keeps whatever its images weigh
@@ -81,9 +81,7 @@ class NoiseWeights(Weighted):
         losses = self.losses(logits, batch.y)
         values = noise_weights(losses.detach(), self.odds)
         self._follow(values, batch)
-        total = values.sum()
-        sum_over([total], batch.group)
-        return losses, values / total
+        return losses, normalize(values, batch.group)
 
     @property
     def odds(self) -> float:
@@ -112,10 +110,7 @@ class NoiseWeights(Weighted):
 
     def _follow(self, values: Tensor, batch: Batch) -> None:
         """π: each class's share of what all images weighed when they were last seen."""
-        new, seen = torch.zeros(self.examples), torch.zeros(self.examples)
-        new[batch.row] = values.float().cpu()
-        seen[batch.row] = 1
-        sum_over([new, seen], batch.group)
+        new, seen = self._by_row(values, batch)
         self.values = torch.where(seen > 0, new, self.values)
         total = torch.zeros(self.classes).index_add_(0, self.labels, self.values)
         shares = torch.maximum(total / total.sum(), LEAST_SHARE * self.given)

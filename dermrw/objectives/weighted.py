@@ -59,15 +59,20 @@ class Weighted(Objective):
 
     def _remember(self, weights: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Keeps the weights by image; gives how far those moved that had one, in units of the mean weight."""
-        new, seen = torch.zeros(self.examples), torch.zeros(self.examples)
-        new[batch.row] = weights.float().cpu() * batch.total
-        seen[batch.row] = 1
-        sum_over([new, seen], batch.group)
+        new, seen = self._by_row(weights * batch.total, batch)
         moved = (new - self.last).abs()[seen > 0]
         moved = moved[~moved.isnan()]
         self.last = torch.where(seen > 0, new, self.last)
         self.sum, self.seen = self.sum + new, self.seen + seen
         return {"example_swing": moved.mean()} if len(moved) else {}
+
+    def _by_row(self, values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Values of all processes' examples `[B]` by row of the training set `[N]`, and 1 where there is one."""
+        new, seen = torch.zeros(self.examples), torch.zeros(self.examples)
+        new[batch.row] = values.float().cpu()
+        seen[batch.row] = 1
+        sum_over([new, seen], batch.group)
+        return new, seen
 
     def state_dict(self) -> dict[str, Any]:
         """The weights so far."""

@@ -45,9 +45,8 @@ def execute(run: Run, options: Options) -> None:
         print(f"{run.name} is finished")
         return
     more = [f"model.weights={options.weights}"] if options.weights and run.config.startswith("ham") else []
-    config, folder = run.load(*more), folder_of(run)
-    resolve_root(config.data)  # a sentence now where the data is not there
-    train(config, folder)
+    folder = folder_of(run)
+    train(run.load(*more), folder)
     evaluate(folder)
     result = collect(run, folder)
     if not options.keep:

@@ -83,9 +83,8 @@ def compare(
     return paired_interval(first, second, labels, truth["lesion_id"].to_numpy())
 
 
-def build_sections(plan: Plan, budget: str) -> list[Section]:
+def build_sections(plan: Plan, budget: str, results: dict[str, list[dict[str, Any]]]) -> list[Section]:
     """Every table that has a finished run."""
-    results = load_results(budget)
     sections = []
     for key, table in plan.tables.items():
         rows = []
@@ -228,7 +227,8 @@ def write_report(budget: str) -> str:
         UserError: there is no result yet, or a table's rows can't be compared.
     """
     plan, folder = read_plan(), results_folder(budget)
-    sections = build_sections(plan, budget)
+    results = load_results(budget)
+    sections = build_sections(plan, budget, results)
     if not sections:
         raise UserError(f"{folder} holds no result yet: `make reproduce` makes some")
     drawn = []
@@ -238,7 +238,7 @@ def write_report(budget: str) -> str:
             write_atomic(folder / f"{section.key}.svg", picture.encode())
         drawn.append(section._replace(picture=f"{section.key}.svg" if picture is not None else None))
     wanted = {run.name for run in plan.runs(budget)}
-    there = {f"{row}-{r['seed']}" for row, results in load_results(budget).items() for r in results}
+    there = {f"{row}-{r['seed']}" for row, mine in results.items() for r in mine}
     facts = {
         "budget": budget,
         "sections": [(s, *cells(s)) for s in drawn],

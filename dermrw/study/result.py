@@ -58,7 +58,7 @@ def collect(run: Run, folder: Path) -> dict[str, Any]:
         as_trained = read_predictions(path, ids, splits.classes)
         sets[name] = {
             "images": len(ids),
-            "truth": write_truth(run, name, ids, images.table["lesion_id"], images.labels, splits.classes),
+            "truth": write_truth(run, ids, images.table["lesion_id"], images.labels, splits.classes),
             "as_trained": _digits(decide(as_trained)),
             "balanced_accuracy_as_trained": balanced_accuracy(as_trained, images.labels),
         }
@@ -103,7 +103,7 @@ def _digits(decisions: np.ndarray) -> str:
     return "".join("-" if d < 0 else str(d) for d in decisions)
 
 
-def write_truth(run: Run, name: str, ids: pd.Series, lesions: pd.Series, labels: np.ndarray, classes: Classes) -> str:
+def write_truth(run: Run, ids: pd.Series, lesions: pd.Series, labels: np.ndarray, classes: Classes) -> str:
     """The file that says what the characters of a result stand for, once for all runs on the same images; its name."""
     table = pd.DataFrame({"image_id": ids, "lesion_id": lesions, "dx": [classes.codes[c] for c in labels]})
     text = table.to_csv(index=False, lineterminator="\n").encode()

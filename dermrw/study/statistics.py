@@ -16,12 +16,6 @@ class Paired(NamedTuple):
     high: float
 
 
-def recalls_by_seed(decisions: npt.ArrayLike, labels: npt.ArrayLike, classes: int) -> np.ndarray:
-    """Recalls `[S, C]` of decisions `[S, N]`; NaN for a class without an image."""
-    right, y = np.asarray(decisions) == np.asarray(labels), np.asarray(labels)
-    return np.array([[row[y == c].mean() if (y == c).any() else np.nan for c in range(classes)] for row in right])
-
-
 def paired_interval(
     a: npt.ArrayLike, b: npt.ArrayLike, labels: npt.ArrayLike, lesions: npt.ArrayLike, *, seed: int = 0
 ) -> Paired:
