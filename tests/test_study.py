@@ -191,16 +191,23 @@ def test_the_whole_way_on_the_sample(
     text = (tmp_path / "docs/study/tiny/report.md").read_text()
     assert "8 of 8 runs" in text and "ham_reweight_uniform30" in text
     page = (tmp_path / "docs/study/tiny/report.html").read_text()
-    assert page.count("<table>") == 4 and "<script" not in page and "src=" not in page
+    assert "left\nout" not in text and page.count("<table>") == 4 and "<script" not in page and "src=" not in page
 
     # the balanced accuracy of the file's own decisions is the one that it states
-    sections = build_sections(tiny, "tiny", load_results("tiny"))
+    sections = build_sections(tiny, "tiny", load_results(tiny, "tiny"))
     row = sections[0].rows[0]
     truth = pd.read_csv(tmp_path / "docs/study/tiny" / row.results[0]["sets"]["test"]["truth"])
     codes = list(row.results[0]["recalls"])
     decided = np.array([codes[int(d)] if d != "-" else "" for d in row.results[0]["sets"]["test"]["as_trained"]])
     recalls = [(decided[truth["dx"] == c] == c).mean() for c in codes]
     assert np.mean(recalls) == pytest.approx(row.values("balanced_accuracy_as_trained")[0], abs=1e-5)
+
+    # nor can a result of settings that the study no longer has
+    path = result_path(runs[0])
+    path.write_text(path.read_text().replace(runs[0].digest(), "0" * 16))
+    assert write_report("tiny").endswith("7 of 8 runs")
+    text = (tmp_path / "docs/study/tiny/report.md").read_text()
+    assert "7 of 8 runs" in text and "1 more were made with other settings" in text
 
     # a row that saw other images can't stand in the table
     row.results[0]["samples"][0]["nv"] += 1

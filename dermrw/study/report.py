@@ -13,7 +13,7 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.study.pictures import draw
 from dermrw.study.plan import Plan, Table, read_plan
-from dermrw.study.result import results_folder
+from dermrw.study.result import finished, result_path, results_folder
 from dermrw.study.statistics import Paired, paired_interval
 
 HERE = Path(__file__).parent
@@ -54,13 +54,13 @@ class Section(NamedTuple):
     samples: str  # what was made sure of: that all rows saw as many images
 
 
-def load_results(budget: str) -> dict[str, list[dict[str, Any]]]:
-    """The result files of a budget, by row, in the order of their seeds."""
+def load_results(plan: Plan, budget: str) -> dict[str, list[dict[str, Any]]]:
+    """The results of a budget, by row, in the order of their seeds; not those of settings that it no longer has."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(results_folder(budget).glob("*-*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(result["row"], []).append(result)
-    return {row: sorted(results, key=lambda r: r["seed"]) for row, results in found.items()}
+    for run in plan.runs(budget):
+        if finished(run):
+            found.setdefault(run.row, []).append(json.loads(result_path(run).read_text(encoding="utf-8")))
+    return found
 
 
 def _decisions(results: list[dict[str, Any]], part: str, which: str) -> np.ndarray:
@@ -227,7 +227,7 @@ def write_report(budget: str) -> str:
         UserError: there is no result yet, or a table's rows can't be compared.
     """
     plan, folder = read_plan(), results_folder(budget)
-    results = load_results(budget)
+    results = load_results(plan, budget)
     sections = build_sections(plan, budget, results)
     if not sections:
         raise UserError(f"{folder} holds no result yet: `make reproduce` makes some")
@@ -237,15 +237,15 @@ def write_report(budget: str) -> str:
         if picture is not None:
             write_atomic(folder / f"{section.key}.svg", picture.encode())
         drawn.append(section._replace(picture=f"{section.key}.svg" if picture is not None else None))
-    wanted = {run.name for run in plan.runs(budget)}
-    there = {f"{row}-{r['seed']}" for row, mine in results.items() for r in mine}
+    finished_runs = sum(map(len, results.values()))
     facts = {
         "budget": budget,
         "sections": [(s, *cells(s)) for s in drawn],
         "weights": weights_cells(sections),
         "overhead": overhead_cells(),
-        "finished": len(wanted & there),
-        "wanted": len(wanted),
+        "finished": finished_runs,
+        "wanted": len(plan.runs(budget)),
+        "outdated": len(list(folder.glob("*-*.json"))) - finished_runs,
     }
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True)
     text = environment.get_template("report.md.jinja").render(**facts, table=markdown)
