@@ -94,9 +94,10 @@ class Objective(_Section):
         "exact", description="reweight: exact, or a cheaper approximation (README, What it costs)"
     )
     refresh_every: int = Field(
-        1, ge=1, description="reweight: steps from one weighing to the next; between them examples keep their weights"
+        1,
+        ge=1,
+        description="steps from one meta gradient to the next; between them reweight keeps weights, noise_weights κ",
     )
-
     odds: float | None = Field(
         None,
         gt=0,
@@ -122,7 +123,9 @@ class Train(_Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     weight_decay: float = Field(0.01, ge=0, le=1000)
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
-    first_epochs: int = Field(0, ge=0, description="so many epochs see images of first_size, the rest of data.size")
+    first_share: float = Field(
+        0.0, ge=0, lt=1, description="this share of the epochs sees images of first_size, the rest of data.size"
+    )
     first_size: int = Field(128, ge=32, le=1024, description="side in pixels; small images are quick to learn from")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="each block's rate is so many times that of the block above"
@@ -134,6 +137,11 @@ class Train(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     checkpoint_seconds: float = Field(120.0, gt=0, description="at most so much work is lost when a run is killed")
+
+    @property
+    def first_epochs(self) -> int:
+        """How many epochs see images of `first_size`."""
+        return int(self.first_share * self.epochs)
 
 
 class Config(_Section):
@@ -154,9 +162,11 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        own = self.objective.model_dump(include={"weights", "refresh_every"})
-        if self.objective.name != "reweight" and own != Objective().model_dump(include=set(own)):
-            raise ValueError(f"objective.weights and refresh_every belong to reweight, not to {self.objective.name}")
+        usual, name = Objective(), self.objective.name
+        if name != "reweight" and self.objective.weights != usual.weights:
+            raise ValueError(f"objective.weights belongs to reweight, not to {name}")
+        if name not in ("reweight", "noise_weights") and self.objective.refresh_every != usual.refresh_every:
+            raise ValueError(f"objective.refresh_every belongs to reweight and noise_weights, not to {name}")
         if self.objective.odds is not None and self.objective.name != "noise_weights":
             raise ValueError(f"objective.odds belongs to noise_weights, not to {self.objective.name}")
         if self.objective.name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
@@ -165,8 +175,6 @@ class Config(_Section):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine go together: its margins are of cosines")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
             raise ValueError("objective.weights=finite_difference needs train.precision=fp32: bf16 rounds it away")
-        if self.train.first_epochs >= self.train.epochs:
-            raise ValueError(f"train.first_epochs leaves none of train.epochs={self.train.epochs} for data.size")
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self

@@ -84,6 +84,21 @@ def test_the_odds_grow_with_the_noise_and_the_shares_become_the_true_ones() -> N
     assert np.abs(shares - true).sum() < np.abs(given - true).sum() / 2
 
 
+def test_between_refreshes_the_odds_stay_and_in_the_end_they_are_as_large() -> None:
+    model, x, y, meta_x, meta_y = case(0.4)
+    config = load_config(None, ["objective=noise_weights", "train.epochs=20", "objective.refresh_every=4"])
+    objective = build_objective(config, y.numpy(), 3, 400)
+    odds = []
+    for step in range(36):
+        rows = torch.arange(50) + 50 * (step % 20)
+        odds.append(objective(model, Batch(x[rows], y[rows], rows, meta_x, meta_y, 50))[1]["odds"].item())
+    assert len(set(odds[:20])) == 1  # the first epoch
+    assert [len(set(odds[i : i + 4])) for i in range(20, 36, 4)] == [1] * 4 and len(set(odds[20:])) == 4
+    often = np.mean([fit(0.4, seed)[0].odds for seed in range(3)])
+    seldom = np.mean([fit(0.4, seed, "objective.refresh_every=4")[0].odds for seed in range(3)])
+    assert often / 2 < seldom < 2 * often
+
+
 def test_odds_that_are_given_stay() -> None:
     objective, *_ = fit(0.4, 0, "objective.odds=0.25")
     assert objective.odds == pytest.approx(0.25)

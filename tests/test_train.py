@@ -96,7 +96,7 @@ def test_a_crash_at_any_step_and_a_resume_change_nothing(
 def test_a_resume_across_sizes_keeps_the_running_mean(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = config(sample, "train.average=0.9", "train.first_epochs=1", "train.first_size=32", "data.size=48")
+    asked = config(sample, "train.average=0.9", "train.first_share=0.5", "train.first_size=32", "data.size=48")
     whole = train(asked, tmp_path / "whole")
     step, taken = Loop.train_step, [0]
 
@@ -128,7 +128,7 @@ def test_the_first_epochs_see_smaller_images(sample: Path, tmp_path: Path, monke
         return step(self, images, *args)
 
     monkeypatch.setattr(Loop, "train_step", noting)
-    train(config(sample, "train.first_epochs=1", "train.first_size=32", "data.size=40"), tmp_path / "run")
+    train(config(sample, "train.first_share=0.5", "train.first_size=32", "data.size=40"), tmp_path / "run")
     assert set(seen) == {(0, 32, 32), (1, 40, 40)}
 
 

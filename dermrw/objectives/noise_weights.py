@@ -19,6 +19,9 @@ Two things differ from there, so that the loss balances the classes and the weig
   it asks for the hardest images, wrong labels first.
 - What the virtual step does to all images alike (the batch's mean of the logits' change) is taken out of uᵢ: it moves
   the classes' shares, and these follow the weights instead. In balanced softmax, π is the weights' share of each class.
+
+κ is one number, so it needs no meta gradient in every step: with `objective.refresh_every=n` it takes every nth, and
+steps √n times as long, so that what is noise in it wanders as far in as many steps.
 """
 
 import math
@@ -60,7 +63,7 @@ class NoiseWeights(Weighted):
         self.values = torch.ones(self.examples)  # V of each image when it was last seen
         self.warm_up = steps // config.train.epochs
         self.log_odds = nn.Parameter(torch.tensor(math.log(START if self.config.odds is None else self.config.odds)))
-        self.adam = torch.optim.Adam([self.log_odds], RATE)
+        self.adam = torch.optim.Adam([self.log_odds], RATE * math.sqrt(self.config.refresh_every))
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """Cross-entropy, or balanced softmax with the present shares."""
@@ -72,7 +75,7 @@ class NoiseWeights(Weighted):
         if self.step < self.warm_up:
             losses = self.losses(model(batch.x), batch.y)
             return losses, torch.full_like(losses.detach(), 1 / batch.total)
-        if self.config.odds is None:
+        if self.config.odds is None and self.step % self.config.refresh_every == 0:
             direction = meta_gradient(model, batch.meta_x, batch.meta_y, margin, batch.group)
             logits, change = outputs_along(model, batch.x, direction)  # both [B, C]
             self._learn(logits.detach(), change, batch)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dermrw.config import CONFIGS, Config, load_config
+from dermrw.config import CONFIGS, Config, differences, load_config
 from dermrw.errors import UserError
 
 STUDY = CONFIGS / "study" / "study.yaml"
@@ -63,14 +63,13 @@ class Run(NamedTuple):
         return load_config(CONFIGS / "study" / f"{self.config}.yaml", self.overrides(*more))
 
     def digest(self) -> str:
-        """Of everything in the config that changes what the run gives."""
-        flat = {
-            f"{section}.{key}": value
-            for section, values in self.load().model_dump().items()
-            for key, value in (values.items() if isinstance(values, dict) else [("", values)])
-        }
-        kept = {key: value for key, value in flat.items() if key.rstrip(".") not in PLACE}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        """Of what the config changes in the defaults, as far as it changes what the run gives.
+
+        So a key that dermrw learns later outdates no result.
+        """
+        changed = differences(self.load(), Config())
+        kept = sorted(line for line in changed if line.partition(":")[0] not in PLACE)
+        return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
 class Plan(BaseModel):
