@@ -92,8 +92,8 @@ def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Choi
     """The fastest way to run `step(model, x) -> loss` among those that the config leaves open.
 
     Whatever is `auto` is timed on a copy of the model, on x `[B, 3, H, W]`; the model and the random stream stay as
-    they were. fp32 contiguous is kept unless another way is at least a tenth faster, and bf16, which also rounds, has to
-    be a tenth faster than fp32 channels-last, too.
+    they were. fp32 contiguous is kept unless another way is at least a tenth faster, and bf16, which also rounds, has
+    to be a tenth faster than fp32 channels-last, too.
 
     Returns:
         the choice and the seconds of a step by way, empty where nothing was open.
