@@ -7,9 +7,9 @@ Temperature and offsets come from validation; the test split chooses nothing.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,15 @@ from torch import nn
 from dermrw.calibration import EqualPrevalence
 from dermrw.calibration import fit as fit_calibration
 from dermrw.checkpoint import load_checkpoint
+from dermrw.checks import Checks, fit_familiarity, logits_and_checks
 from dermrw.config import Config, load_config
-from dermrw.data import ImageSet, Pixels, Splits, image_set, load_splits, resolve_root, true_labels
+from dermrw.data import ImageSet, Pixels, image_set, load_splits, resolve_root, true_labels
+from dermrw.decisions import Decisions, Predicted
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
-from dermrw.loop import predict_logits
 from dermrw.machine import Choice, choose_device, environment, keep_freed_memory
+from dermrw.metrics import score_weights
 from dermrw.models import build_model
 from dermrw.report import write_html
 from dermrw.runs import open_run, read_split
@@ -63,11 +65,15 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     model = choice.place(model)
     print(f"Evaluating {run}, epoch {state['best_epoch']} of {config.train.epochs}, on {choice}", flush=True)
 
-    def logits_of(images: ImageSet, name: str) -> np.ndarray:
-        return predict_logits(model, Pixels(images, config.data, progress=name), choice, BATCH, config.data.views == 8)
+    familiarity = fit_familiarity(model, splits.train, config.data, choice, BATCH)
+    checks = Checks(familiarity).to(choice.device)
+
+    def look(images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
+        pixels = Pixels(images, config.data, progress=name)
+        return logits_and_checks(model, checks, pixels, choice, BATCH, config.data.views == 8)
 
     valid = splits.validation
-    logits, lesions = logits_of(valid, "the validation split"), valid.table["lesion_id"].to_numpy()
+    (logits, measures), lesions = look(valid, "the validation split"), valid.table["lesion_id"].to_numpy()
     # for choosing between recipes: what was fitted on these images would flatter itself on them
     path = run / "predictions_validation_as_trained.csv"
     write_predictions(path, valid.table["image_id"], splits.classes, softmax(logits))
@@ -78,6 +84,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "strength": fitted.strength,
         "cross_validation": [row._asdict() for row in fitted.table],
     }
+    decisions = Decisions.fit(Predicted(fitted.calibration(logits), measures, valid.labels, lesions), splits.classes)
     counts = np.bincount(true_labels(splits.train.table, splits.classes), minlength=len(splits.classes.codes))
     prevalence = counts / len(splits.train)
     about = {
@@ -93,22 +100,20 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "training_images": len(splits.train),
         "training_prevalence": dict(zip(splits.classes.codes, prevalence.tolist(), strict=True)),
         "calibration": calibration,
+        "decisions": decisions.to_dict(),
         "lesion_rule": compare_lesion_rules(fitted.calibration(logits), valid.labels, lesions),
         "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),
     }
-    own = _score_set(
-        run, "", "the run's own test split", splits.test, splits, logits_of, fitted.calibration, prevalence, about
-    )
+    write_atomic(run / "familiarity.npz", familiarity.save())
+    judge = _Judge(run, splits.classes, look, fitted.calibration, decisions, prevalence, about)
+    own = judge.score("", "the run's own test split", splits.test)
     for part in ("validation", "test") if config.data.name == "ham10000" else ():
         table = find_official(root, part.capitalize())
         if table is not None:
             official = image_set(table.drop(columns="path"), splits.classes, table["path"].tolist())
-            title = f"ISIC 2018's official {part} set"
-            _score_set(
-                run, f"_isic2018_{part}", title, official, splits, logits_of, fitted.calibration, prevalence, about
-            )
+            judge.score(f"_isic2018_{part}", f"ISIC 2018's official {part} set", official)
     if about["warning"]:
         print(about["warning"])
     return own
@@ -158,33 +163,37 @@ def with_overrides(config: Config, run: Path, overrides: Sequence[str], program:
     return load_config(run / "config.yaml", overrides) if overrides else config
 
 
-def _score_set(
-    run: Path,
-    suffix: str,
-    title: str,
-    images: ImageSet,
-    splits: Splits,
-    logits_of: Any,
-    calibration: EqualPrevalence,
-    prevalence: np.ndarray,
-    about: dict[str, Any],
-) -> dict[str, Any]:
-    """Predicts a set and writes its three files and the truth beside them; returns the report."""
-    logits = logits_of(images, title)
-    path = run / f"predictions{suffix}.csv"
-    write_predictions(path, images.table["image_id"], splits.classes, calibration(logits))
-    truth = np.eye(len(splits.classes.codes))[images.labels]
-    write_predictions(run / f"ground_truth{suffix}.csv", images.table["image_id"], splits.classes, truth)
-    scored = Scored(title, images, splits.classes, read_predictions(path, images.table["image_id"], splits.classes))
-    # the logits' own softmax: what the network was trained to say, before anything was fitted on validation
-    as_trained = softmax(logits)
-    write_predictions(run / f"predictions{suffix}_as_trained.csv", images.table["image_id"], splits.classes, as_trained)
-    report = build_report(scored, as_trained, prevalence, about)
-    write_html(run, suffix, report, scored)  # first: what is wrong with the run's log leaves the report as it was
-    write_atomic(run / f"report{suffix}.json", json.dumps(report, indent=1, allow_nan=False).encode())
-    print_report(report)
-    print(f"{path}, {run / f'report{suffix}.json'}, {run / f'report{suffix}.html'}", flush=True)
-    return report
+class _Judge(NamedTuple):
+    """What a set is scored with, all of it fitted on validation."""
+
+    run: Path
+    classes: Classes
+    look: Callable[[ImageSet, str], tuple[np.ndarray, np.ndarray]]  # logits [N, C] and checks [N, 5]
+    calibration: EqualPrevalence
+    decisions: Decisions
+    prevalence: np.ndarray  # [C]
+    about: dict[str, Any]
+
+    def score(self, suffix: str, title: str, images: ImageSet) -> dict[str, Any]:
+        """Predicts a set and writes its three files and the truth beside them; returns the report."""
+        run, ids = self.run, images.table["image_id"]
+        logits, measures = self.look(images, title)
+        path = run / f"predictions{suffix}.csv"
+        write_predictions(path, ids, self.classes, self.calibration(logits))
+        truth = np.eye(len(self.classes.codes))[images.labels]
+        write_predictions(run / f"ground_truth{suffix}.csv", ids, self.classes, truth)
+        scored = Scored(title, images, self.classes, read_predictions(path, ids, self.classes))
+        # the logits' own softmax: what the network was trained to say, before anything was fitted on validation
+        as_trained = softmax(logits)
+        write_predictions(run / f"predictions{suffix}_as_trained.csv", ids, self.classes, as_trained)
+        seen = Predicted(scored.probabilities, measures, images.labels, images.table["lesion_id"].to_numpy())
+        decided = self.decisions.measured(seen, score_weights(ids.to_numpy()))
+        report = build_report(scored, as_trained, self.prevalence, {"decided": decided, **self.about})
+        write_html(run, suffix, report, scored)  # first: what is wrong with the run's log leaves the report as it was
+        write_atomic(run / f"report{suffix}.json", json.dumps(report, indent=1, allow_nan=False).encode())
+        print_report(report)
+        print(f"{path}, {run / f'report{suffix}.json'}, {run / f'report{suffix}.html'}", flush=True)
+        return report
 
 
 def write_predictions(path: Path, image_ids: pd.Series, classes: Classes, probabilities: np.ndarray) -> None:

@@ -170,19 +170,24 @@ def freeze(model: nn.Module, part: str) -> None:
         last_linear(model).requires_grad_(True)
 
 
-def trainable_blocks(model: nn.Module) -> list[list[str]]:
-    """Names of the trainable parameters of each block that has some, from the input to the head.
-
-    A block is a child of the model, or of one of its `Sequential`s: layer4.1 and fc of a ResNet-18, features.18 and the
-    classifier's layer of a MobileNetV2. What the model holds itself (a class token) is a block before all others.
-    """
-    blocks: list[tuple[str, nn.Module]] = []
+def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Children of the model, or of its `Sequential`s: layer4.1 and fc of a ResNet-18, features.18 of a MobileNetV2."""
+    found: list[tuple[str, nn.Module]] = []
     for name, child in model.named_children():
         parts = child.named_children() if isinstance(child, nn.Sequential) else []
-        blocks += [(f"{name}.{inner}", part) for inner, part in parts] or [(name, child)]
+        found += [(f"{name}.{inner}", part) for inner, part in parts] or [(name, child)]
+    return found
+
+
+def trainable_blocks(model: nn.Module) -> list[list[str]]:
+    """Names of the trainable parameters of each of the `blocks` that has some, from the input to the head.
+
+    What the model holds itself (a class token) is a block before all others.
+    """
     own = [name for name, p in model.named_parameters(recurse=False) if p.requires_grad]
     inner = [
-        [f"{block}.{name}" for name, p in module.named_parameters() if p.requires_grad] for block, module in blocks
+        [f"{block}.{name}" for name, p in module.named_parameters() if p.requires_grad]
+        for block, module in blocks(model)
     ]
     return [names for names in [own, *inner] if names]
 

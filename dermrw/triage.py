@@ -50,6 +50,11 @@ class _Bootstrap:
         return Share(float(hit.mean()), float(low), float(high), len(hit), len(self.images))
 
 
+def share_of(hit: npt.ArrayLike, lesions: npt.ArrayLike) -> Share:
+    """The share of images `[N]` that are hit, N > 0, with its percentile interval from a bootstrap of lesions `[N]`."""
+    return _Bootstrap(np.asarray(lesions)).share(np.asarray(hit, dtype=bool))
+
+
 def _sides(
     score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLike
 ) -> tuple[Floats, npt.NDArray[np.bool_], npt.NDArray[np.generic]]:

@@ -1,0 +1,74 @@
+"""The five measures that a picture may be refused for, as a network computes them from its pixels."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dermrw.config import Data
+from dermrw.data import ImageSet, Pixels, in_order
+from dermrw.familiarity import IMAGES, Familiarity, Watch, describe, middle
+from dermrw.machine import Choice
+from dermrw.models import to_input, views
+
+LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
+BURNT = 250  # grey levels from which a pixel counts as overexposed
+
+
+def quality(pixels: Tensor) -> Tensor:
+    """Brightness, overexposed share, contrast and sharpness `[N, 4]` of pixels uint8 `[N, S, S, 3]`.
+
+    Brightness and contrast are the mean and the standard deviation of the luminance, in grey levels. Sharpness is the
+    standard deviation of its Laplacian over its contrast: what is blurred changes slowly, however strong its colours.
+    """
+    y = (pixels.float() * torch.tensor(LUMINANCE, device=pixels.device)).sum(3)  # [N, S, S]
+    mean = y.mean((1, 2))
+    contrast = (y - mean[:, None, None]).square().mean((1, 2)).sqrt()
+    inner = y[:, 1:-1, 1:-1]
+    laplacian = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:] - 4 * inner
+    sharpness = laplacian.square().mean((1, 2)).sqrt() / (contrast + 1)
+    return torch.stack([mean, (y >= BURNT).float().mean((1, 2)), contrast, sharpness], 1)
+
+
+class Checks(nn.Module):
+    """All five, from the pixels and the maps of the network's middle: `[N, 5]`, as `dermrw.refusal.CHECKS`."""
+
+    def __init__(self, familiarity: Familiarity) -> None:
+        super().__init__()
+        self.familiarity = familiarity
+
+    def forward(self, pixels: Tensor, maps: list[Tensor]) -> Tensor:
+        """Pixels uint8 `[N, S, S, 3]` and what `Watch` took."""
+        return torch.cat([quality(pixels), self.familiarity(describe(maps))[:, None]], 1)
+
+
+@torch.no_grad()
+def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Choice, batch_size: int) -> Familiarity:
+    """From the training images, or as many of them, the same each time, as are enough."""
+    part = train.part(lambda rows: np.random.default_rng(0).permutation(rows)[:IMAGES])
+    names = middle(model, data.size)
+    found = []
+    with Watch(model, names) as watch:
+        model.eval()
+        for images, _, _ in in_order(Pixels(part, data, progress="of the training split"), batch_size):
+            model(to_input(images, choice.device, choice.channels_last))
+            found.append(describe(watch.take()).float().cpu())
+    return Familiarity.fit(names, torch.cat(found).numpy())
+
+
+@torch.no_grad()
+def logits_and_checks(
+    model: nn.Module, checks: Checks, pixels: Pixels, choice: Choice, batch_size: int, every_view: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 5]` of a set."""
+    model.eval()
+    logits, measures = [], []
+    with Watch(model, checks.familiarity.names) as watch:
+        for images, _, _ in in_order(pixels, batch_size):
+            x = to_input(images, choice.device, choice.channels_last)
+            seen = [model(x)]
+            measures.append(checks(images.to(choice.device), watch.take()).float().cpu())
+            if every_view:
+                seen += [model(view) for view in views(x)[1:]]
+                watch.take()
+            logits.append(torch.stack(seen).mean(0).float().cpu())
+    return torch.cat(logits).numpy(), torch.cat(measures).numpy()

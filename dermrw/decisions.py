@@ -1,0 +1,125 @@
+"""What is said beside the ranking: refused or not, a set of diagnoses, refer or not. From validation, then measured.
+
+Everything that a model file needs to say the same is in `Decisions.to_dict`.
+"""
+
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from dermrw.conformal import COVERAGE, fit_thresholds, prediction_sets
+from dermrw.diagnoses import DIAGNOSES, DX, Classes
+from dermrw.refusal import fit_limits, refusal
+from dermrw.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
+
+Floats = npt.NDArray[np.float64]
+MALIGNANT = np.array([d.malignant for d in DIAGNOSES])
+
+
+class Predicted(NamedTuple):
+    """A set of images with what the model says of them."""
+
+    probabilities: Floats  # [N, C], for equal prevalence
+    checks: Floats  # [N, 5]
+    labels: npt.NDArray[np.int64]
+    lesions: npt.NDArray[Any]
+
+
+class Decisions(NamedTuple):
+    """Thresholds and limits, and what they rest on."""
+
+    codes: tuple[str, ...]
+    thresholds: Floats  # [C], of the sets
+    limits: dict[str, float]
+    threshold: float | None  # of the triage; None where the classes aren't HAM10000's, or one side is missing
+    fitted: dict[str, Any]  # for the report: lesions, likely cover, validation's own sensitivity
+
+    @classmethod
+    def fit(cls, valid: Predicted, classes: Classes) -> Self:
+        """From the validation images."""
+        sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
+        point = None
+        if classes.codes == DX:
+            positive = MALIGNANT[valid.labels]
+            if 0 < positive.sum() < len(positive):
+                point = choose(_malignant(valid.probabilities), positive, valid.lesions)
+        fitted = {
+            "sets": {
+                "coverage": COVERAGE,
+                "validation_lesions": dict(zip(classes.codes, sets.lesions.tolist(), strict=True)),
+                "likely_coverage": dict(zip(classes.codes, sets.likely.tolist(), strict=True)),
+            },
+            "triage": None if point is None else {"least": LEAST_SENSITIVITY, "validation": point_dict(point)},
+        }
+        limits = fit_limits(valid.checks, valid.lesions)
+        return cls(classes.codes, sets.values, limits, None if point is None else point.threshold, fitted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            "thresholds": dict(zip(self.codes, self.thresholds.tolist(), strict=True)),
+            "triage_threshold": self.threshold,
+            "limits": self.limits,
+            "fitted": self.fitted,
+        }
+
+    def measured(self, seen: Predicted, weights: Floats) -> dict[str, Any]:
+        """How refusal, sets and triage do on a set; images of weight 0 count nowhere.
+
+        Cover and triage are of all images, the refused ones too: who shows the model such a picture again gets no other
+        answer.
+        """
+        kept = weights > 0
+        p, y, lesions = seen.probabilities[kept], seen.labels[kept], seen.lesions[kept]
+        if not len(y):
+            return {"refused": None, "sets": None, "triage": None}
+        reasons = [refusal(row, self.limits) for row in seen.checks[kept]]
+        refused = np.array([reason is not None for reason in reasons])
+        sets = prediction_sets(p, self.thresholds)
+        held = sets[np.arange(len(y)), y]
+        cover = {
+            code: _share_dict(share_of(held[y == c], lesions[y == c])) if (y == c).any() else None
+            for c, code in enumerate(self.codes)
+        }
+        positive = MALIGNANT[y] if self.threshold is not None else np.zeros(len(y), bool)
+        point = None
+        if self.threshold is not None and 0 < positive.sum() < len(positive):
+            point = measure(_malignant(p), positive, lesions, self.threshold)
+        return {
+            "refused": {
+                **_share_dict(share_of(refused, lesions)),
+                "reasons": {r: reasons.count(r) for r in sorted({r for r in reasons if r})},
+                "by_class": {c: float(refused[y == i].mean()) for i, c in enumerate(self.codes) if (y == i).any()},
+            },
+            "sets": {
+                "coverage": _share_dict(share_of(held, lesions)),
+                "mean_over_classes": float(np.mean([row["share"] for row in cover.values() if row])),
+                "by_class": cover,
+                "mean_size": float(sets.sum(1).mean()),
+                "sizes": np.bincount(sets.sum(1), minlength=len(self.codes) + 1)[1:].tolist(),
+            },
+            "triage": None if point is None else point_dict(point),
+        }
+
+
+def _malignant(probabilities: Floats) -> Floats:
+    return np.asarray(probabilities[:, MALIGNANT].sum(1))
+
+
+def _share_dict(share: Share) -> dict[str, Any]:
+    return {
+        "share": share.value,
+        "interval_95": [share.low, share.high],
+        "images": share.images,
+        "lesions": share.lesions,
+    }
+
+
+def point_dict(point: OperatingPoint) -> dict[str, Any]:
+    """An operating point for JSON."""
+    return {
+        "threshold": point.threshold,
+        "sensitivity": _share_dict(point.sensitivity),
+        "specificity": _share_dict(point.specificity),
+    }

@@ -1,0 +1,150 @@
+"""Is this picture of the kind that the model was trained on? A distance, from the training images alone.
+
+A classifier names a class for any picture. But the middle of its network sees that the picture is of another kind:
+there, textures and colours are described, and training for seven lesions has not yet made everything else alike. The
+mean and the standard deviation of each channel over the picture, at the end of every scale from a quarter to a
+sixteenth of the input, describe it; the squared Mahalanobis distance from the training images' descriptions says how
+strange it is (Lee et al., NeurIPS 2018, with one class for all; as there, no foreign picture is needed to fit it). Of
+the covariance the largest principal components are kept, and the rest is taken as equal in all directions (Tipping
+and Bishop, J. R. Stat. Soc. B 61:611-622 (1999)): so it holds for a thousand channels and a few hundred images, too.
+"""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dermrw.models import blocks
+
+COMPONENTS = 128
+IMAGES = 2500  # of the training set that it is fitted on, at most
+
+
+def _positions(x: Tensor) -> tuple[int, int] | None:
+    """The two axes of a map's positions: `[N, D, h, w]`, or `[N, h, w, D]` as in Swin; None: it is no map."""
+    if x.ndim != 4:
+        return None
+    if x.shape[2] == x.shape[3]:
+        return 2, 3
+    return (1, 2) if x.shape[1] == x.shape[2] else None
+
+
+def describe(maps: list[Tensor]) -> Tensor:
+    """Mean and standard deviation of every channel of every map `[N, D, h, w]` -> `[N, K]`."""
+    found = []
+    for x in maps:
+        axes = _positions(x)
+        assert axes is not None
+        mean = x.mean(axes, keepdim=True)
+        deviation = ((x - mean).square().mean(axes) + 1e-6).sqrt()
+        found += [mean.flatten(1), deviation]
+    return torch.cat(found, 1)
+
+
+class Watch:
+    """Keeps what named modules of a network give, while it is entered."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        self.model, self.names = model, names
+        self.maps: list[Tensor] = []
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for name in self.names:
+            note = lambda _module, _inputs, output: self.maps.append(output)  # noqa: E731
+            self._handles.append(self.model.get_submodule(name).register_forward_hook(note))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def take(self) -> list[Tensor]:
+        """What was given since it was last asked."""
+        taken, self.maps = self.maps, []
+        return taken
+
+
+def middle(model: nn.Module, size: int) -> tuple[str, ...]:
+    """The last block of every scale from a quarter to a sixteenth of `size`; where there is none, of every scale.
+
+    Raises:
+        ValueError: no block gives a map.
+    """
+    named = blocks(model)
+    sides: dict[int, str] = {}  # the last block of each side wins
+    with torch.no_grad():
+        for name, _ in named:
+            with Watch(model, (name,)) as watch:
+                model.eval()(torch.zeros(1, 3, size, size))
+                maps = [m for m in watch.take() if isinstance(m, Tensor)]
+            axes = _positions(maps[-1]) if maps else None
+            if axes:
+                sides[maps[-1].shape[axes[0]]] = name
+    kept = tuple(name for side, name in sides.items() if size // 16 <= side <= size // 4)
+    if not sides:
+        raise ValueError("no block of this network gives a map of positions")
+    return kept or tuple(sides.values())
+
+
+class Familiarity(nn.Module):
+    """How strange pictures are, from the maps of the blocks `names`: `[N]`; about 1 in the training set."""
+
+    mean: Tensor  # [K]
+    scale: Tensor  # [K]
+    basis: Tensor  # [K, k], of the scaled descriptions
+    variance: Tensor  # [k]
+    rest: Tensor  # [], variance in every other direction
+
+    def __init__(self, names: tuple[str, ...], arrays: Mapping[str, npt.ArrayLike]) -> None:
+        super().__init__()
+        self.names = names
+        for key in ("mean", "scale", "basis", "variance", "rest"):
+            self.register_buffer(key, torch.from_numpy(np.array(arrays[key], dtype=np.float32)))
+
+    def forward(self, descriptions: Tensor) -> Tensor:
+        """`[N, K]` -> squared distance over K `[N]`."""
+        x = (descriptions - self.mean) / self.scale
+        z = x @ self.basis
+        rest = (x.square().sum(1) - z.square().sum(1)).clamp(min=0)
+        return ((z.square() / self.variance).sum(1) + rest / self.rest) / x.shape[1]
+
+    def save(self) -> bytes:
+        """As a NumPy archive."""
+        buffer = io.BytesIO()
+        arrays = {key: value.cpu().numpy() for key, value in self.state_dict().items()}
+        np.savez(buffer, names=np.array(self.names), **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, content: bytes) -> Self:
+        """From what `save` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return cls(tuple(arrays["names"].tolist()), arrays)
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(str(error)) from None
+
+    @classmethod
+    def fit(cls, names: tuple[str, ...], descriptions: npt.NDArray[np.floating[Any]]) -> Self:
+        """From the descriptions `[n, K]` of n > 1 training images."""
+        x = descriptions.astype(np.float64)
+        mean, scale = x.mean(0), x.std(0) + 1e-6
+        _, values, axes = np.linalg.svd((x - mean) / scale, full_matrices=False)
+        variance = values**2 / len(x)
+        # of few images the smallest components are chance
+        k = max(1, min(COMPONENTS, x.shape[1] - 1, len(x) // 4))
+        rest = max(variance[k:].sum() / max(1, x.shape[1] - k), 1e-4)
+        kept = np.maximum(variance[:k], 1e-4)
+        return cls(names, {"mean": mean, "scale": scale, "basis": axes[:k].T, "variance": kept, "rest": rest})

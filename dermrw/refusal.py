@@ -1,0 +1,67 @@
+"""What a picture is refused for before any class is named. NumPy alone in here.
+
+The model file gives five measures of each picture (`checks`, in the order of `CHECKS`); its metadata holds the limits,
+which all but a few validation images keep. A picture that breaks one is refused, with the reason.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+CHECKS = ("brightness", "overexposed", "contrast", "sharpness", "strangeness")
+# in the order in which they are looked for, the plainest first: which end is refused, the reason, and the share of the
+# validation lesions that may lie beyond the limit
+RULES: dict[str, tuple[str, str, float]] = {
+    "brightness": ("low", "it is too dark", 0.001),
+    "overexposed": ("high", "it is overexposed", 0.001),
+    "contrast": ("low", "it shows next to nothing: it is nearly of one colour", 0.001),
+    "sharpness": ("low", "it is blurred", 0.001),
+    "strangeness": ("high", "it isn't like the dermoscopic images that the model knows", 0.006),
+}
+MARGIN = 0.1  # how far beyond the validation images' extreme a limit may lie, as a share of their middle half's width
+
+
+def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float]:
+    """Limits of each measure from validation `checks` `[N, 5]` and `lesions` `[N]`, each lesion counting once.
+
+    Raises:
+        ValueError: a measure is not finite, or there is no image.
+    """
+    values, lesion_of = np.asarray(checks, dtype=np.float64), np.asarray(lesions)
+    if values.ndim != 2 or values.shape[1] != len(CHECKS) or lesion_of.shape != values.shape[:1] or not len(values):
+        raise ValueError(f"checks [N, {len(CHECKS)}] and lesions [N]: {values.shape}, {lesion_of.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("checks hold a number that is not finite")
+    _, lesion, images = np.unique(lesion_of, return_inverse=True, return_counts=True)
+    weight = 1 / images[lesion]
+    found = {}
+    for column, name in enumerate(CHECKS):
+        end, _, share = RULES[name]
+        value = values[:, column] if end == "low" else -values[:, column]
+        order = np.argsort(value)
+        beyond = np.cumsum(weight[order])  # lesions at or below
+        # nobody knows the tail behind the last few images: there a little more is allowed
+        first = np.searchsorted(beyond, share * len(images))
+        limit = value[order[first]]
+        if first == 0:
+            low, high = np.quantile(value, [0.25, 0.75])
+            limit -= MARGIN * (high - low)
+        found[name] = float(limit if end == "low" else -limit)
+    return found
+
+
+def refusal(checks: Sequence[float] | npt.NDArray[np.floating], limits: Mapping[str, float]) -> str | None:
+    """Why a picture of these measures `[5]` is refused, such as `it is blurred`; None where it isn't."""
+    for name, value in zip(CHECKS, checks, strict=True):
+        end, reason, _ = RULES[name]
+        if value < limits[name] if end == "low" else value > limits[name]:
+            return reason
+    return None
+
+
+def too_small(width: int, height: int, smallest: int) -> str | None:
+    """Why a picture of so many pixels is refused; None where it isn't."""
+    if min(width, height) >= smallest:
+        return None
+    return f"it is too small: {width} × {height} pixels, and the shorter side must have {smallest}"

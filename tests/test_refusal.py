@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from dermrw.checks import quality
+from dermrw.diagnoses import DX
+from dermrw.drawing import draw_lesion
+from dermrw.refusal import CHECKS, fit_limits, refusal, too_small
+
+
+def drawn(n: int = 40) -> np.ndarray:
+    return np.stack(
+        [
+            draw_lesion(DX[i % 7], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 96, 96)[:96, :96]
+            for i in range(n)
+        ]
+    )
+
+
+def measures(pixels: np.ndarray) -> np.ndarray:
+    """The four of quality and a strangeness of 1."""
+    found = quality(torch.from_numpy(pixels)).numpy()
+    return np.column_stack([found, np.ones(len(found))])
+
+
+def test_quality_against_numpy_and_scipy() -> None:
+    from scipy.ndimage import laplace
+
+    pixels = drawn(5)
+    y = pixels.astype(np.float64) @ [0.299, 0.587, 0.114]
+    expected = np.column_stack(
+        [
+            y.mean((1, 2)),
+            (y >= 250).mean((1, 2)),
+            y.std((1, 2)),
+            [np.sqrt((laplace(one)[1:-1, 1:-1] ** 2).mean()) / (one.std() + 1) for one in y],
+        ]
+    )
+    np.testing.assert_allclose(quality(torch.from_numpy(pixels)).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda p: (p * 0.15).astype(np.uint8), "too dark"),
+        (lambda p: np.minimum(p * 3.0, 255).astype(np.uint8), "overexposed"),
+        (lambda p: np.full_like(p, 150), "nearly of one colour"),
+        (
+            lambda p: np.stack([np.asarray(Image.fromarray(one).filter(ImageFilter.GaussianBlur(6))) for one in p]),
+            "blurred",
+        ),
+    ],
+)
+def test_damaged_pictures_are_refused_for_what_ails_them(damage, reason: str) -> None:
+    whole = drawn()
+    limits = fit_limits(measures(whole), np.arange(len(whole)))
+    assert all(refusal(row, limits) is None for row in measures(whole))
+    said = [refusal(row, limits) for row in measures(damage(whole))]
+    assert np.mean([reason in (text or "") for text in said]) > 0.8
+
+
+def test_at_most_the_stated_shares_of_lesions_lie_beyond_the_limits() -> None:
+    rng = np.random.default_rng(0)
+    values, lesions = rng.normal(size=(6000, 5)), np.repeat(np.arange(3000), 2)
+    limits = fit_limits(values, lesions)
+    beyond = {
+        name: np.mean(
+            values[:, i] < limits[name]
+            if name in ("brightness", "contrast", "sharpness")
+            else values[:, i] > limits[name]
+        )
+        for i, name in enumerate(CHECKS)
+    }
+    assert all(beyond[name] <= 0.001 for name in CHECKS[:4]) and 0.004 < beyond["strangeness"] <= 0.006
+    assert np.mean([refusal(row, limits) is not None for row in values]) < 0.011
+
+
+def test_the_plainest_reason_comes_first() -> None:
+    limits = dict(zip(CHECKS, (50.0, 0.1, 8.0, 0.05, 3.0), strict=True))
+    assert refusal([20, 0, 1, 0.01, 99], limits) == "it is too dark"
+    assert "like the dermoscopic images" in (refusal([120, 0, 20, 0.2, 3.1], limits) or "")
+    assert refusal([120, 0, 20, 0.2, 3.0], limits) is None
+
+
+def test_small_pictures_are_refused_with_their_size() -> None:
+    assert too_small(104, 300, 104) is None
+    assert too_small(300, 103, 104) == "it is too small: 300 × 103 pixels, and the shorter side must have 104"
+
+
+def test_what_is_not_finite_has_no_limits() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        fit_limits(np.full((3, 5), np.nan), np.arange(3))
+    with pytest.raises(ValueError, match="checks"):
+        fit_limits(np.zeros((3, 4)), np.arange(3))
