@@ -78,16 +78,19 @@ def build_page(classifier: Classifier) -> gradio.Blocks:
             return fault(_without_place(str(error), path), Path(path).name)
 
     def classify(path: str | None) -> dict[str, Any]:
-        """Probabilities for equal prevalence, by diagnosis."""
+        """Refusal, triage, prediction set, and probabilities for equal prevalence, by diagnosis."""
         if path is None:
             raise gradio.Error("no image was sent", print_exception=False)
         try:
-            probabilities = classifier(_present(path))[0]
+            seen = classifier.explain(_present(path))
         except UserError as error:
             raise gradio.Error(_without_place(str(error), path), print_exception=False) from None
         info = classifier.info
         return {
-            "probabilities": dict(zip(info.codes, map(float, probabilities), strict=True)),
+            "refused": seen.verdict.refused,
+            "triage": seen.verdict.triage,
+            "set": [] if seen.verdict.refused else list(seen.verdict.classes),
+            "probabilities": dict(zip(info.codes, map(float, seen.probabilities), strict=True)),
             "prevalence": "equal",
             "model": {"name": info.name, "created": info.created, "sha256": classifier.digest},
             "warning": info.warning,

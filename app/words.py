@@ -35,13 +35,22 @@ def doubt(probabilities: npt.NDArray[np.float32], names: tuple[str, ...]) -> tup
     return f"Looks most like {names[first]}", f"It has {percent(p)} of the model’s probability."
 
 
+def listed(names: list[str]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
 def answer(seen: Explanation, info: ModelInfo) -> str:
-    """The page's answer to one picture."""
+    """The page's answer to one picture: the doubt before the class, and of a refused picture the reason alone."""
+    said = seen.verdict
+    if said.refused:
+        return TEMPLATES.get_template("refused.html.jinja").render(reason=said.refused)
     headline, sentence = doubt(seen.probabilities, info.names)
     order = np.argsort(-seen.probabilities)
     rows = [
         {
             "name": info.names[c],
+            "inside": info.codes[c] in said.classes,
             "malignant": info.codes[c] in MALIGNANT,
             "width": f"{100 * seen.probabilities[c]:.1f}",
             "percent": percent(float(seen.probabilities[c])),
@@ -50,6 +59,13 @@ def answer(seen: Explanation, info: ModelInfo) -> str:
     ]
     shown = Image.fromarray(seen.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return TEMPLATES.get_template("answer.html.jinja").render(
+        triage=said.triage,
+        rule=info.triage,
+        score=info.score,
+        members=listed([info.names[info.codes.index(code)] for code in said.classes]),
+        count=len(said.classes),
+        coverage=percent(info.coverage),
+        share=percent,
         headline=headline,
         sentence=sentence,
         rows=rows,

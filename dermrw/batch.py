@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from dermrw.errors import UserError, first_of
 from dermrw.files import open_regular, require_writable, walk, write_atomic
-from dermrw.model_file import OUTPUTS
+from dermrw.model_file import ModelInfo
 from dermrw.pixels import IMAGE_SUFFIXES
-from dermrw.predict import BATCH, Classifier
+from dermrw.predict import BATCH, Classifier, Shown
 from dermrw.prevalence import at_prevalence, combine, parse_prevalence
+from dermrw.refusal import CHECKS
+from dermrw.verdict import Verdict, verdict
 
 
 class Found(NamedTuple):
@@ -103,12 +105,12 @@ def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
     return [lesion[i] for i in image_ids]
 
 
-def _pixels_of(classifier: Classifier, paths: Sequence[Path]) -> Iterator[npt.NDArray[np.uint8] | UserError]:
-    """Each file's pixels, or what is wrong with it, in order; read ahead by a batch."""
+def _shown(classifier: Classifier, paths: Sequence[Path]) -> Iterator[Shown | UserError]:
+    """Each picture as it is shown to the network, or what is wrong with it, in order; read ahead by a batch."""
 
-    def read(path: Path) -> npt.NDArray[np.uint8] | UserError:
+    def read(path: Path) -> Shown | UserError:
         try:
-            return classifier.pixels(path)
+            return classifier.show(path)
         except UserError as error:
             return error
 
@@ -127,30 +129,47 @@ def _require_place(out: Path, sources: Iterable[Path]) -> None:
             raise UserError(f"--csv {out} would replace {source}, which is read: name another file for the CSV")
 
 
-def _classify(
-    classifier: Classifier, images: dict[str, Path]
-) -> tuple[list[str], npt.NDArray[np.float64], list[UserError]]:
-    """The ids that could be read, their probabilities `[N, C]`, and what is wrong with the others."""
-    kept: list[str] = []
+class Classified(NamedTuple):
+    """N pictures that could be read, and what is wrong with the others."""
+
+    ids: list[str]
+    probabilities: npt.NDArray[np.float64]  # [N, C], for equal prevalence
+    checks: npt.NDArray[np.float64]  # [N, 5]
+    sides: list[tuple[int, int]]  # width and height
+    unreadable: list[UserError]
+
+    def verdicts(self, probabilities: npt.NDArray[np.float64], info: ModelInfo) -> list[Verdict]:
+        """Of each, from these probabilities `[N, C]`: its own or its lesion's."""
+        rows = zip(probabilities, self.checks, self.sides, strict=True)
+        return [verdict(p, checks, *sides, info) for p, checks, sides in rows]
+
+
+def _classify(classifier: Classifier, images: dict[str, Path]) -> Classified:
+    ids: list[str] = []
+    sides: list[tuple[int, int]] = []
     unreadable: list[UserError] = []
-    probabilities = [np.zeros((0, len(classifier.info.codes)), np.float32)]
+    found = [(np.zeros((0, len(classifier.info.codes)), np.float32), np.zeros((0, len(CHECKS)), np.float32))]
     batch: list[npt.NDArray[np.uint8]] = []
-    for name, pixels in zip(
-        tqdm(images, "Predicting", unit="image", leave=False),
-        _pixels_of(classifier, list(images.values())),
-        strict=True,
-    ):
-        if isinstance(pixels, UserError):
-            unreadable.append(pixels)
+
+    def run() -> None:
+        if batch:
+            probabilities, checks = classifier.run(np.stack(batch), "probabilities", "checks")
+            found.append((probabilities, checks))
+            batch.clear()
+
+    shown_of = _shown(classifier, list(images.values()))
+    for name, shown in zip(tqdm(images, "Predicting", unit="image", leave=False), shown_of, strict=True):
+        if isinstance(shown, UserError):
+            unreadable.append(shown)
             continue
-        kept.append(name)
-        batch.append(pixels)
+        ids.append(name)
+        sides.append((shown.width, shown.height))
+        batch.append(shown.pixels)
         if len(batch) == BATCH:
-            probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
-            batch = []
-    if batch:
-        probabilities.append(classifier.run(np.stack(batch), OUTPUTS[0])[0])
-    return kept, np.concatenate(probabilities).astype(np.float64), unreadable
+            run()
+    run()
+    probabilities, checks = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
+    return Classified(ids, probabilities, checks, sides, unreadable)
 
 
 def predict(
@@ -164,12 +183,15 @@ def predict(
 ) -> None:
     """Writes the probabilities of every readable image among `paths` to `out`, in ISIC's format.
 
+    And beside it, into `decisions_file(out)`, whether each is refused and why, its prediction set and its triage.
+
     Args:
         model: the .onnx file.
         paths: files and folders.
-        out: the CSV: `image`, and a column a class; left as it was where no image can be read.
+        out: the CSV: `image`, and a column a class; both files are left as they were where no image can be read.
         prevalence: `equal`, `training`, or shares such as `mel=0.05,nv=0.8,…`.
-        lesions: a CSV that names each image's lesion; images of one lesion get the lesion's probabilities.
+        lesions: a CSV that names each image's lesion; images of one lesion that aren't refused get the lesion's
+            probabilities.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -179,7 +201,9 @@ def predict(
     info = classifier.info
     stated = parse_prevalence(prevalence, info.codes, info.prevalence)
     found = find_images(paths)
-    _require_place(out, [model, *([lesions] if lesions else []), *found.images.values(), *found.misnamed])
+    beside = decisions_file(out)
+    for place in (out, beside):
+        _require_place(place, [model, *([lesions] if lesions else []), *found.images.values(), *found.misnamed])
     if not found.images and not found.misnamed:
         raise UserError(f"there is no image at {', '.join(map(str, paths))} ({found.skipped} other files)")
     ids = list(found.images)
@@ -190,12 +214,21 @@ def predict(
     if info.warning:
         print(info.warning, flush=True)
 
-    kept, values, unreadable = _classify(classifier, found.images)
-    unreadable = [*found.misnamed.values(), *unreadable]
+    classified = _classify(classifier, found.images)
+    kept, values = classified.ids, classified.probabilities
+    unreadable = [*found.misnamed.values(), *classified.unreadable]
     if not kept:
         raise UserError("\n".join([f"no image could be read, and {out} isn't written:", *map(str, unreadable)]))
+    verdicts = classified.verdicts(values, info)
     if lesion_of:
-        values = combine(values, [lesion_of[i] for i in kept], info.lesion_rule)
+        # a refused picture has no say in what its lesion is; the number keeps it apart
+        together = [
+            (lesion_of[name], i * (v.refused is not None))
+            for i, (name, v) in enumerate(zip(kept, verdicts, strict=True), 1)
+        ]
+        keys = {key: n for n, key in enumerate(dict.fromkeys(together))}
+        values = combine(values, [keys[key] for key in together], info.lesion_rule)
+        verdicts = classified.verdicts(values, info)
     if stated is not None:
         impossible = [name for name, share in zip(kept, values @ stated, strict=True) if not share > 0]
         if impossible:
@@ -205,6 +238,7 @@ def predict(
             )
         values = at_prevalence(values, stated)
     write_atomic(out, _csv(kept, info.columns, values))
+    write_atomic(beside, _decisions_csv(kept, verdicts))
     said = f"{len(kept):,} images into {out}, probabilities for {_prevalence_words(prevalence)}"
     if lesion_of:
         said += f", {len({lesion_of[i] for i in kept}):,} lesions combined by their {info.lesion_rule} mean".replace(
@@ -213,6 +247,8 @@ def predict(
     if found.skipped:
         said += f"; {found.skipped:,} files that aren't images skipped"
     print(said)
+    refused = sum(v.refused is not None for v in verdicts)
+    print(f"{beside} says of each whether it is refused ({refused:,} are), its prediction set, and refer or not")
     if unreadable:
         raise UserError("\n".join([f"{len(unreadable):,} images are not in {out}:", *map(str, unreadable)]))
 
@@ -221,6 +257,21 @@ def _prevalence_words(prevalence: str) -> str:
     return {"equal": "equal prevalence", "training": "the training data's prevalence"}.get(
         prevalence, "the stated prevalence"
     )
+
+
+def decisions_file(out: Path) -> Path:
+    """Beside the CSV `out`: `NAME_decisions.csv`."""
+    return out.with_name(f"{out.stem}_decisions{out.suffix or '.csv'}")
+
+
+def _decisions_csv(image_ids: Sequence[str], verdicts: Sequence[Verdict]) -> bytes:
+    """`image, refused, set, triage`; of a refused picture the reason alone."""
+    text = io.StringIO()
+    writer: Any = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "refused", "set", "triage"])
+    for image_id, v in zip(image_ids, verdicts, strict=True):
+        writer.writerow([image_id, v.refused or "", "" if v.refused else " ".join(v.classes), v.triage])
+    return text.getvalue().encode()
 
 
 def _csv(image_ids: Sequence[str], columns: Sequence[str], values: npt.NDArray[np.float64]) -> bytes:

@@ -1,4 +1,4 @@
-"""Sets of classes that hold the right one in nine of ten cases of every class. NumPy and SciPy alone in here.
+"""Sets of classes that hold the right one in nine of ten cases of every class. No torch in here.
 
 Class-conditional split conformal prediction (Vovk, Asian Conference on Machine Learning 2012, section 3; Sadinle, Lei,
 Wasserman, JASA 114:223-234 (2019)): class c belongs to a picture's set where its probability reaches the class's own
@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -46,6 +45,8 @@ def fit_thresholds(
         lesions: the lesion of each image.
         coverage: the share of each class's cases whose set is to hold the class.
     """
+    from scipy.stats import beta  # here, since the demo uses this module and has no SciPy
+
     p, y, lesion_of = np.asarray(probabilities, dtype=np.float64), np.asarray(labels), np.asarray(lesions)
     if p.ndim != 2 or y.shape != p.shape[:1] or lesion_of.shape != y.shape:
         raise ValueError(f"probabilities [N, C], labels [N], lesions [N]: {p.shape}, {y.shape}, {lesion_of.shape}")

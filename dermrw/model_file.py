@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dermrw.errors import UserError, first_of
+from dermrw.refusal import CHECKS
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
-OUTPUTS = ("probabilities", "activation_map", "embedding")  # [N, C], [N, C, h, w], [N, D]
+# [N, C], [N, C, h, w], [N, D], [N, 5]: what a picture may be refused for, as `dermrw.refusal.CHECKS`
+OUTPUTS = ("probabilities", "activation_map", "embedding", "checks")
 RESIZE = (
     "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "
     "filter) and the middle square is cut out; turn a picture upright by its EXIF orientation before"
@@ -39,11 +41,29 @@ class Score(BaseModel):
     images: int = Field(ge=1)
 
 
+class Proportion(BaseModel):
+    """A share with its 95 % interval over lesions."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    share: Share
+    interval_95: tuple[Share, Share]
+    images: int = Field(ge=1)
+
+
+class Triage(BaseModel):
+    """Refer where the malignant classes' summed probability reaches the threshold; measured on the score's images."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    threshold: Share
+    sensitivity: Proportion | None
+    specificity: Proportion | None
+
+
 class ModelInfo(BaseModel):
     """The metadata of a model file; each field is an entry of the .onnx' `metadata_props`, as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-    format: Literal["dermrw 1"] = "dermrw 1"
+    format: Literal["dermrw 2"] = "dermrw 2"
     name: str = Field(max_length=255, description="the run's name, a folder's")
     created: str = Field(max_length=40, description="date, UTC")
     version: str = Field(max_length=40, description="dermrw's")
@@ -60,16 +80,25 @@ class ModelInfo(BaseModel):
     offsets: tuple[float, ...] = Field(description="applied inside the graph, nats")
     prevalence: dict[str, float] = Field(description="each class's share of the training images")
     lesion_rule: Literal["mean", "geometric"] = Field(description="how images of one lesion are combined")
+    smallest: int = Field(ge=1, description="pixels that the shorter side of a picture must have, or it is refused")
+    limits: dict[str, float] = Field(description="of each of the checks; a picture beyond one is refused")
+    refused: Proportion | None = Field(description="share of the images that the score is of, refused in error")
+    coverage: Share = Field(description="share of each class's cases whose prediction set is to hold the class")
+    thresholds: tuple[Share, ...] = Field(description="probability from which a class belongs to the prediction set")
+    covered: Proportion | None = Field(description="share of the images that the score is of, whose set held the class")
+    triage: Triage | None = Field(description="None: the classes are not HAM10000's")
     score: Score
     warning: str | None = Field(None, max_length=2000)
     licence: str = Field(max_length=2000, description="of the model: the training data's")
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
-        lengths = {len(part) for part in (self.codes, self.columns, self.names, self.offsets)}
+        lengths = {len(part) for part in (self.codes, self.columns, self.names, self.offsets, self.thresholds)}
         lengths |= {len(set(self.codes)), len(set(self.columns))}
         if lengths != {len(self.codes)} or set(self.prevalence) != set(self.codes):
-            raise ValueError("codes, columns, names, offsets and prevalence must name the same classes")
+            raise ValueError("codes, columns, names, offsets, thresholds and prevalence must name the same classes")
+        if set(self.limits) != set(CHECKS):
+            raise ValueError(f"limits must be of {', '.join(CHECKS)}")
         for key, value in self:
             if any(OBEYED.search(text) for text in _texts(value)):
                 raise ValueError(f"{key} holds control characters")

@@ -17,7 +17,9 @@ from PIL import Image
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.model_file import INPUT, OUTPUTS, ModelInfo
-from dermrw.pixels import evaluation_pixels
+from dermrw.pixels import evaluation_pixels, read_image
+from dermrw.refusal import CHECKS
+from dermrw.verdict import Verdict, verdict
 
 onnxruntime.disable_telemetry_events()  # where another module imported it first
 
@@ -29,6 +31,14 @@ ONE = (str, bytes, bytearray, memoryview, Mapping, Set, Path, Image.Image, np.nd
 Picture = str | Path | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 
 
+class Shown(NamedTuple):
+    """A picture as the network is shown it, and how large it was."""
+
+    pixels: npt.NDArray[np.uint8]  # [size, size, 3]
+    width: int
+    height: int
+
+
 class Explanation(NamedTuple):
     """All that the model says of one picture."""
 
@@ -36,6 +46,7 @@ class Explanation(NamedTuple):
     activation_map: npt.NDArray[np.float32]  # [C, h, w]: what each position adds to each logit
     embedding: npt.NDArray[np.float32]  # [D]
     pixels: npt.NDArray[np.uint8]  # [size, size, 3]: what the network was shown
+    verdict: Verdict  # refused or not, the prediction set, refer or not
 
 
 def _providers(device: str) -> list[str]:
@@ -121,19 +132,29 @@ class Classifier:
         Raises:
             UserError: the picture can't be read.
         """
-        pixels = self.pixels(picture)
-        probabilities, activation_map, embedding = self.run(pixels[None], *OUTPUTS)
-        return Explanation(probabilities[0], activation_map[0], embedding[0], pixels)
+        shown = self.show(picture)
+        probabilities, activation_map, embedding, checks = self.run(shown.pixels[None], *OUTPUTS)
+        said = verdict(probabilities[0], checks[0], shown.width, shown.height, self.info)
+        return Explanation(probabilities[0], activation_map[0], embedding[0], shown.pixels, said)
+
+    def show(self, picture: Picture) -> Shown:
+        """What the network is shown of a picture, and how large the picture is.
+
+        Raises:
+            UserError: the picture can't be read.
+        """
+        image = read_image(picture)
+        return Shown(evaluation_pixels(image, self.info.size), *image.size)
 
     def pixels(self, picture: Picture) -> npt.NDArray[np.uint8]:
         """What the network is shown of a picture, uint8 `[size, size, 3]`."""
-        return evaluation_pixels(picture, self.info.size)
+        return self.show(picture).pixels
 
     def run(self, pixels: npt.NDArray[np.uint8], *outputs: str) -> list[npt.NDArray[np.float32]]:
         """The graph's outputs for pixels uint8 `[N, H, W, 3]` of any height and width.
 
         Raises:
-            UserError: the graph fails, or gives what can't be probabilities, maps and embeddings of N pictures.
+            UserError: the graph fails, or gives what can't be probabilities, maps, embeddings and checks of N pictures.
         """
         try:
             values = self._session.run(list(outputs), {INPUT: pixels})
@@ -162,7 +183,8 @@ class Classifier:
 
 def _fault(name: str, value: Any, rows: int, classes: int) -> str | None:
     """What is wrong with an output of the graph."""
-    wanted = {OUTPUTS[0]: (rows, classes), OUTPUTS[1]: (rows, classes, None, None), OUTPUTS[2]: (rows, None)}[name]
+    shapes = [(rows, classes), (rows, classes, None, None), (rows, None), (rows, len(CHECKS))]
+    wanted = dict(zip(OUTPUTS, shapes, strict=True))[name]
     shape, kind = getattr(value, "shape", ()), getattr(value, "dtype", type(value).__name__)
     if len(shape) != len(wanted) or any(b not in (None, a) for a, b in zip(shape, wanted, strict=True)):
         return f"of shape {list(shape)} for {rows} pictures and {classes} classes"

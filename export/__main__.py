@@ -12,21 +12,24 @@ from pydantic import ValidationError
 
 import dermrw
 from dermrw.calibration import EqualPrevalence
+from dermrw.checks import Checks
 from dermrw.cifar import CIFAR_CLASSES
 from dermrw.config import Config
+from dermrw.conformal import COVERAGE
 from dermrw.data import load_splits, resolve_root
 from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
 from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluate import load_best, with_overrides
-from dermrw.files import require_writable, write_atomic
-from dermrw.model_file import ModelInfo, Score, first_fault
+from dermrw.familiarity import Familiarity
+from dermrw.files import open_regular, require_writable, write_atomic
+from dermrw.model_file import ModelInfo, Proportion, Score, Triage, first_fault
 from dermrw.pixels import read_image
 from dermrw.runs import latest_run, open_run, read_split
 from export.build import build, check
 from export.card import model_card
 from export.network import Exported
-from export.report import Report, report_of
+from export.report import Part, Report, report_of
 
 PICTURES = 12  # that the check compares
 HAM_LICENCE = (
@@ -55,7 +58,7 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     report = report_of(run, config, classes, overrides)
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
-    network = Exported(model, calibration, config.data.views == 8)
+    network = Exported(model, calibration, Checks(_familiarity(run)), config.data.views == 8)
     info = _info(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     content = build(network, info).SerializeToString()
@@ -94,6 +97,13 @@ def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelI
             offsets=report.calibration.offsets,
             prevalence=report.training_prevalence,
             lesion_rule=report.lesion_rule.rule,
+            smallest=config.data.size // 2,
+            limits=report.decisions.limits,
+            refused=_proportion(report.decided.refused),
+            coverage=COVERAGE,
+            thresholds=tuple(report.decisions.thresholds.values()),
+            covered=_proportion(report.decided.sets.coverage if report.decided.sets else None),
+            triage=_triage(report),
             score=Score(
                 balanced_accuracy=report.balanced_accuracy,
                 interval_95=report.interval_95,
@@ -105,6 +115,32 @@ def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelI
         )
     except ValidationError as error:
         raise UserError(f"{run} can't be exported, since a model file can't hold its {first_fault(error)}") from None
+
+
+def _proportion(part: Part | None) -> Proportion | None:
+    if part is None:
+        return None
+    return Proportion(share=part.share, interval_95=part.interval_95, images=part.images)
+
+
+def _triage(report: Report) -> Triage | None:
+    if report.decisions.triage_threshold is None:
+        return None
+    point = report.decided.triage
+    return Triage(
+        threshold=report.decisions.triage_threshold,
+        sensitivity=_proportion(point.sensitivity if point else None),
+        specificity=_proportion(point.specificity if point else None),
+    )
+
+
+def _familiarity(run: Path) -> Familiarity:
+    path = run / "familiarity.npz"
+    try:
+        with open_regular(path) as file:
+            return Familiarity.load(file.read())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): `make eval RUN={run}` writes it anew") from None
 
 
 def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], str]:

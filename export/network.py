@@ -1,4 +1,4 @@
-"""The network as the model file holds it: pixels in, probabilities, activation map and embedding out."""
+"""The network as the model file holds it: pixels in; probabilities, activation map, embedding and checks out."""
 
 from typing import Any
 
@@ -6,24 +6,29 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.calibration import EqualPrevalence
+from dermrw.checks import Checks
+from dermrw.familiarity import Watch
 from dermrw.models import last_linear, to_input, views
 from export.parts import cut, logits_and_map
 
 
 class Exported(nn.Module):
-    """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding `[N, D]`."""
+    """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding, checks `[N, 5]`."""
 
-    def __init__(self, model: nn.Module, calibration: EqualPrevalence, every_view: bool = False) -> None:
-        """`every_view`: logits are the mean over `dermrw.models.views`; map and embedding are of the upright one."""
+    def __init__(
+        self, model: nn.Module, calibration: EqualPrevalence, checks: Checks, every_view: bool = False
+    ) -> None:
+        """`every_view`: logits are the mean over `dermrw.models.views`; all else is of the upright one."""
         super().__init__()
         self.every_view = every_view
         self.model = model.eval()
         self.parts = cut(model)
+        self.checks = checks.eval()
         self.offsets: Tensor
         self.temperature = calibration.temperature
         self.register_buffer("offsets", torch.tensor(calibration.offsets, dtype=torch.float32))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See the class."""
         entered: list[Tensor] = []
 
@@ -33,7 +38,8 @@ class Exported(nn.Module):
         handle = last_linear(self.model).register_forward_pre_hook(note)
         try:
             x = to_input(pixels, pixels.device)
-            logits, activation_map = logits_and_map(self.parts, x)
+            with Watch(self.model, self.checks.familiarity.names) as watch:
+                logits, activation_map = logits_and_map(self.parts, x)
         finally:
             handle.remove()
         if self.every_view:
@@ -41,4 +47,4 @@ class Exported(nn.Module):
             logits = (logits + others.sum(0)) / 8
         # the head runs on the whole map first, then on maps with a position blanked out
         probabilities = torch.softmax(logits / self.temperature + self.offsets, 1)
-        return probabilities, activation_map, entered[0].flatten(1)
+        return probabilities, activation_map, entered[0].flatten(1), self.checks(pixels, watch.take())

@@ -58,6 +58,61 @@ class CalibrationError(_Part):
     training_prevalence: Ece
 
 
+class Part(_Part):
+    """A share of the set's images."""
+
+    share: float = Field(ge=0, le=1)
+    interval_95: tuple[float, float]
+    images: int
+    lesions: int
+
+
+class Refused(Part):
+    """How many of the set's images are refused, in error."""
+
+    reasons: dict[str, int]
+
+
+class Sets(_Part):
+    """How the prediction sets do."""
+
+    coverage: Part
+    mean_over_classes: float
+    by_class: dict[str, Part | None]
+    mean_size: float
+
+
+class Point(_Part):
+    """How triage does."""
+
+    sensitivity: Part
+    specificity: Part
+
+
+class Decided(_Part):
+    """What is said beside the ranking, as measured on the set."""
+
+    refused: Refused | None
+    sets: Sets | None
+    triage: Point | None
+
+
+class Fitted(_Part):
+    """On what the sets rest."""
+
+    sets: dict[str, Any]
+    triage: dict[str, Any] | None
+
+
+class DecisionRules(_Part):
+    """Thresholds and limits, from validation."""
+
+    thresholds: dict[str, float]
+    triage_threshold: float | None
+    limits: dict[str, float]
+    fitted: Fitted
+
+
 class Report(_Part):
     """What of report.json goes into the model file and its card."""
 
@@ -71,6 +126,8 @@ class Report(_Part):
     calibration: Calibration
     calibration_error: CalibrationError
     lesion_rule: LesionRule
+    decisions: DecisionRules
+    decided: Decided
     groups: dict[str, Any] | None = None
     warning: str | None
     objective: str
@@ -131,6 +188,8 @@ def _parsed(text: bytes, classes: Classes) -> Report:
     codes = classes.codes
     if tuple(report.classes) != codes or set(report.training_prevalence) != set(codes):
         raise ValueError(f"its classes are not {', '.join(codes)}")
+    if tuple(report.decisions.thresholds) != codes:
+        raise ValueError(f"decisions.thresholds: its classes are not {', '.join(codes)}")
     if len(report.calibration.offsets) != len(codes):
         raise ValueError(f"calibration.offsets: {len(report.calibration.offsets)} for {len(codes)} classes")
     return report

@@ -29,6 +29,7 @@ from app.words import answer, doubt, fault, fixed, percent
 from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError
 from dermrw.predict import Classifier, Explanation
+from dermrw.verdict import Verdict
 from export.card import model_card
 from export.report import Report
 
@@ -145,7 +146,7 @@ class Visit:
 def test_a_lesion_in_the_browser(server: Server, browser: Any, lesion: Path, model: Path) -> None:
     visit = Visit(browser, server.url)
     before = visit.page.inner_text("body")
-    assert "not a medical device" in before and "drawn by dermrw" in before and "can’t tell whether" in before
+    assert "not a medical device" in before and "drawn by dermrw" in before and "refuses pictures" in before
     text = visit.give(lesion)
     classifier = Classifier(model)
     expected = classifier(lesion)[0]
@@ -153,7 +154,11 @@ def test_a_lesion_in_the_browser(server: Server, browser: Any, lesion: Path, mod
         row = visit.page.inner_text(f"#result tr:has(th:has-text('{name}'))")
         assert percent(float(p)) in row
     # doubt stands before the diagnoses, and the word that would calm nobody's doubt nowhere
-    assert text.index("Is this a dermoscopic image of one lesion?") < text.index("Probability at equal prevalence")
+    assert text.index("Of each diagnosis’ cases") < text.index("Probability at equal prevalence")
+    said = classifier.explain(lesion).verdict
+    assert said.refused is None and text.lower().startswith(said.triage)
+    for code, name in zip(classifier.info.codes, classifier.info.names, strict=True):
+        assert (name in text[: text.index("Of each diagnosis’ cases")]) == (code in said.classes)
     assert "benign" not in visit.page.inner_text("body").lower()
     pictures = visit.page.eval_on_selector_all(
         "#result img", "all => all.map(i => [i.src.slice(0, 15), i.naturalWidth])"
@@ -325,7 +330,7 @@ def test_large_pictures_leave_no_memory_behind(model: Path, tmp_path: Path) -> N
             value = {"path": str(large), "meta": {"_type": "gradio.FileData"}}
             running.ask("/gradio_api/queue/join", {"data": [value], "fn_index": n % 2, "session_hash": f"{n}"})
         for n in range(count):
-            assert "robabilit" in running.ask(f"/gradio_api/queue/data?session_hash={n}")[1]
+            assert "refused" in running.ask(f"/gradio_api/queue/data?session_hash={n}")[1]
 
     before = megabytes("VmRSS")
     give(1)
@@ -366,7 +371,12 @@ def test_it_needs_no_torch() -> None:
 def test_nothing_given_gets_into_the_page(model: Path) -> None:
     info = Classifier(model).info.model_copy(update={"names": ("<script>",) * 7, "warning": "<img src=x>"})
     p = np.array([0.9, 0.1, 0, 0, 0, 0, 0], np.float32)
-    seen = Explanation(p, np.ones((7, 2, 2), np.float32), np.zeros(3, np.float32), np.zeros((8, 8, 3), np.uint8))
+    seen = Explanation(
+        p, np.ones((7, 2, 2), np.float32), np.zeros(3, np.float32), np.zeros((8, 8, 3), np.uint8),
+        Verdict(None, info.codes[:2], True),
+    )  # fmt: skip
+    refused = answer(seen._replace(verdict=Verdict("<i>it is blurred", info.codes[:2], True)), info)
+    assert "&lt;i&gt;it is blurred" in refused and "%" not in refused and "script" not in refused
     page = answer(seen, info) + fixed("head", info, "0" * 64) + fixed("foot", info, "0" * 64)
     assert "<script>" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
     assert "<b>" not in fault("<b>x")

@@ -18,13 +18,16 @@ from torch import nn
 
 from dermrw.calibration import EqualPrevalence
 from dermrw.checkpoint import load_checkpoint
+from dermrw.checks import Checks
 from dermrw.config import Model, load_config
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
+from dermrw.familiarity import Familiarity, Watch, describe, middle
 from dermrw.model_file import ModelInfo, Score
 from dermrw.models import backbones, build_model, to_input
 from dermrw.pixels import center_crop, evaluation_pixels, resize
 from dermrw.predict import Classifier
+from dermrw.refusal import CHECKS
 from export.__main__ import export, main
 from export.build import build, check
 from export.network import Exported
@@ -114,9 +117,15 @@ def exported(model: nn.Module, backbone: str, size: int, folder: Path, every_vie
         name="x", created="2026-01-01", version="0", digest="0" * 64, backbone=backbone, objective="erm", origin="none",
         size=size, codes=DX, columns=COLUMNS, names=DX, temperature=1.3, offsets=calibration.offsets,
         prevalence=dict.fromkeys(DX, 1 / 7), lesion_rule="mean", licence="none",
+        smallest=size // 2, limits=dict.fromkeys(CHECKS, 0.0), refused=None, coverage=0.9, thresholds=(0.1,) * 7,
+        covered=None, triage=None,
         score=Score(balanced_accuracy=0.5, interval_95=(0.4, 0.6), scored_on="nothing", images=1),
     )  # fmt: skip
-    net = Exported(model, calibration, every_view)
+    names = middle(model, size)
+    with torch.no_grad(), Watch(model, names) as watch:
+        model(torch.randn(20, 3, size, size))
+        familiarity = Familiarity.fit(names, describe(watch.take()).numpy())
+    net = Exported(model, calibration, Checks(familiarity), every_view)
     (folder / "model.onnx").write_bytes(build(net, info).SerializeToString())
     rng = np.random.default_rng(0)
     return check(folder / "model.onnx", net, [rng.integers(0, 256, (60, 60 + i, 3), dtype=np.uint8) for i in range(7)])
@@ -222,7 +231,8 @@ def test_a_file_that_disagrees_is_refused(run: Path, model_file: Path) -> None:
     net, _ = build_model(config.model.model_copy(update={"weights": "none"}), 7)
     net.load_state_dict(load_checkpoint(run / "best.pt")["model"])
     report = json.loads((run / "report.json").read_text())
-    exported = Exported(net, EqualPrevalence.from_dict(report["calibration"]))
+    checks = Checks(Familiarity.load((run / "familiarity.npz").read_bytes()))
+    exported = Exported(net, EqualPrevalence.from_dict(report["calibration"]), checks)
     pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
     assert check(model_file, exported, pictures) < 1e-4
     with pytest.raises(UserError, match="differ"):

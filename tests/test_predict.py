@@ -16,12 +16,15 @@ import pytest
 from conftest import command
 from PIL import Image
 
-from dermrw.batch import find_images, read_lesions
+from dermrw.batch import decisions_file, find_images, read_lesions
 from dermrw.diagnoses import COLUMNS, DX
+from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo
 from dermrw.predict import Classifier
 from dermrw.prevalence import at_prevalence, combine
+from dermrw.refusal import CHECKS
+from dermrw.verdict import verdict
 
 
 @pytest.fixture
@@ -83,6 +86,67 @@ def test_prevalence_and_lesions(model_file: Path, pictures: Path, monkeypatch: p
     command(monkeypatch, *arguments, "--prevalence", "training")
     training = Classifier(model_file).info.prevalence
     np.testing.assert_allclose(read(out)[1], at_prevalence(equal, [training[c] for c in DX]), rtol=1e-6, atol=1e-9)
+
+
+def decisions(out: Path) -> dict[str, dict[str, str]]:
+    with decisions_file(out).open() as file:
+        return {row["image"]: row for row in csv.DictReader(file)}
+
+
+def test_refusal_set_and_triage_lie_beside_the_probabilities(
+    model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python class says the same; a refused picture has no say in its lesion."""
+    Image.new("RGB", (60, 60), (8, 8, 8)).save(pictures / "dark.png")
+    for i, path in enumerate(("a.png", "b.jpg", "more/c.PNG")):
+        drawn = draw_lesion(DX[i], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 120, 160)
+        Image.fromarray(drawn).save(pictures / path)
+    out = pictures / "out.csv"
+    arguments = ["predict", str(model_file), str(pictures), "--csv", str(out)]
+    command(monkeypatch, *arguments)
+    said = capsys.readouterr().out
+    found, (ids, alone) = decisions(out), read(out)
+    assert "out_decisions.csv says of each" in said and sorted(found) == sorted(ids)
+    assert found["dark"]["refused"] == "it is too dark" and found["dark"]["set"] == found["dark"]["triage"] == ""
+    assert sum(not row["refused"] for row in found.values()) >= 2
+    classifier = Classifier(model_file)
+    for name, path in {"a": "a.png", "b": "b.jpg", "c": "more/c.PNG", "dark": "dark.png"}.items():
+        v = classifier.explain(pictures / path).verdict
+        assert (v.refused or "", v.triage) == (found[name]["refused"], found[name]["triage"])
+        assert found[name]["set"].split() == ([] if v.refused else list(v.classes))
+
+    (pictures / "lesions.csv").write_text("image,lesion_id\n" + "".join(f"{name},L1\n" for name in ids))
+    command(monkeypatch, *arguments, "--lesions", str(pictures / "lesions.csv"))
+    together = read(out)[1]
+    accepted = [i for i, name in enumerate(ids) if not found[name]["refused"]]
+    for i in range(len(ids)):
+        expected = combine(alone[accepted], ["L1"] * len(accepted), classifier.info.lesion_rule)[0]
+        np.testing.assert_allclose(together[i], expected if i in accepted else alone[i], rtol=1e-6)
+
+
+def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
+    info = Classifier(model_file).info
+    assert info.triage is not None
+    info = info.model_copy(
+        update={
+            "thresholds": (0.3,) * 7,
+            "limits": dict(zip(CHECKS, (50.0, 0.1, 5.0, 0.05, 3.0), strict=True)),
+            "triage": info.triage.model_copy(update={"threshold": 0.25}),
+        }
+    )
+    fine, p = np.array([150, 0, 20, 0.2, 1.0]), np.array([0.35, 0.4, 0.05, 0.05, 0.05, 0.05, 0.05])
+    by_code = dict(zip(info.codes, p, strict=True))
+    said = verdict(p, fine, 300, 200, info)
+    first, second = sorted(by_code, key=lambda c: -by_code[c])[:2]
+    assert said.refused is None and said.classes == (first, second)
+    assert said.refer == (sum(by_code[c] for c in ("mel", "bcc", "akiec")) >= 0.25)
+    assert said.triage in ("refer", "no reason to refer seen")
+    assert (verdict(p, fine, 20, 13, info.model_copy(update={"smallest": 14})).refused or "").startswith(
+        "it is too small: 20 × 13 pixels"
+    )
+    strange = verdict(p, np.array([150, 0, 20, 0.2, 3.1]), 300, 200, info)
+    assert "isn't like" in (strange.refused or "") and strange.triage == ""
+    assert verdict(p, fine, 300, 200, info.model_copy(update={"triage": None})).refer is None
 
 
 @pytest.mark.parametrize(
@@ -151,11 +215,13 @@ def test_foreign_and_forged_models(model_file: Path, tmp_path: Path) -> None:
     for props in (
         {"format": None, "name": None}, {"codes": '["mel"]'}, {"codes": "rubbish"}, {"size": "1e9"}, {"size": '"x"'},
         {"temperature": "NaN"}, {"prevalence": '{"mel": 1}'}, {"codes": "[" * 100_000}, {"score": "{}"},
-        {"format": '"dermrw 2"'}, {"format": None}, {"warning": None}, {"columns": json.dumps(["MEL"] * 7)},
+        {"format": '"dermrw 1"'}, {"format": None}, {"warning": None}, {"columns": json.dumps(["MEL"] * 7)},
         {"offsets": "[NaN, 0, 0, 0, 0, 0, 0]"}, {"prevalence": json.dumps(dict.fromkeys(DX, float("nan")))},
         {"score": '{"balanced_accuracy": 0.5, "interval_95": [NaN, Infinity], "scored_on": "x", "images": 3}'},
         {"warning": '"\\u001b[31mred"'}, {"name": '"two\\nlines"'}, {"licence": '"\\u202e"'},
         {"score": '{"balanced_accuracy": 0.5, "interval_95": [0, 1], "scored_on": "\\u0007", "images": 3}'},
+        {"limits": "{}"}, {"limits": json.dumps(dict.fromkeys(CHECKS, float("nan")))}, {"thresholds": "[0.1]"},
+        {"thresholds": "[0, 0, 0, 0, 0, 0, 2]"}, {"triage": '{"threshold": 7}'}, {"smallest": "0"},
     ):  # fmt: skip
         with pytest.raises(UserError, match=r"forged\.onnx is not a model of dermrw"):
             Classifier(changed(model_file, forged, **props))
@@ -222,6 +288,7 @@ RIGHT = {
     "probabilities": np.full((1, 7), 1 / 7, np.float32),
     "activation_map": np.zeros((1, 7, 2, 2), np.float32),
     "embedding": np.ones((1, 3), np.float32),
+    "checks": np.ones((1, 5), np.float32),
 }
 
 
@@ -234,6 +301,7 @@ RIGHT = {
         ("probabilities", np.eye(7, dtype=np.int64)[:1]), ("probabilities", np.full((1, 7), np.nan, np.float32)),
         ("activation_map", np.zeros((1, 7), np.float32)), ("activation_map", np.full((1, 7, 2, 2), np.inf, np.float32)),
         ("embedding", np.ones((2, 3), np.float32)), ("embedding", np.ones((1, 3), np.int64)), (None, None),
+        ("checks", np.ones((1, 4), np.float32)), ("checks", np.full((1, 5), np.nan, np.float32)),
     ],
 )  # fmt: skip
 def test_graphs_that_give_what_no_classifier_gives(
@@ -307,7 +375,7 @@ def test_the_csv_replaces_nothing_that_is_read(
 def test_a_place_that_cant_be_written_is_found_before_the_images_are_read(
     model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dermrw.batch._pixels_of", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("dermrw.batch._shown", lambda *_: pytest.fail("an image was read"))
     said = sentence(model_file, pictures, "--csv", pictures / f"{'n' * 251}.csv")
     assert "can't be written" in said and "choose a shorter" in said and "space" not in said
     if sys.platform == "linux":  # where not even root can make a file
@@ -362,7 +430,10 @@ def test_a_prevalence_that_rules_out_what_the_model_says(
 ) -> None:
     out = precious(pictures, "out.csv")
     monkeypatch.setattr(Classifier, "_require_size", lambda _: None)
-    monkeypatch.setattr(Classifier, "run", lambda _, pixels, *__: [np.eye(7, dtype=np.float32)[[2] * len(pixels)]])
+    one = np.eye(7, dtype=np.float32)[[2]]
+    monkeypatch.setattr(
+        Classifier, "run", lambda _, pixels, *__: [one.repeat(len(pixels), 0), np.ones((len(pixels), 5), np.float32)]
+    )
     shares = ",".join(f"{code}={code == 'nv':d}" for code in DX)
     said = sentence(model_file, pictures, "--csv", out, "--prevalence", shares)
     assert "image a and 2 more" in said and "--prevalence" in said and out.read_text() == "precious"

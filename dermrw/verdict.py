@@ -1,0 +1,52 @@
+"""What a model says of a picture beside its ranking: refused and why, the prediction set, refer or not.
+
+The same function answers `dermrw predict`, the Python class and the demo. No torch in here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dermrw.conformal import prediction_sets
+from dermrw.diagnoses import DIAGNOSES
+from dermrw.model_file import ModelInfo
+from dermrw.refusal import refusal, too_small
+
+MALIGNANT = {d.dx for d in DIAGNOSES if d.malignant}
+REFER, NO_REASON = "refer", "no reason to refer seen"
+
+
+class Verdict(NamedTuple):
+    """Of a refused picture the rest is not to be shown."""
+
+    refused: str | None  # the reason, such as `it is blurred`
+    classes: tuple[str, ...]  # the prediction set, the likeliest first
+    refer: bool | None  # None: the model knows no triage
+
+    @property
+    def triage(self) -> str:
+        """In words; nothing for a refused picture, or where the model knows no triage."""
+        return "" if self.refused or self.refer is None else REFER if self.refer else NO_REASON
+
+
+def verdict(
+    probabilities: npt.NDArray[np.floating], checks: npt.NDArray[np.floating], width: int, height: int, info: ModelInfo
+) -> Verdict:
+    """Of one picture.
+
+    Args:
+        probabilities: for equal prevalence `[C]`, of the picture or of its lesion.
+        checks: what the graph measured of the picture `[5]`.
+        width: of the picture as it was given, pixels.
+        height: of the same.
+        info: the model's metadata.
+    """
+    members = prediction_sets(probabilities[None], info.thresholds)[0]
+    order = [c for c in np.argsort(-probabilities, kind="stable") if members[c]]
+    refer = None
+    if info.triage is not None:
+        score = sum(float(p) for p, code in zip(probabilities, info.codes, strict=True) if code in MALIGNANT)
+        refer = score >= info.triage.threshold
+    reason = too_small(width, height, info.smallest) or refusal(checks, info.limits)
+    return Verdict(reason, tuple(info.codes[c] for c in order), refer)
