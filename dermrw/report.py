@@ -32,6 +32,19 @@ OBJECTIVES = {
     "erm": "plain training: the mean cross-entropy of shuffled batches (erm)",
     "erm, balanced sampling": "plain training, every class drawn equally often (erm, balanced sampling)",
     "reweight": "learning to reweight examples (reweight)",
+    "noise_weights, balanced_softmax": "balanced softmax, weighted by a model of wrong labels that the meta set "
+    "teaches (noise_weights, balanced_softmax)",
+    "erm, balanced_softmax": "balanced softmax (erm, balanced_softmax)",
+}
+TAUGHT = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # by the meta set
+WEIGHING = {
+    "reweight": "Each training example is weighted by how far its gradient agrees with that of a small trusted set "
+    "(Ren et al. 2018).",
+    "random_weights": "Each training example is weighted at random: the control of learning to reweight.",
+    "meta_weight_net": "Each training example is weighted by a function of its loss, a small network that a trusted set "
+    "teaches (Shu et al. 2019).",
+    "noise_weights": "Each training example is weighted by how likely its label is to be right, in a model of wrong labels "
+    "whose one parameter a small trusted set teaches.",
 }
 GROUPS = {"sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by"}
 GROUP_NAMES = {
@@ -136,6 +149,7 @@ def context(run: Path, suffix: str, report: dict[str, Any], scored: Scored) -> d
         "group_titles": GROUPS,
         "group_names": GROUP_NAMES,
         "objective": OBJECTIVES.get(report["objective"], report["objective"]),
+        "weighing": WEIGHING.get(report["objective"].partition(",")[0], ""),
         "settings": settings(run),
         "ham10000": scored.classes.codes == DX and not report["warning"],
         "official": not own,
@@ -269,6 +283,6 @@ def settings(run: Path) -> list[tuple[str, str]]:
     return [
         ("Optimiser", f"{train.optimizer}, rate {train.lr:g} ({train.schedule}), weight decay {train.weight_decay:g}"),
         ("Batch", f"{train.batch_size} images, augmentation: {data.augment}"),
-        *([("Trusted (meta) set", trusted)] if config.objective.name == "reweight" else []),
+        *([("Trusted (meta) set", trusted)] if config.objective.name in TAUGHT else []),
         ("Seeds", f"training {train.seed}, split {data.split_seed}"),
     ]
