@@ -41,10 +41,10 @@ WEIGHING = {
     "reweight": "Each training example is weighted by how far its gradient agrees with that of a small trusted set "
     "(Ren et al. 2018).",
     "random_weights": "Each training example is weighted at random: the control of learning to reweight.",
-    "meta_weight_net": "Each training example is weighted by a function of its loss, a small network that a trusted set "
-    "teaches (Shu et al. 2019).",
-    "noise_weights": "Each training example is weighted by how likely its label is to be right, in a model of wrong labels "
-    "whose one parameter a small trusted set teaches.",
+    "meta_weight_net": "Each training example is weighted by a function of its loss, a small network that a trusted "
+    "set teaches (Shu et al. 2019).",
+    "noise_weights": "Each training example is weighted by how likely its label is to be right, in a model of wrong "
+    "labels whose one parameter a small trusted set teaches.",
 }
 GROUPS = {"sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by"}
 GROUP_NAMES = {
