@@ -23,17 +23,18 @@ def _part(part: Any) -> str:
     return "–" if part is None else f"{_percent(part.share)} ({_range(part.interval_95)})"
 
 
-def model_card(report: Report, info: ModelInfo, file_digest: str) -> str:
+def model_card(report: Report, info: ModelInfo, file_digest: str, doubt: dict[str, Any] | None = None) -> str:
     """The card's text.
 
     Args:
         report: of the run.
         info: the model file's metadata.
         file_digest: SHA-256 of the model file.
+        doubt: what `export.challenge` found, where it ran.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=_percent, range=_range, part=_part)
     template = environment.get_template("card.md.jinja")
-    return template.render(report=report, info=info, digest=file_digest).rstrip() + "\n"
+    return template.render(report=report, info=info, digest=file_digest, doubt=doubt).rstrip() + "\n"

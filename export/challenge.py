@@ -1,0 +1,176 @@
+"""`python -m export.challenge RUN`: what a model file does with pictures that are no lesions, and with damaged ones.
+
+Writes RUN/doubt.json and RUN/doubt.png, and both into the model card. Nothing is fitted on any of it.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from dermrw.data import load_splits, resolve_root
+from dermrw.diagnoses import Classes
+from dermrw.errors import UserError, plain_endings
+from dermrw.evaluate import with_overrides
+from dermrw.files import write_atomic
+from dermrw.pixels import read_image
+from dermrw.predict import Classifier
+from dermrw.runs import latest_run, open_run, read_split
+from export.card import model_card
+from export.report import report_of
+from export.strangers import bare_skin, composed, shipped
+
+PER_CLASS = 12  # images that are damaged, of each class of the test split
+COMPOSED = 40  # of each kind
+FATES = ("right alone", "right among others", "wrong among others", "wrong alone", "refused")
+COLOURS = ("#1b7f4d", "#9bd3b0", "#f3c26b", "#c0392b", "#b9c0c9")
+
+
+def _jpeg(image: Image.Image, quality: float) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=int(quality))
+    return Image.open(buffer).convert("RGB")
+
+
+def _noise(image: Image.Image, deviation: float) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.float64)
+    noisy = pixels + np.random.default_rng(0).normal(0, deviation, pixels.shape)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def _smaller(image: Image.Image, scale: float) -> Image.Image:
+    """The lesion at a fraction of its size: what is outside is the picture mirrored."""
+    w, h = image.size
+    part = np.asarray(image.resize((max(8, round(w * scale)), max(8, round(h * scale))), Image.Resampling.BILINEAR))
+    top, left = (h - part.shape[0]) // 2, (w - part.shape[1]) // 2
+    sides = ((top, h - part.shape[0] - top), (left, w - part.shape[1] - left), (0, 0))
+    return Image.fromarray(np.pad(part, sides, mode="symmetric"))
+
+
+def _turned(image: Image.Image, degrees: float) -> Image.Image:
+    """Turned about its middle, and the corners mirrored."""
+    w, h = image.size
+    wide = Image.fromarray(np.pad(np.asarray(image), ((h, h), (w, w), (0, 0)), mode="symmetric"))
+    return wide.rotate(degrees, Image.Resampling.BILINEAR).crop((w, h, 2 * w, 2 * h))
+
+
+def _blurred(image: Image.Image, share: float) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(share / 100 * min(image.size)))
+
+
+# name, its degrees from nothing on, what it does to a picture
+DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image.Image]]] = [
+    ("blur (σ in % of the shorter side)", (0, 0.3, 0.6, 1.2, 2.5, 5), _blurred),
+    ("noise (standard deviation, grey levels)", (0, 8, 16, 32, 64, 96), _noise),
+    ("JPEG quality", (95, 50, 25, 12, 6, 3), _jpeg),
+    ("darkness (share of the light left)", (1, 0.8, 0.65, 0.5, 0.35, 0.2), lambda i, d: i.point(lambda v: v * d)),
+    ("rotation (degrees)", (0, 15, 30, 45, 90, 135), _turned),
+    ("scale (share of the lesion's size)", (1, 0.8, 0.6, 0.45, 0.3, 0.2), _smaller),
+]
+
+
+def fate(classifier: Classifier, image: Image.Image, code: str) -> str:
+    """What becomes of a picture of this diagnosis."""
+    said = classifier.explain(image).verdict
+    if said.refused:
+        return "refused"
+    return f"{'right' if code in said.classes else 'wrong'} {'alone' if len(said.classes) == 1 else 'among others'}"
+
+
+def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, list[dict[str, Any]]]:
+    """Of each damage and degree the share of each fate."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, degrees, damage in tqdm(DAMAGES, "Damaging lesions", leave=False):
+        for degree in degrees:
+            fates = [fate(classifier, damage(image, degree), code) for image, code in lesions]
+            shares = {f: fates.count(f) / len(fates) for f in FATES}
+            found.setdefault(name, []).append({"degree": degree, **shares})
+    return found
+
+
+def strangers(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, dict[str, Any]]:
+    """Of each kind of picture that is no dermoscopic image: how many, how many of them are refused, and which not."""
+    found: dict[str, dict[str, Any]] = {}
+    pictures = [*shipped(), *composed(COMPOSED), *bare_skin([image for image, _ in lesions])]
+    for kind, name, image in tqdm(pictures, "Showing strangers", leave=False):
+        row = found.setdefault(kind, {"pictures": 0, "refused": 0, "accepted": []})
+        row["pictures"] += 1
+        if classifier.explain(image).verdict.refused:
+            row["refused"] += 1
+        elif len(row["accepted"]) < 10:
+            row["accepted"].append(name)
+    return found
+
+
+def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
+    """A PNG: for each damage, what becomes of the lesions by degree."""
+    figure = Figure((13, 6.6), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(2, 3).ravel(), damages.items(), strict=True):
+        x = np.arange(len(rows))
+        axes.stackplot(x, [[100 * row[f] for row in rows] for f in FATES], labels=FATES, colors=COLOURS)
+        axes.set_xticks(x, [f"{row['degree']:g}" for row in rows])
+        axes.set(xlabel=name, ylim=(0, 100), xlim=(0, len(rows) - 1))
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(FATES), frameon=False,
+        title=f"What becomes of {count} lesions' images of the test split, damaged by degrees (per cent)",
+    )  # fmt: skip
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    return buffer.getvalue()
+
+
+def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
+    """Writes RUN/doubt.json and RUN/doubt.png; returns what is in the former.
+
+    Raises:
+        UserError: the run has no model file, or its data isn't here.
+    """
+    config = with_overrides(open_run(run), run, overrides, "export.challenge")
+    classifier = Classifier(run / "model.onnx")
+    test = load_splits(config.data, resolve_root(config.data), read_split(run)).test
+    codes = classifier.info.codes
+    rng, rows = np.random.default_rng(0), []
+    for c in range(len(codes)):
+        mine = rng.permutation(np.flatnonzero(test.labels == c))
+        rows += mine[:PER_CLASS].tolist()
+    if not rows:
+        raise UserError(f"{run} has no test images to damage")
+    lesions = [(read_image(test.sources[row]), codes[test.labels[row]]) for row in rows]
+    foreign, damages = strangers(classifier, lesions), damaged(classifier, lesions)
+    found = {
+        "model": {"name": classifier.info.name, "sha256": classifier.digest},
+        "lesions": len(lesions),
+        "strangers": foreign,
+        "damages": damages,
+    }
+    write_atomic(run / "doubt.png", draw(damages, len(lesions)))
+    write_atomic(run / "doubt.json", json.dumps(found, indent=1).encode())
+    report = report_of(run, config, Classes(codes, classifier.info.columns), overrides)
+    write_atomic(run / "MODEL_CARD.md", model_card(report, classifier.info, classifier.digest, found).encode())
+    return found
+
+
+def main() -> None:
+    """A user's mistake is one sentence and status 2."""
+    parser = argparse.ArgumentParser("export.challenge", description="Measure what a model file refuses and doubts.")
+    parser.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the latest)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")
+    arguments = parser.parse_args()
+    with plain_endings("export.challenge"):
+        run = arguments.run or latest_run()
+        report = challenge(run, arguments.overrides)
+        for kind, row in sorted(report["strangers"].items()):
+            left = f"; not refused: {', '.join(row['accepted'])}" if row["accepted"] else ""
+            print(f"{kind}: {row['refused']} of {row['pictures']} refused{left}")
+        print(f"{run / 'doubt.json'}, {run / 'doubt.png'}, {run / 'MODEL_CARD.md'}")
+
+
+if __name__ == "__main__":
+    main()

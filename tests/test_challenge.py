@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermrw.predict import Classifier
+from export import challenge as module
+from export.challenge import DAMAGES, FATES, challenge
+from export.strangers import composed, shipped
+
+
+def test_the_first_degree_of_every_damage_leaves_the_picture_as_it_is() -> None:
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(60, 200, (6, 8, 3), dtype=np.uint8)).resize(
+        (160, 120), Image.Resampling.BICUBIC
+    )
+    for name, degrees, damage in DAMAGES:
+        away = [np.abs(np.asarray(damage(smooth, d), dtype=float) - np.asarray(smooth)).mean() for d in degrees]
+        assert away[0] < 1.5, name
+        assert away[-1] > 10 * away[0] + 2, name
+        assert all(damage(smooth, d).size == smooth.size for d in degrees)
+
+
+def test_there_are_pictures_of_many_kinds_and_the_same_each_time() -> None:
+    kinds = {kind for kind, *_ in [*shipped(), *composed(2)]}
+    assert {"photograph", "document", "chart", "noise", "blank", "gradient"} <= kinds
+    one, other = (list(composed(2)) for _ in range(2))
+    assert all(
+        a[1] == b[1] and np.array_equal(np.asarray(a[2]), np.asarray(b[2])) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_fates_sum_to_all_and_stand_in_the_card(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = model_file.parent
+    monkeypatch.setattr(module, "PER_CLASS", 1)
+    monkeypatch.setattr(module, "COMPOSED", 2)
+    monkeypatch.setattr(module, "shipped", lambda: list(composed(1, seed=9)))
+    found = challenge(run, [])
+    for name, degrees, _ in DAMAGES:
+        rows = found["damages"][name]
+        assert [row["degree"] for row in rows] == list(degrees)
+        assert all(sum(row[f] for f in FATES) == pytest.approx(1) for row in rows)
+    blank = found["strangers"]["blank"]
+    assert blank["pictures"] == 3 and blank["refused"] == 3
+    assert json.loads((run / "doubt.json").read_text()) == found
+    assert Image.open(run / "doubt.png").size[0] > 1000
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "| blank | 3 | 3 (100.0 %) |" in card and Classifier(model_file).digest in card
