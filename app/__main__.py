@@ -11,23 +11,32 @@ from app.guard import own_names
 from app.uploads import clear_stale
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
+from dermrw.neighbours import Index, index_of
 from dermrw.predict import Classifier
 
 HOST, PORT = "127.0.0.1", 7860
 
 
-def find_model(named: Path | None) -> Path:
-    """The model file, or that of the run's folder, that was named; else the one that was exported last.
+IN_THE_BOX = Path(__file__).with_name("model.onnx")
 
-    Raises:
-        UserError: there is none.
-    """
-    if named is not None:
-        return named / "model.onnx" if named.is_dir() else named
-    models = sorted(Path("runs").glob("*/model.onnx"), key=lambda p: p.stat().st_mtime)
-    if not models:
-        raise UserError("there is no model in runs/ yet: `make train-ham`, then `make export`, or name an .onnx file")
-    return models[-1]
+
+def find_model(named: Path | None) -> Path:
+    """The model file, or that of the run's folder, that was named; else the one that comes with dermrw."""
+    if named is None:
+        return IN_THE_BOX
+    return named / "model.onnx" if named.is_dir() else named
+
+
+def find_index(classifier: Classifier) -> Index | None:
+    """The labelled cases beside the model file; None where there are none, or, which is said, none that fit."""
+    path = index_of(classifier.path)
+    if not path.exists():
+        return None
+    try:
+        return Index.load(path, classifier.digest)
+    except UserError as error:
+        print(f"No nearest cases are shown, since {error}")
+        return None
 
 
 def free_port(host: str, port: int | None) -> socket.socket:
@@ -60,7 +69,7 @@ def free_port(host: str, port: int | None) -> socket.socket:
 def main() -> None:
     """A user's mistake is one sentence and status 2."""
     parser = argparse.ArgumentParser("app", description="Serve a model as a web page on this machine.")
-    parser.add_argument("model", nargs="?", type=Path, help="an .onnx file or a run (default: the one exported last)")
+    parser.add_argument("model", nargs="?", type=Path, help="an .onnx file or a run (default: dermrw's own model)")
     parser.add_argument("--host", default=HOST, help="address to serve on (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, help=f"default: the first free one from {PORT} on")
     parser.add_argument(
@@ -83,14 +92,17 @@ def main() -> None:
         from app.page import UPLOADS, build_app
 
         clear_stale()
+        index = find_index(classifier)
         info, port = classifier.info, bound.getsockname()[1]
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"Model {info.name} of {info.created}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}")
         if info.warning:
             print(info.warning)
+        if index is not None:
+            print(f"With the nearest of {len(index.ids):,} labelled cases")
         print(f"Serving http://{host}:{port} (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(
-            build_app(classifier, is_own), log_level="warning", access_log=False, ws="none",
+            build_app(classifier, is_own, index), log_level="warning", access_log=False, ws="none",
             timeout_graceful_shutdown=10,
         )  # fmt: skip
         # uvicorn finishes what is in hand and then raises the signal again: let that end the program in good order

@@ -20,6 +20,7 @@ from gradio.data_classes import ImageData
 from app.guard import Guard
 from app.words import answer, fault, fixed
 from dermrw.errors import UserError
+from dermrw.neighbours import Index
 from dermrw.predict import Classifier
 
 CSS = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -66,14 +67,15 @@ def _path(payload: ImageData | None) -> str | None:
     return payload.path if payload else None
 
 
-def build_page(classifier: Classifier) -> gradio.Blocks:
+def build_page(classifier: Classifier, index: Index | None = None) -> gradio.Blocks:
     """The page for this model."""
 
     def show(path: str | None) -> str:
         if path is None:
             return ""
         try:
-            return answer(classifier.explain(_present(path)), classifier.info)
+            seen = classifier.explain(_present(path))
+            return answer(seen, classifier.info, index.nearest(seen.embedding) if index else [])
         except UserError as error:
             return fault(_without_place(str(error), path), Path(path).name)
 
@@ -135,12 +137,13 @@ def _without_place(message: str, path: str) -> str:
     return message.replace(path, Path(path).name)
 
 
-def build_app(classifier: Classifier, is_own: Callable[[str], bool]) -> FastAPI:
+def build_app(classifier: Classifier, is_own: Callable[[str], bool], index: Index | None = None) -> FastAPI:
     """The server's app: the page at /, a health check at /health.
 
     Args:
         classifier: the model.
         is_own: whether a host's name is one that this server is served by.
+        index: labelled cases, of which the nearest are shown.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -164,7 +167,7 @@ def build_app(classifier: Classifier, is_own: Callable[[str], bool]) -> FastAPI:
         font_mono=["ui-monospace", "Consolas", "monospace"],
     )
     return gradio.mount_gradio_app(
-        app, build_page(classifier), "/", css=CSS, js=UNSEEN, theme=theme, footer_links=["api"], show_error=False,
-        max_file_size=LARGEST_UPLOAD, ssr_mode=False, run_history=False, enable_monitoring=False, pwa=False,
-        mcp_server=False,
+        app, build_page(classifier, index), "/", css=CSS, js=UNSEEN, theme=theme, footer_links=["api"],
+        show_error=False, max_file_size=LARGEST_UPLOAD, ssr_mode=False, run_history=False, enable_monitoring=False,
+        pwa=False, mcp_server=False,
     )  # fmt: skip

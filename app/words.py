@@ -1,5 +1,6 @@
 """What the page says: HTML from an answer, by templates that escape all that they are given."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ from PIL import Image
 
 from app.heatmap import SIDE, data_uri, overlay
 from dermrw.diagnoses import DIAGNOSES
+from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo
+from dermrw.neighbours import Case
+from dermrw.pixels import read_image
 from dermrw.predict import Explanation
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 MALIGNANT = {d.dx for d in DIAGNOSES if d.malignant}
+CASE_SIDE = 200  # pixels, of a labelled case on the page
 SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -40,7 +45,19 @@ def listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def answer(seen: Explanation, info: ModelInfo) -> str:
+def example(case: Case, info: ModelInfo) -> dict[str, str]:
+    """A labelled case for the page; without its picture where that is no longer on the disk."""
+    try:
+        image = read_image(case.path)
+        image.thumbnail((CASE_SIDE, CASE_SIDE))
+        picture = data_uri(image)
+    except UserError:
+        picture = ""
+    name = info.names[info.codes.index(case.code)] if case.code in info.codes else case.code
+    return {"id": case.image_id, "name": name, "picture": picture}
+
+
+def answer(seen: Explanation, info: ModelInfo, cases: Sequence[Case] = ()) -> str:
     """The page's answer to one picture: the doubt before the class, and of a refused picture the reason alone."""
     said = seen.verdict
     if said.refused:
@@ -72,6 +89,7 @@ def answer(seen: Explanation, info: ModelInfo) -> str:
         together=percent(float(sum(seen.probabilities[info.codes.index(code)] for code in MALIGNANT))),
         shown=data_uri(shown),
         map=data_uri(overlay(seen.pixels, seen.activation_map[order[0]])),
+        cases=[example(case, info) for case in cases],
         side=SIDE,
         size=info.size,
     )

@@ -60,7 +60,7 @@ def read_weights(run: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(
             f"{run} has no weights.csv: an audit wants a run that weighs its examples (objective=reweight, "
-            "random_weights or meta_weight_net) and has finished an epoch"
+            "noise_weights, meta_weight_net or random_weights) and has finished an epoch"
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{run / 'weights.csv'} can't be read: {' '.join(str(error).split())}") from None

@@ -1,0 +1,80 @@
+"""`python -m export.index [MODEL]`: writes index.npz, the labelled cases of HAM10000 as the model sees them."""
+
+import argparse
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from tqdm import tqdm
+
+from dermrw.config import Data
+from dermrw.data import resolve_root
+from dermrw.errors import plain_endings
+from dermrw.files import require_writable, write_atomic
+from dermrw.model_file import INPUT
+from dermrw.neighbours import Index, index_of
+from dermrw.pixels import evaluation_pixels
+from dermrw.predict import Classifier
+from dermrw.tables import read_ham10000, with_images
+
+BATCH = 32
+IN_THE_BOX = Path("app/model.onnx")
+
+
+def embedder(content: bytes) -> onnxruntime.InferenceSession:
+    """The part of a model file's graph that gives the embedding: an eighth of the work of a file of eight views."""
+    model = onnx.load_from_string(content)
+    part = onnx.utils.Extractor(model).extract_model([INPUT], ["embedding"])
+    return onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def write_index(model: Path, root: str | None) -> Path:
+    """Writes the index of the images of a HAM10000 folder beside the model file; returns its path.
+
+    Raises:
+        UserError: the model or the images can't be read.
+    """
+    classifier = Classifier(model)
+    out = index_of(model)
+    require_writable(out)
+    folder = resolve_root(Data(root=root))
+    table = with_images(read_ham10000(folder), folder)
+    content = model.read_bytes()
+    session, size = embedder(content), classifier.info.size
+
+    def read(path: str) -> npt.NDArray[np.uint8]:
+        return evaluation_pixels(path, size)
+
+    found, paths = [], table["path"].tolist()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in tqdm(range(0, len(paths), BATCH), "Looking at the cases", leave=False):
+            batch = np.stack(list(pool.map(read, paths[start : start + BATCH])))
+            found.append(session.run(["embedding"], {INPUT: batch})[0])
+    ids, lesions, codes = (table[key].astype(str).to_numpy(str) for key in ("image_id", "lesion_id", "dx"))
+    where = np.array([str(Path(path).resolve()) for path in paths])
+    digest = hashlib.sha256(content).hexdigest()
+    write_atomic(out, Index(digest, ids, lesions, codes, where, np.concatenate(found)).save())
+    print(f"{len(paths):,} cases of {table['lesion_id'].nunique():,} lesions in {out}. `make demo` shows the nearest.")
+    return out
+
+
+def main() -> None:
+    """A user's mistake is one sentence and status 2."""
+    parser = argparse.ArgumentParser("export.index", description="Let the demo show the nearest labelled cases.")
+    parser.add_argument(
+        "model", nargs="?", type=Path, default=IN_THE_BOX, help="an .onnx file or a run (default: %(default)s)"
+    )
+    parser.add_argument("--data", help="HAM10000's folder (default: HAM10000_DIR, then data/ham10000)")
+    arguments = parser.parse_args()
+    with plain_endings("export.index"):
+        model: Path = arguments.model
+        write_index(model / "model.onnx" if model.is_dir() else model, arguments.data)
+
+
+if __name__ == "__main__":
+    main()

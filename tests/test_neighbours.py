@@ -1,0 +1,84 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from app.__main__ import find_index, find_model
+from app.words import answer
+from dermrw.errors import UserError
+from dermrw.neighbours import Index, index_of
+from dermrw.predict import Classifier
+from dermrw.tables import read_ham10000
+from export.index import write_index
+
+
+def index(n: int = 200) -> Index:
+    rng = np.random.default_rng(0)
+    names = np.array([f"I{i}" for i in range(n)])
+    lesions = np.array([f"L{i // 2}" for i in range(n)])
+    return Index("d" * 64, names, lesions, np.array(["nv", "mel"] * (n // 2)), names, rng.normal(size=(n, 16)))
+
+
+def test_the_nearest_against_scikit_learn_one_image_a_lesion() -> None:
+    whole = index()
+    queries = np.random.default_rng(1).normal(size=(20, 16))
+    centre = whole.embeddings.mean(0)
+    distances, order = (
+        NearestNeighbors(n_neighbors=200, metric="cosine").fit(whole.embeddings - centre).kneighbors(queries - centre)
+    )
+    for query, row, away in zip(queries, order, distances, strict=True):
+        first = list(
+            {whole.lesions[i]: (whole.ids[i], 1 - d) for i, d in reversed(list(zip(row, away, strict=True)))}.items()
+        )
+        expected = sorted((value for _, value in first), key=lambda pair: -pair[1])[:5]
+        found = whole.nearest(query)
+        assert [case.image_id for case in found] == [name for name, _ in expected]
+        assert [case.likeness for case in found] == pytest.approx([likeness for _, likeness in expected], abs=1e-5)
+
+
+def test_an_index_comes_back_and_anothers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "index.npz"
+    path.write_bytes(index().save())
+    again = Index.load(path, "d" * 64)
+    query = np.random.default_rng(2).normal(size=16)
+    assert [c.image_id for c in again.nearest(query)] == [c.image_id for c in index().nearest(query)]
+    with pytest.raises(UserError, match="of another model file"):
+        Index.load(path, "e" * 64)
+    for content in (b"", b"rubbish", path.read_bytes()[:500]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="can't be read"):
+            Index.load(path, "d" * 64)
+
+
+def test_the_demo_shows_the_cases_of_its_own_model(
+    model_file: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copy(model_file, tmp_path / "model.onnx"))
+    assert find_index(Classifier(model)) is None and capsys.readouterr().out == ""
+    write_index(model, str(sample))
+    classifier = Classifier(model)
+    cases = find_index(classifier)
+    assert cases is not None
+    table = read_ham10000(sample)
+    seen = classifier.explain(table["path"].iloc[3])
+    found = cases.nearest(seen.embedding)
+    # (this model, hardly trained, finds all alike: which is nearest is tested above)
+    own = table.set_index("image_id")
+    assert len({own.loc[case.image_id, "lesion_id"] for case in found}) == 5
+    assert all(case.code == own.loc[case.image_id, "dx"] and case.path.is_file() for case in found)
+    np.testing.assert_allclose(cases.embeddings[3], seen.embedding, atol=1e-4)
+    page = answer(seen._replace(verdict=seen.verdict._replace(refused=None)), classifier.info, found)
+    assert found[4].image_id in page and page.count("data:image/png") == 7 and str(sample) not in page
+    gone = found[0]._replace(path=Path("nowhere.jpg"))
+    assert "nowhere" not in answer(seen._replace(verdict=seen.verdict._replace(refused=None)), classifier.info, [gone])
+    model.with_name("index.npz").write_bytes(index().save())
+    assert find_index(classifier) is None and "of another model file" in capsys.readouterr().out
+
+
+def test_the_model_that_is_served(tmp_path: Path) -> None:
+    assert find_model(None).name == "model.onnx" and find_model(None).parent.name == "app"
+    assert find_model(tmp_path) == tmp_path / "model.onnx"
+    assert find_model(tmp_path / "x.onnx") == tmp_path / "x.onnx"
+    assert index_of(find_model(None)).name == "index.npz"
