@@ -14,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval audit export demo bench reproduce test lint package format clean
+.PHONY: help install data check train-ham train-cifar eval audit export challenge index demo bench reproduce test lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -68,7 +68,13 @@ audit: $(READY) ## show the training images that weighed least in a run (the lat
 export: $(READY) ## write a run's (the latest's) model.onnx and MODEL_CARD.md
 	$(PY) -m export $(if $(RUN),"$(RUN)") $(ARGS)
 
-demo: $(DEMO_READY) ## serve the model that was exported last, or MODEL=file.onnx, to your browser
+challenge: $(READY) ## show a run's exported model pictures that it should refuse, and damaged lesions
+	$(PY) -m export.challenge $(if $(RUN),"$(RUN)") $(ARGS)
+
+index: $(READY) ## let the demo show the nearest cases of your HAM10000 beside its answer (MODEL=file.onnx)
+	$(PY) -m export.index $(if $(MODEL)$(RUN),"$(or $(MODEL),$(RUN))") $(ARGS)
+
+demo: $(DEMO_READY) ## serve dermrw's own model, or MODEL=file.onnx, or RUN=runs/NAME, to your browser
 	$(DEMO)/bin/python -m app $(if $(MODEL)$(RUN),"$(or $(MODEL),$(RUN))") $(ARGS)
 
 bench: $(READY) ## time reweighting beside plain training and other people's way (ARGS="growth --repeats 3")
