@@ -92,7 +92,7 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     if not set(lowest["image_id"]) <= set(row_of):
         raise UserError(f"{run / 'weights.csv'} names images that the run's split.csv does not train on")
     model, _ = load_best(run, config, splits.classes)
-    choice = Choice(choose_device("auto"), "fp32", False)
+    choice = Choice(choose_device("auto"), "fp32", config.train.channels_last is True)
     logits, embedding = embed(choice.place(model), train, config, choice)
     wrong = (lowest["dx"] != lowest["label"]).to_numpy()
     share = float(wrong.mean()) if wrong.any() else None

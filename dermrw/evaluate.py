@@ -59,7 +59,8 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         require_writable(run / name)
     root = resolve_root(config.data)
     splits = load_splits(config.data, root, read_split(run))
-    choice = Choice(choose_device("auto" if not _chosen(overrides) else config.train.device), "fp32", False)
+    device = choose_device("auto" if not _chosen(overrides) else config.train.device)
+    choice = Choice(device, "fp32", config.train.channels_last is True)  # the layout that training found the faster
     model, state = load_best(run, config, splits.classes)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt's time ends with it
     model = choice.place(model)
