@@ -14,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval audit export challenge index demo bench reproduce test lint package format clean
+.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -82,6 +82,9 @@ bench: $(READY) ## time reweighting beside plain training and other people's way
 
 reproduce: $(READY) ## run what is missing of the study, then write its report (BUDGET=full, ARGS="--list")
 	$(PY) -m dermrw.study --budget $(BUDGET) $(ARGS)
+
+box: $(READY) ## make RUN, exported and challenged, the model that comes with dermrw
+	$(PY) -m export.box "$(RUN)"
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)

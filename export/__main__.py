@@ -28,6 +28,7 @@ from dermrw.pixels import read_image
 from dermrw.runs import latest_run, open_run, read_split
 from export.build import build, check
 from export.card import model_card
+from export.diagram import reliability_diagram
 from export.network import Exported
 from export.report import Part, Report, report_of
 
@@ -69,6 +70,7 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     try:
         pictures, what = _pictures(run, config)
         worst = check(candidate, network, pictures)
+        write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
         candidate.replace(path)
     finally:

@@ -1,12 +1,15 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dermrw.errors import UserError
 from dermrw.predict import Classifier
 from export import challenge as module
+from export.box import box
 from export.challenge import DAMAGES, FATES, challenge
 from export.strangers import composed, shipped
 
@@ -32,7 +35,9 @@ def test_there_are_pictures_of_many_kinds_and_the_same_each_time() -> None:
     )
 
 
-def test_fates_sum_to_all_and_stand_in_the_card(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fates_stand_in_the_card_and_the_box_takes_it(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = model_file.parent
     monkeypatch.setattr(module, "PER_CLASS", 1)
     monkeypatch.setattr(module, "COMPOSED", 2)
@@ -47,4 +52,18 @@ def test_fates_sum_to_all_and_stand_in_the_card(model_file: Path, monkeypatch: p
     assert json.loads((run / "doubt.json").read_text()) == found
     assert Image.open(run / "doubt.png").size[0] > 1000
     card = (run / "MODEL_CARD.md").read_text()
+    for place in ("app", "docs"):
+        (tmp_path / place).mkdir()
+    box(run, tmp_path)
+    assert (tmp_path / "app/model.onnx").read_bytes() == model_file.read_bytes()
+    boxed = (tmp_path / "MODEL_CARD.md").read_text()
+    for link in re.findall(r"\]\((.*?\.png)\)", boxed):
+        assert (tmp_path / link).is_file(), link
+    assert boxed.count("docs/model/") == 2 and "`app/model.onnx`" in boxed
+    (run / "MODEL_CARD.md").write_text("another")
+    with pytest.raises(UserError, match="of another model file"):
+        box(run, tmp_path)
+    (run / "doubt.json").unlink()
+    with pytest.raises(UserError, match="has not been challenged"):
+        box(run, tmp_path)
     assert "| blank | 3 | 3 (100.0 %) |" in card and Classifier(model_file).digest in card
