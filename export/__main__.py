@@ -63,7 +63,7 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     info = _info(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     content = build(network, info).SerializeToString()
-    text = model_card(report, info, hashlib.sha256(content).hexdigest())
+    text = model_card(report, info, hashlib.sha256(content).hexdigest(), config)
 
     candidate = run / ".model.onnx.unchecked"
     write_atomic(candidate, content)

@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dermrw.config import Config, differences
 from dermrw.model_file import ModelInfo
 from export.report import Report
 
@@ -23,13 +24,25 @@ def _part(part: Any) -> str:
     return "–" if part is None else f"{_percent(part.share)} ({_range(part.interval_95)})"
 
 
-def model_card(report: Report, info: ModelInfo, file_digest: str, doubt: dict[str, Any] | None = None) -> str:
+PLACE = ("data.root:", "model.weights:", "train.device:", "name:")
+
+
+def recipe(config: Config) -> str:
+    """What the run set, as the command line takes it; without places on the machine that it ran on."""
+    changed = [line for line in differences(config, Config()) if not line.startswith(PLACE)]
+    return " ".join(line.rpartition(", was ")[0].replace(": ", "=", 1) for line in changed)
+
+
+def model_card(
+    report: Report, info: ModelInfo, file_digest: str, config: Config, doubt: dict[str, Any] | None = None
+) -> str:
     """The card's text.
 
     Args:
         report: of the run.
         info: the model file's metadata.
         file_digest: SHA-256 of the model file.
+        config: of the run.
         doubt: what `export.challenge` found, where it ran.
     """
     environment = Environment(
@@ -37,4 +50,7 @@ def model_card(report: Report, info: ModelInfo, file_digest: str, doubt: dict[st
     )
     environment.filters.update(percent=_percent, range=_range, part=_part)
     template = environment.get_template("card.md.jinja")
-    return template.render(report=report, info=info, digest=file_digest, doubt=doubt).rstrip() + "\n"
+    return (
+        template.render(report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt).rstrip()
+        + "\n"
+    )

@@ -153,7 +153,7 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     write_atomic(run / "doubt.png", draw(damages, len(lesions)))
     write_atomic(run / "doubt.json", json.dumps(found, indent=1).encode())
     report = report_of(run, config, Classes(codes, classifier.info.columns), overrides)
-    write_atomic(run / "MODEL_CARD.md", model_card(report, classifier.info, classifier.digest, found).encode())
+    write_atomic(run / "MODEL_CARD.md", model_card(report, classifier.info, classifier.digest, config, found).encode())
     return found
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 from app.guard import own_names
 from app.heatmap import SIDE, heat, overlay
 from app.words import answer, doubt, fault, fixed, percent
+from dermrw.config import load_config
 from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError
 from dermrw.predict import Classifier, Explanation
@@ -388,9 +389,10 @@ def test_of_drawings_nothing_is_said_that_holds_of_skin(model: Path) -> None:
     real = sample.model_copy(update={"warning": None})
     assert "learned from drawings" in fixed("texts", sample, "") and "light skin" not in fixed("texts", sample, "")
     report = Report.model_validate_json(model.with_name("report.json").read_text())
-    card = model_card(report, sample, "0" * 64)
+    card = model_card(report, sample, "0" * 64, load_config(None, ["train.epochs=7", "data.root=/secret/place"]))
+    assert "train.epochs=7" in card and "secret" not in card
     assert "learned from drawings" in card and not re.search("light skin|histology|Vienna", card)
-    assert "confirmed by histology" in model_card(report, real, "0" * 64)
+    assert "confirmed by histology" in model_card(report, real, "0" * 64, load_config(None))
     assert "drawings" not in fixed("texts", real, "") and "almost only light skin" in fixed("texts", real, "")
 
 
