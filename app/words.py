@@ -81,6 +81,7 @@ def answer(seen: Explanation, info: ModelInfo, cases: Sequence[Case] = ()) -> st
         score=info.score,
         members=listed([info.names[info.codes.index(code)] for code in said.classes]),
         count=len(said.classes),
+        left=listed([info.names[info.codes.index(code)] for code in said.classes if code in MALIGNANT] or [""]),
         coverage=percent(info.coverage),
         share=percent,
         headline=headline,
