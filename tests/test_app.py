@@ -349,7 +349,6 @@ def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         for arguments, fault_said in (
-            ([], "there is no model in runs/ yet"),
             (["absent.onnx"], "no model absent.onnx"),
             (["foreign.onnx"], "foreign.onnx is not a model"),
             ([str(model), "--host", "192.0.2.1"], "'192.0.2.1' is not an address of this machine: name one with --h"),
