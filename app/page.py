@@ -75,7 +75,9 @@ def build_page(classifier: Classifier, index: Index | None = None) -> gradio.Blo
             return ""
         try:
             seen = classifier.explain(_present(path))
-            return answer(seen, classifier.info, index.nearest(seen.embedding) if index else [])
+            return answer(
+                seen, classifier.info, index.nearest(seen.embedding) if index and not seen.verdict.refused else []
+            )
         except UserError as error:
             return fault(_without_place(str(error), path), Path(path).name)
 

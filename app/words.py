@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from app.heatmap import SIDE, data_uri, overlay
-from dermrw.diagnoses import DIAGNOSES
+from dermrw.diagnoses import MALIGNANT
 from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo
 from dermrw.neighbours import Case
@@ -17,7 +17,6 @@ from dermrw.pixels import read_image
 from dermrw.predict import Explanation
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-MALIGNANT = {d.dx for d in DIAGNOSES if d.malignant}
 CASE_SIDE = 200  # pixels, of a labelled case on the page
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -53,7 +52,7 @@ def example(case: Case, info: ModelInfo) -> dict[str, str]:
         picture = data_uri(image)
     except UserError:
         picture = ""
-    name = info.names[info.codes.index(case.code)] if case.code in info.codes else case.code
+    name = dict(zip(info.codes, info.names, strict=True)).get(case.code, case.code)
     return {"id": case.image_id, "name": name, "picture": picture}
 
 
@@ -62,6 +61,7 @@ def answer(seen: Explanation, info: ModelInfo, cases: Sequence[Case] = ()) -> st
     said = seen.verdict
     if said.refused:
         return TEMPLATES.get_template("refused.html.jinja").render(reason=said.refused)
+    name_of = dict(zip(info.codes, info.names, strict=True))
     headline, sentence = doubt(seen.probabilities, info.names)
     order = np.argsort(-seen.probabilities)
     rows = [
@@ -79,9 +79,9 @@ def answer(seen: Explanation, info: ModelInfo, cases: Sequence[Case] = ()) -> st
         triage=said.triage,
         rule=info.triage,
         score=info.score,
-        members=listed([info.names[info.codes.index(code)] for code in said.classes]),
+        members=listed([name_of[code] for code in said.classes]),
         count=len(said.classes),
-        left=listed([info.names[info.codes.index(code)] for code in said.classes if code in MALIGNANT] or [""]),
+        left=listed([name_of[code] for code in said.classes if code in MALIGNANT] or [""]),
         coverage=percent(info.coverage),
         share=percent,
         headline=headline,

@@ -221,13 +221,9 @@ def predict(
         raise UserError("\n".join([f"no image could be read, and {out} isn't written:", *map(str, unreadable)]))
     verdicts = classified.verdicts(values, info)
     if lesion_of:
-        # a refused picture has no say in what its lesion is; the number keeps it apart
-        together = [
-            (lesion_of[name], i * (v.refused is not None))
-            for i, (name, v) in enumerate(zip(kept, verdicts, strict=True), 1)
-        ]
-        keys = {key: n for n, key in enumerate(dict.fromkeys(together))}
-        values = combine(values, [keys[key] for key in together], info.lesion_rule)
+        # a refused picture has no say in what its lesion is
+        accepted = [i for i, v in enumerate(verdicts) if not v.refused]
+        values[accepted] = combine(values[accepted], [lesion_of[kept[i]] for i in accepted], info.lesion_rule)
         verdicts = classified.verdicts(values, info)
     if stated is not None:
         impossible = [name for name, share in zip(kept, values @ stated, strict=True) if not share > 0]

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from dermrw.config import Data
 from dermrw.data import ImageSet, Pixels, in_order
 from dermrw.familiarity import IMAGES, Familiarity, Watch, describe, middle
+from dermrw.loop import predict_logits
 from dermrw.machine import Choice
-from dermrw.models import to_input, views
+from dermrw.models import to_input
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 BURNT = 250  # grey levels from which a pixel counts as overexposed
@@ -60,15 +61,11 @@ def logits_and_checks(
     model: nn.Module, checks: Checks, pixels: Pixels, choice: Choice, batch_size: int, every_view: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 5]` of a set."""
-    model.eval()
-    logits, measures = [], []
+    measures: list[Tensor] = []
     with Watch(model, checks.familiarity.names) as watch:
-        for images, _, _ in in_order(pixels, batch_size):
-            x = to_input(images, choice.device, choice.channels_last)
-            seen = [model(x)]
+
+        def measure(images: Tensor) -> None:
             measures.append(checks(images.to(choice.device), watch.take()).float().cpu())
-            if every_view:
-                seen += [model(view) for view in views(x)[1:]]
-                watch.take()
-            logits.append(torch.stack(seen).mean(0).float().cpu())
-    return torch.cat(logits).numpy(), torch.cat(measures).numpy()
+
+        logits = predict_logits(model, pixels, choice, batch_size, every_view, measure)
+    return logits, torch.cat(measures).numpy()

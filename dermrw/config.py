@@ -167,9 +167,9 @@ class Config(_Section):
             raise ValueError(f"objective.weights belongs to reweight, not to {name}")
         if name not in ("reweight", "noise_weights") and self.objective.refresh_every != usual.refresh_every:
             raise ValueError(f"objective.refresh_every belongs to reweight and noise_weights, not to {name}")
-        if self.objective.odds is not None and self.objective.name != "noise_weights":
-            raise ValueError(f"objective.odds belongs to noise_weights, not to {self.objective.name}")
-        if self.objective.name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
+        if self.objective.odds is not None and name != "noise_weights":
+            raise ValueError(f"objective.odds belongs to noise_weights, not to {name}")
+        if name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
             raise ValueError("noise_weights goes with objective.loss=cross_entropy or balanced_softmax alone")
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine go together: its margins are of cosines")

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.conformal import COVERAGE, fit_thresholds, prediction_sets
-from dermrw.diagnoses import DIAGNOSES, DX, Classes
+from dermrw.conformal import fit_thresholds, prediction_sets
+from dermrw.diagnoses import DX, Classes
+from dermrw.metrics import malignant
 from dermrw.refusal import fit_limits, refusal
 from dermrw.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
 
 Floats = npt.NDArray[np.float64]
-MALIGNANT = np.array([d.malignant for d in DIAGNOSES])
 
 
 class Predicted(NamedTuple):
@@ -41,12 +41,12 @@ class Decisions(NamedTuple):
         sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
         point = None
         if classes.codes == DX:
-            positive = MALIGNANT[valid.labels]
-            if 0 < positive.sum() < len(positive):
-                point = choose(_malignant(valid.probabilities), positive, valid.lesions)
+            positive, score = malignant(valid.probabilities, valid.labels)
+            if positive.any() and not positive.all():
+                point = choose(score, positive, valid.lesions)
         fitted = {
             "sets": {
-                "coverage": COVERAGE,
+                "coverage": sets.coverage,
                 "validation_lesions": dict(zip(classes.codes, sets.lesions.tolist(), strict=True)),
                 "likely_coverage": dict(zip(classes.codes, sets.likely.tolist(), strict=True)),
             },
@@ -82,10 +82,11 @@ class Decisions(NamedTuple):
             code: _share_dict(share_of(held[y == c], lesions[y == c])) if (y == c).any() else None
             for c, code in enumerate(self.codes)
         }
-        positive = MALIGNANT[y] if self.threshold is not None else np.zeros(len(y), bool)
         point = None
-        if self.threshold is not None and 0 < positive.sum() < len(positive):
-            point = measure(_malignant(p), positive, lesions, self.threshold)
+        if self.threshold is not None:
+            positive, score = malignant(p, y)
+            if positive.any() and not positive.all():
+                point = measure(score, positive, lesions, self.threshold)
         return {
             "refused": {
                 **_share_dict(share_of(refused, lesions)),
@@ -101,10 +102,6 @@ class Decisions(NamedTuple):
             },
             "triage": None if point is None else point_dict(point),
         }
-
-
-def _malignant(probabilities: Floats) -> Floats:
-    return np.asarray(probabilities[:, MALIGNANT].sum(1))
 
 
 def _share_dict(share: Share) -> dict[str, Any]:

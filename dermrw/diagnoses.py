@@ -28,6 +28,7 @@ DIAGNOSES = (
 )
 DX = tuple(d.dx for d in DIAGNOSES)
 COLUMNS = tuple(d.column for d in DIAGNOSES)
+MALIGNANT = frozenset(d.dx for d in DIAGNOSES if d.malignant)  # or pre-malignant
 INDEX = {d.dx: i for i, d in enumerate(DIAGNOSES)}
 
 

@@ -12,6 +12,7 @@ and Bishop, J. R. Stat. Soc. B 61:611-622 (1999)): so it holds for a thousand ch
 import io
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,14 +53,16 @@ class Watch:
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         self.model, self.names = model, names
-        self.maps: list[Tensor] = []
+        self.maps: dict[str, Tensor] = {}  # what each gave last, in the order in which they were first called
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
         for name in self.names:
-            note = lambda _module, _inputs, output: self.maps.append(output)  # noqa: E731
-            self._handles.append(self.model.get_submodule(name).register_forward_hook(note))
+            self._handles.append(self.model.get_submodule(name).register_forward_hook(partial(self._note, name)))
         return self
+
+    def _note(self, name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
+        self.maps[name] = output
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for handle in self._handles:
@@ -67,8 +70,8 @@ class Watch:
         self._handles = []
 
     def take(self) -> list[Tensor]:
-        """What was given since it was last asked."""
-        taken, self.maps = self.maps, []
+        """What each gave last, since it was last asked."""
+        taken, self.maps = list(self.maps.values()), {}
         return taken
 
 
@@ -78,16 +81,13 @@ def middle(model: nn.Module, size: int) -> tuple[str, ...]:
     Raises:
         ValueError: no block gives a map.
     """
-    named = blocks(model)
+    with torch.no_grad(), Watch(model, tuple(name for name, _ in blocks(model))) as watch:
+        model.eval()(torch.zeros(1, 3, size, size))
     sides: dict[int, str] = {}  # the last block of each side wins
-    with torch.no_grad():
-        for name, _ in named:
-            with Watch(model, (name,)) as watch:
-                model.eval()(torch.zeros(1, 3, size, size))
-                maps = [m for m in watch.take() if isinstance(m, Tensor)]
-            axes = _positions(maps[-1]) if maps else None
-            if axes:
-                sides[maps[-1].shape[axes[0]]] = name
+    for name, given in watch.maps.items():
+        axes = _positions(given) if isinstance(given, Tensor) else None
+        if axes:
+            sides[given.shape[axes[0]]] = name
     kept = tuple(name for side, name in sides.items() if size // 16 <= side <= size // 4)
     if not sides:
         raise ValueError("no block of this network gives a map of positions")

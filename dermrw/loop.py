@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,27 @@ WARM_UP = 3  # steps that the estimate of the whole time leaves out
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module, pixels: Pixels, choice: Choice, batch_size: int, every_view: bool = False
+    model: nn.Module,
+    pixels: Pixels,
+    choice: Choice,
+    batch_size: int,
+    every_view: bool = False,
+    upright: Callable[[Tensor], None] | None = None,
 ) -> np.ndarray:
-    """Logits float32 `[N, C]` of a set, in its order, in eval mode and fp32; or their mean over the eight views."""
+    """Logits float32 `[N, C]` of a set, in its order, in eval mode and fp32; or their mean over the eight views.
+
+    `upright` is given each batch's pixels uint8 `[B, S, S, 3]` when they have gone through the model as they are, and
+    not yet in another view.
+    """
     model.eval()
     parts = []
     for images, _, _ in in_order(pixels, batch_size):
         x = to_input(images, choice.device, choice.channels_last)
-        seen = [model(view) for view in views(x)] if every_view else [model(x)]
+        seen = [model(x)]
+        if upright is not None:
+            upright(images)
+        if every_view:
+            seen += [model(view) for view in views(x)[1:]]
         parts.append(torch.stack(seen).mean(0).float().cpu())
     return torch.cat(parts).numpy()
 

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dermrw.conformal import prediction_sets
-from dermrw.diagnoses import DIAGNOSES
+from dermrw.diagnoses import MALIGNANT
 from dermrw.model_file import ModelInfo
 from dermrw.refusal import refusal, too_small
 
-MALIGNANT = {d.dx for d in DIAGNOSES if d.malignant}
 REFER, NO_REASON = "refer", "no reason to refer seen"
 
 

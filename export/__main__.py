@@ -15,7 +15,6 @@ from dermrw.calibration import EqualPrevalence
 from dermrw.checks import Checks
 from dermrw.cifar import CIFAR_CLASSES
 from dermrw.config import Config
-from dermrw.conformal import COVERAGE
 from dermrw.data import load_splits, resolve_root
 from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
 from dermrw.drawing import draw_lesion
@@ -102,7 +101,7 @@ def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelI
             smallest=config.data.size // 2,
             limits=report.decisions.limits,
             refused=_proportion(report.decided.refused),
-            coverage=COVERAGE,
+            coverage=report.decisions.fitted.sets["coverage"],
             thresholds=tuple(report.decisions.thresholds.values()),
             covered=_proportion(report.decided.sets.coverage if report.decided.sets else None),
             triage=_triage(report),

@@ -1,7 +1,6 @@
 """`python -m export.index [MODEL]`: writes index.npz, the labelled cases of HAM10000 as the model sees them."""
 
 import argparse
-import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,8 +43,7 @@ def write_index(model: Path, root: str | None) -> Path:
     require_writable(out)
     folder = resolve_root(Data(root=root))
     table = with_images(read_ham10000(folder), folder)
-    content = model.read_bytes()
-    session, size = embedder(content), classifier.info.size
+    session, size = embedder(model.read_bytes()), classifier.info.size
 
     def read(path: str) -> npt.NDArray[np.uint8]:
         return evaluation_pixels(path, size)
@@ -57,8 +55,7 @@ def write_index(model: Path, root: str | None) -> Path:
             found.append(session.run(["embedding"], {INPUT: batch})[0])
     ids, lesions, codes = (table[key].astype(str).to_numpy(str) for key in ("image_id", "lesion_id", "dx"))
     where = np.array([str(Path(path).resolve()) for path in paths])
-    digest = hashlib.sha256(content).hexdigest()
-    write_atomic(out, Index(digest, ids, lesions, codes, where, np.concatenate(found)).save())
+    write_atomic(out, Index(classifier.digest, ids, lesions, codes, where, np.concatenate(found)).save())
     print(f"{len(paths):,} cases of {table['lesion_id'].nunique():,} lesions in {out}. `make demo` shows the nearest.")
     return out
 

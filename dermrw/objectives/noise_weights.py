@@ -78,7 +78,7 @@ class NoiseWeights(Weighted):
         if self.config.odds is None and self.step % self.config.refresh_every == 0:
             direction = meta_gradient(model, batch.meta_x, batch.meta_y, margin, batch.group)
             logits, change = outputs_along(model, batch.x, direction)  # both [B, C]
-            self._learn(logits.detach(), change, batch)
+            self._learn(logits, change, batch)
         else:
             logits = model(batch.x)
         losses = self.losses(logits, batch.y)
