@@ -56,11 +56,16 @@ class Index:
         self.centre = self.embeddings.mean(0)  # what all have in common tells nothing
         self._directions = _unit(self.embeddings - self.centre)
 
-    def nearest(self, embedding: npt.NDArray[np.floating], count: int = CASES) -> list[Case]:
-        """The cases most like a picture of this embedding `[D]`, the likest first, one image of each lesion."""
+    def nearest(
+        self, embedding: npt.NDArray[np.floating], count: int = CASES, besides: str | None = None
+    ) -> list[Case]:
+        """The cases most like a picture of this embedding `[D]`, the likest first, one image of each lesion.
+
+        `besides` is a lesion that is not to be shown: the picture's own, where it is one of these cases.
+        """
         likeness = self._directions @ _unit(np.asarray(embedding, dtype=np.float32) - self.centre)
         found: list[Case] = []
-        seen: set[str] = set()
+        seen = {besides}
         for row in np.argsort(-likeness, kind="stable"):
             if len(found) == count:
                 break
@@ -69,6 +74,22 @@ class Index:
                 case = str(self.ids[row]), str(self.codes[row]), Path(str(self.paths[row])), float(likeness[row])
                 found.append(Case(*case))
         return found
+
+    def agreement(self, ids: list[str]) -> tuple[float, float]:
+        """Of the nearest cases of other lesions, the share that has the image's diagnosis: mean over images, classes.
+
+        Raises:
+            ValueError: none of the images is in here.
+        """
+        shares: dict[str, list[float]] = {}
+        for row in np.flatnonzero(np.isin(self.ids, ids)):
+            cases = self.nearest(self.embeddings[row], besides=str(self.lesions[row]))
+            code = str(self.codes[row])
+            shares.setdefault(code, []).append(float(np.mean([case.code == code for case in cases])))
+        if not shares:
+            raise ValueError("none of these images is a case of the index")
+        each = [np.array(s) for s in shares.values()]
+        return float(np.concatenate(each).mean()), float(np.mean([s.mean() for s in each]))
 
     def save(self) -> bytes:
         """As a NumPy archive; of what differs from the mean, half precision is enough to rank by."""

@@ -16,9 +16,10 @@ from dermrw.data import resolve_root
 from dermrw.errors import plain_endings
 from dermrw.files import require_writable, write_atomic
 from dermrw.model_file import INPUT
-from dermrw.neighbours import Index, index_of
+from dermrw.neighbours import CASES, Index, index_of
 from dermrw.pixels import evaluation_pixels
 from dermrw.predict import Classifier
+from dermrw.runs import read_split
 from dermrw.tables import read_ham10000, with_images
 
 BATCH = 32
@@ -55,8 +56,19 @@ def write_index(model: Path, root: str | None) -> Path:
             found.append(session.run(["embedding"], {INPUT: batch})[0])
     ids, lesions, codes = (table[key].astype(str).to_numpy(str) for key in ("image_id", "lesion_id", "dx"))
     where = np.array([str(Path(path).resolve()) for path in paths])
-    write_atomic(out, Index(classifier.digest, ids, lesions, codes, where, np.concatenate(found)).save())
+    index = Index(classifier.digest, ids, lesions, codes, where, np.concatenate(found))
+    write_atomic(out, index.save())
     print(f"{len(paths):,} cases of {table['lesion_id'].nunique():,} lesions in {out}. `make demo` shows the nearest.")
+    if (model.parent / "split.csv").is_file():
+        split = read_split(model.parent)
+        test = set(split.loc[split["split"] == "test", "image_id"].astype(str)) & set(ids)
+        if not test:
+            return out
+        images, classes = index.agreement(sorted(test))
+        print(
+            f"Of the {CASES} nearest cases of other lesions, {100 * images:.0f} % have the diagnosis of the run's test "
+            f"image ({100 * classes:.0f} % on the mean of the classes)."
+        )
     return out
 
 

@@ -38,6 +38,27 @@ def test_the_nearest_against_scikit_learn_one_image_a_lesion() -> None:
         assert [case.likeness for case in found] == pytest.approx([likeness for _, likeness in expected], abs=1e-5)
 
 
+def test_agreement_is_of_other_lesions_alone() -> None:
+    # images 2k and 2k+1 are one lesion, at one place; its neighbour on the line is a lesion of the other diagnosis
+    place = np.repeat(np.arange(8.0), 2)
+    ids, lesions = np.array([f"I{i}" for i in range(16)]), np.array([f"L{i // 2}" for i in range(16)])
+    codes = np.array(["nv"] * 12 + ["mel"] * 4)
+    angle = place / 8 * np.pi / 2
+    cases = Index("d" * 64, ids, lesions, codes, ids, np.stack([np.cos(angle), np.sin(angle)], 1))
+    own = cases.embeddings - cases.embeddings.mean(0)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
+    expected = []
+    for query in (0, 15):
+        order = [i for i in np.argsort(-(own @ own[query]), kind="stable") if lesions[i] != lesions[query]]
+        first = list(dict.fromkeys(lesions[i] for i in order))[:5]
+        expected.append(np.mean([codes[list(lesions).index(lesion)] == codes[query] for lesion in first]))
+    nv, mel = expected
+    assert nv == 0.8 and mel == 0.2
+    assert cases.agreement(["I0", "I1", "I15", "unknown"]) == pytest.approx(((2 * nv + mel) / 3, (nv + mel) / 2))
+    with pytest.raises(ValueError, match="none of these"):
+        cases.agreement(["unknown"])
+
+
 def test_an_index_comes_back_and_anothers_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "index.npz"
     path.write_bytes(index().save())
