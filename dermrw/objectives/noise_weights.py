@@ -36,7 +36,7 @@ from dermrw.objectives.interface import Batch
 from dermrw.objectives.weighted import Weighted
 from dermrw.reweight import meta_gradient, normalize, outputs_along, sum_over
 
-START, LEAST, RATE = 3e-3, 1e-4, 0.05  # of κ, of its lower end (the upper is 1), of Adam on log κ
+START, LEAST, RATE = 1e-4, 1e-6, 0.05  # of κ, of its lower end (the upper is 1), of Adam on log κ
 LEAST_SHARE = 0.1  # of a class's share of the labels, that π keeps whatever its images weigh
 
 
