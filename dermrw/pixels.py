@@ -21,7 +21,7 @@ from dermrw.files import open_regular
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm"}
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # Pillow's others are rare here, and some call other programs
 MOST_PIXELS = 90_000_000  # more than any dermatoscope has; what says so with a few bytes is a decompression bomb
 LEAST_SIDE = 16  # pixels; on less no lesion can be seen
@@ -55,9 +55,16 @@ def _open(source: Any) -> Iterator[Image.Image]:
     elif isinstance(source, Image.Image):
         yield source
     elif isinstance(source, str | Path):
-        with open_regular(source) as file, Image.open(file, formats=FORMATS) as image:
+        with open_regular(source) as file, _open(file) as image:
             yield image
     elif hasattr(source, "read"):
+        head = source.read(132)
+        source.seek(0)
+        if head[128:] == b"DICM":  # PS3.10, 7.1
+            from dermrw.dicom import dicom_image  # pydicom takes its time to be imported
+
+            yield dicom_image(source, getattr(source, "name", None) or "given", MOST_PIXELS)
+            return
         with Image.open(source, formats=FORMATS) as image:
             yield image
     else:
@@ -92,7 +99,9 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
     except IsADirectoryError:
         raise UserError(f"{name} is a folder, not an image") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name} is not an image in a format that is known (JPEG, PNG, TIFF, WebP, BMP)") from None
+        raise UserError(
+            f"{name} is not an image in a format that is known (JPEG, PNG, TIFF, WebP, BMP, DICOM)"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"the image {name} has more than {MOST_PIXELS:,} pixels: shrink it") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:

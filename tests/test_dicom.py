@@ -1,0 +1,169 @@
+"""DICOM files: made here, one of each way of storing a picture; and the samples that pydicom ships."""
+
+import io
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from dermrw.drawing import draw_lesion
+from dermrw.errors import UserError
+from dermrw.pixels import read_image
+
+PIXELS = draw_lesion("mel", np.random.default_rng(0), np.random.default_rng(1), 60, 80)  # [60, 80, 3]
+
+
+def dicom(path: Path, pixels: Any = PIXELS, syntax: Any = ExplicitVRLittleEndian, **tags: Any) -> Path:
+    """A DICOM file of these pixels, uint8 or uint16 `[H, W, 3]`, or of these bytes."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.7"  # dermoscopy
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data.PatientName, data.PatientBirthDate = "Smith^Mary", "19500101"
+    data.add_new(0x00091010, "LO", "a private Mary")
+    data.Rows, data.Columns, data.SamplesPerPixel = 60, 80, 3
+    data.PhotometricInterpretation, data.PlanarConfiguration, data.PixelRepresentation = "RGB", 0, 0
+    data.BitsAllocated = data.BitsStored = 16 if getattr(pixels, "dtype", None) == np.uint16 else 8
+    data.HighBit = data.BitsStored - 1
+    native = syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
+    data.PixelData = pixels.tobytes() if isinstance(pixels, np.ndarray) else pixels
+    if not native:
+        data["PixelData"].is_undefined_length = True
+    for name, value in tags.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(PIXELS).save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_every_way_of_storing_a_picture(tmp_path: Path) -> None:
+    jpeg = encoded("JPEG", quality=95)
+    lossless = encoded("JPEG2000", irreversible=False)
+    rle = dicom(tmp_path / "r.dcm")
+    compressed = pydicom.dcmread(rle)
+    compressed.compress(RLELossless)
+    compressed.save_as(rle)
+    for path in (
+        dicom(tmp_path / "a.dcm"),
+        dicom(tmp_path / "b.dcm", syntax=ImplicitVRLittleEndian),
+        dicom(tmp_path / "c.dcm", PIXELS.transpose(2, 0, 1), PlanarConfiguration=1),
+        dicom(tmp_path / "d.dcm", PIXELS.astype(np.uint16) * 257),
+        dicom(tmp_path / "e.dcm", encapsulate([lossless]), JPEG2000Lossless, PhotometricInterpretation="YBR_RCT"),
+        dicom(tmp_path / "no-ending-like-it", PIXELS),
+        rle,
+    ):
+        image = read_image(path)
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), PIXELS)
+        assert not image.info and "Smith" not in repr(image.__dict__)
+    lossy = dicom(tmp_path / "j.dcm", encapsulate([jpeg]), JPEGBaseline8Bit, PhotometricInterpretation="YBR_FULL_422")
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)))
+    np.testing.assert_allclose(np.asarray(read_image(lossy), int), expected, atol=2)  # another rounding of YCbCr
+    with lossy.open("rb") as file:
+        assert read_image(file).size == (80, 60)
+
+
+def test_a_palette(tmp_path: Path) -> None:
+    index = np.arange(4800).reshape(60, 80) % 256
+    table = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
+    tags = {}
+    for colour, row in zip(("Red", "Green", "Blue"), table, strict=True):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"{colour}PaletteColorLookupTableData"] = (row * 257).tobytes()
+    path = dicom(
+        tmp_path / "p.dcm", index.astype(np.uint8), SamplesPerPixel=1, PhotometricInterpretation="PALETTE COLOR", **tags
+    )
+    np.testing.assert_array_equal(np.asarray(read_image(path)), table.T[index])
+
+
+def test_what_is_not_read_gets_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def made(name: str, *arguments: Any, **tags: Any) -> Path:
+        return dicom(tmp_path / name, *arguments, **tags)
+
+    jpeg = encapsulate([encoded("JPEG")])
+    cut = made("cut.dcm")
+    cut.write_bytes(cut.read_bytes()[:-5000])
+    empty = made("empty.dcm")
+    data = pydicom.dcmread(empty)
+    del data.PixelData
+    data.save_as(empty)
+    deflated = made("deflated.dcm", np.zeros((60, 80, 3), np.uint8), Rows=60)
+    data = pydicom.dcmread(deflated)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(deflated)
+    noise = tmp_path / "noise.dcm"
+    noise.write_bytes(bytes(128) + b"DICM" + np.random.default_rng(0).bytes(5000))
+    for path, said in (
+        (cut, "damaged or breaks the standard"),
+        (noise, "is a DICOM file"),
+        (empty, "without a picture"),
+        (deflated, "deflated"),
+        (made("two.dcm", np.stack([PIXELS] * 2), NumberOfFrames=2), "of 2 pictures"),
+        (made("grey.dcm", PIXELS[..., 0], SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2"), "grey"),
+        (made("large.dcm", Rows=50_000, Columns=50_000), "50000 × 50000 pixels, more than"),
+        # a JPEG that is larger than the file says
+        (made("bomb.dcm", jpeg, JPEGBaseline8Bit, Rows=30), "damaged or breaks the standard"),
+        (made("ls.dcm", jpeg, JPEGLSLossless), "in JPEG-LS Lossless Image Compression, which isn't read here"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            read_image(path)
+        assert path.name in str(caught.value) and "Mary" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_deflated_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    whole = dicom(tmp_path / "x.dcm").read_bytes()
+    head = whole[: whole.index(b"\x08\x00\x16\x00")].replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.1.99"[:20])
+    squeezed = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = tmp_path / "bomb.dcm"
+    # the syntax stands behind a long private element, where no look at the first bytes would find it
+    bomb.write_bytes(head + bytes(100_000) + b"1.2.840.10008.1.2.1.99" + squeezed.compress(bytes(10**8)))
+    with pytest.raises(UserError, match="deflated"):
+        read_image(bomb)
+
+
+SAMPLES = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm"))
+
+
+def test_nothing_in_a_file_is_printed(tmp_path: Path) -> None:
+    odd = dicom(tmp_path / "odd.dcm")
+    odd.write_bytes(odd.read_bytes().replace(b"19500101", b"Mary1950"))
+    code = "import sys; from dermrw.pixels import read_image; read_image(sys.argv[1])"
+    for path in (odd, next(p for p in SAMPLES if p.name == "SC_rgb_jpeg.dcm")):  # pydicom warns of both
+        ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+        assert (ended.stdout, ended.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda p: p.name)
+def test_pydicoms_own_samples_are_read_or_refused(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        image = read_image(path)
+    except UserError as error:
+        assert path.name in str(error)
+    else:
+        assert image.mode == "RGB" and path.name.startswith(("SC_", "examples_", "ExplVR"))
+    assert capfd.readouterr() == ("", "")
