@@ -11,6 +11,7 @@ from app.guard import own_names
 from app.uploads import clear_stale
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
+from dermrw.files import open_regular
 from dermrw.neighbours import Index, index_of
 from dermrw.predict import Classifier
 
@@ -37,6 +38,24 @@ def find_index(classifier: Classifier) -> Index | None:
     except UserError as error:
         print(f"No nearest cases are shown, since {error}")
         return None
+
+
+def read_password(path: Path | None) -> str:
+    """The first line of the file; nothing where none is named.
+
+    Raises:
+        UserError: it can't be read, or its first line is shorter than 8 characters.
+    """
+    if path is None:
+        return ""
+    try:
+        with open_regular(path) as file:
+            password = file.read(10_000).decode().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the password file {path} can't be read: {error}") from None
+    if len(password) < 8:
+        raise UserError(f"the first line of {path} must be a password of at least 8 characters")
+    return password
 
 
 def free_port(host: str, port: int | None) -> socket.socket:
@@ -77,6 +96,7 @@ def main() -> None:
         help="a further name that browsers may call it by, such as a proxy's; may be given several times (default: "
         "localhost and --host alone; with --host 0.0.0.0 any IP address, too)",
     )  # fmt: skip
+    parser.add_argument("--password-file", metavar="FILE", type=Path, help="ask for the password in its first line")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args()
     with plain_endings("app"):
@@ -85,10 +105,12 @@ def main() -> None:
             raise UserError(
                 f"{classifier.path} knows {', '.join(classifier.info.codes)}, and this page seven diagnoses"
             )
+        password = read_password(arguments.password_file)
         is_own = own_names(arguments.host, arguments.allow_host)
         bound = free_port(arguments.host, arguments.port)
         import uvicorn
 
+        from app.engine import Engine
         from app.page import UPLOADS, build_app
 
         clear_stale()
@@ -100,9 +122,11 @@ def main() -> None:
             print(info.warning)
         if index is not None:
             print(f"With the nearest of {len(index.ids):,} labelled cases")
+        if not password and arguments.host not in ("127.0.0.1", "::1", "localhost"):
+            print("Whoever reaches this address can use it: --password-file FILE asks for a password")
         print(f"Serving http://{host}:{port} (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(
-            build_app(classifier, is_own, index), log_level="warning", access_log=False, ws="none",
+            build_app(Engine(classifier, index), is_own, password), log_level="warning", access_log=False, ws="none",
             timeout_graceful_shutdown=10,
         )  # fmt: skip
         # uvicorn finishes what is in hand and then raises the signal again: let that end the program in good order

@@ -1,5 +1,8 @@
 """What is answered at all: what the demo serves, asked of this server by its own name and from its own page."""
 
+import asyncio
+import base64
+import hmac
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
@@ -11,13 +14,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.uploads import Uploads
 from dermrw.errors import UserError
 
-# of Gradio's interface, what the page and gradio_client use; the rest records, edits, proxies and fetches
+# of Gradio's interface, what the page uses; the rest records, edits, proxies, fetches, and hands uploads out again
+UPLOAD = "/gradio_api/upload"
 INTERFACE = re.compile(
-    r"/gradio_api/(upload|upload_progress|queue/(join|data|status)|call/(v2/)?classify(/\w+)?|info|openapi\.json"
-    r"|app_id|startup-events|heartbeat/\w+|cancel|reset|theme\.css)/?"
+    r"/gradio_api/(upload|upload_progress|queue/(join|data|status)|info|app_id|startup-events|heartbeat/\w+|cancel"
+    r"|reset|theme\.css)/?"
 )
+MOST_REQUEST = 100_000_000  # bytes of a request with the pictures of one lesion
+MOST_UPLOAD = 2_000_000_000  # of many at once
+MOST_ELSE = 1_000_000
+MOST_KEPT = 8_000_000_000  # of all uploads that wait for their answers
+WRONG_SECONDS = 1  # before a wrong password is answered
 HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?")
-FILE = "/gradio_api/file="
 
 
 def _name(host: str) -> str:
@@ -56,10 +64,11 @@ def own_names(host: str, more: Sequence[str] = ()) -> Callable[[str], bool]:
 class Guard:
     """Refuses the rest, with a sentence, before Gradio sees it."""
 
-    def __init__(self, app: ASGIApp, is_own: Callable[[str], bool], uploads: Uploads) -> None:
+    def __init__(self, app: ASGIApp, is_own: Callable[[str], bool], uploads: Uploads, password: str = "") -> None:
         self.app = app
         self.is_own = is_own
         self.uploads = uploads
+        self.password = password.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -68,6 +77,10 @@ class Guard:
         elif refusal := self._refusal(scope):
             status, sentence = refusal
             await PlainTextResponse(f"{sentence}\n", status)(scope, receive, send)
+        elif not self._is_known(scope):
+            await asyncio.sleep(WRONG_SECONDS)
+            challenge = {"WWW-Authenticate": 'Basic realm="dermrw", charset="UTF-8"'}
+            await PlainTextResponse("The demo wants a password.\n", 401, challenge)(scope, receive, send)
         else:
             await self._answer(scope, receive, send)
 
@@ -87,6 +100,17 @@ class Guard:
             if not begun:
                 await PlainTextResponse("The demo could not answer this request.\n", 500)(scope, receive, send)
 
+    def _is_known(self, scope: Scope) -> bool:
+        """Whether the request has the password (HTTP Basic, RFC 7617), if there is one. The user's name is free."""
+        if not self.password or scope["path"] == "/health":
+            return True
+        kind, _, coded = Headers(scope=scope).get("authorization", "").partition(" ")
+        try:
+            given = base64.b64decode(coded, validate=True).partition(b":")[2]
+        except ValueError:
+            return False
+        return kind.lower() == "basic" and hmac.compare_digest(given, self.password)
+
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers, path = Headers(scope=scope), scope["path"]
         host, origin = headers.get("host", "").lower(), headers.get("origin")
@@ -94,9 +118,18 @@ class Guard:
             return 400, "The demo isn't served by this name: `python -m app --allow-host NAME` adds one."
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             return 403, "The demo answers to its own page, not to another's."
-        if path.startswith(FILE):
-            if self.uploads.own(path.removeprefix(FILE)) is None:
-                return 403, "There is no such upload here."
-        elif path.startswith("/gradio_api") and not INTERFACE.fullmatch(path):
+        if path.startswith("/gradio_api") and not INTERFACE.fullmatch(path):
             return 404, "The demo has no such interface."
+        return self._too_large(path.rstrip("/"), headers) if scope["method"] not in ("GET", "HEAD") else None
+
+    def _too_large(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        """Before anything of a body is read. A server behind a proxy gets a length from it."""
+        length = headers.get("content-length", "")
+        if not (length.isascii() and length.isdigit()):
+            return 411, "A request must say how long it is (Content-Length)."
+        most = {UPLOAD: MOST_UPLOAD, "/classify": MOST_REQUEST}.get(path, MOST_ELSE)
+        if int(length) > most:
+            return 413, f"A request of more than {most // 10**6:,} MB is not taken here."
+        if path == UPLOAD and self.uploads.size() + int(length) > MOST_KEPT:
+            return 507, "Too many pictures wait for their answers: try again in a minute."
         return None

@@ -6,7 +6,12 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from dermrw.files import open_regular
 
 try:
     import fcntl
@@ -46,6 +51,7 @@ class Uploads:
     """This process's folder."""
 
     def __init__(self) -> None:
+        self._ended = threading.Event()
         while True:
             self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
             self._held = _lock(self.folder) if fcntl else None
@@ -56,20 +62,73 @@ class Uploads:
 
     def cleanup(self) -> None:
         """Removes all."""
+        self._ended.set()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def take(self, path: object) -> bytes | None:
+        """An upload's content, which is then no longer on the disk; None: there is no such upload."""
+        own = self.own(path)
+        if own is None:
+            return None
+        try:
+            with open_regular(own) as file:
+                return file.read()
+        except OSError:
+            return None
+        finally:
+            self.drop(own)
+
+    def drop(self, path: object) -> None:
+        """Removes an upload, and the folder that it alone lies in."""
+        if own := self.own(path):
+            with contextlib.suppress(OSError):
+                Path(own).unlink()
+                if Path(own).parent != self.folder:
+                    Path(own).parent.rmdir()
+
+    def size(self) -> int:
+        """Bytes of all uploads."""
+        return sum(status.st_size for _, status in self._files())
+
+    def sweep(self, seconds: float) -> None:
+        """Removes what came longer ago than this and was never asked about: a page that was closed, a torn upload."""
+        for path, status in self._files():
+            if time.time() - status.st_mtime > seconds:
+                self.drop(str(path))
+
+    def keep_sweeping(self, every: float, seconds: float) -> None:
+        """Sweeps in the background until the program ends."""
+
+        def work() -> None:
+            while not self._ended.wait(every):
+                self.sweep(seconds)
+
+        threading.Thread(target=work, name="sweeper", daemon=True).start()
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in self.folder.rglob("*"):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                if not stat.S_ISDIR(status.st_mode):
+                    yield path, status
+
+    def place(self, path: object) -> str | None:
+        """The path without detours, if it is one in the folder; whether a file is there is not looked up."""
+        if not isinstance(path, str) or "\0" in path:
+            return None
+        plain = Path(os.path.normpath(path))
+        return str(plain) if plain.is_relative_to(self.folder) and plain != self.folder else None
 
     def own(self, path: object) -> str | None:
         """The path as it is to be opened, if it is a file that was uploaded here; else None.
 
         Of a path outside the folder not even whether it exists is looked up.
         """
-        if not isinstance(path, str):
-            return None
-        plain = Path(os.path.normpath(path))
-        if not plain.is_relative_to(self.folder):
+        plain = self.place(path)
+        if plain is None:
             return None
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # absent; no path at all; a link to itself
-            real = plain.resolve(strict=True)
+            real = Path(plain).resolve(strict=True)
             if real.is_relative_to(self.folder) and stat.S_ISREG(real.lstat().st_mode):
                 return str(real)
         return None

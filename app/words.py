@@ -1,6 +1,7 @@
 """What the page says: HTML from an answer, by templates that escape all that they are given."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,14 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from app.engine import Engine
 from app.heatmap import SIDE, data_uri, overlay
-from dermrw.diagnoses import MALIGNANT
+from dermrw.diagnoses import ABOUT, MALIGNANT
 from dermrw.errors import UserError
+from dermrw.lesion import Lesion
 from dermrw.model_file import ModelInfo
 from dermrw.neighbours import Case
 from dermrw.pixels import read_image
-from dermrw.predict import Explanation
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 CASE_SIDE = 200  # pixels, of a labelled case on the page
@@ -28,7 +30,7 @@ def percent(value: float) -> str:
     return f"> 99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
 
 
-def doubt(probabilities: npt.NDArray[np.float32], names: tuple[str, ...]) -> tuple[str, str]:
+def doubt(probabilities: npt.NDArray[np.floating], names: tuple[str, ...]) -> tuple[str, str]:
     """How sure the model is, in a headline and a sentence; never a diagnosis."""
     first, second = np.argsort(-probabilities)[:2]
     p, q = float(probabilities[first]), float(probabilities[second])
@@ -56,25 +58,59 @@ def example(case: Case, info: ModelInfo) -> dict[str, str]:
     return {"id": case.image_id, "name": name, "picture": picture}
 
 
-def answer(seen: Explanation, info: ModelInfo, cases: Sequence[Case] = ()) -> str:
-    """The page's answer to one picture: the doubt before the class, and of a refused picture the reason alone."""
-    said = seen.verdict
+def in_words(prevalence: str) -> str:
+    """How the page calls a choice of prevalence."""
+    return {"equal": "at equal prevalence", "training": "at the training data’s prevalence"}.get(
+        prevalence, "at your clinic’s prevalence"
+    )
+
+
+def answer(
+    lesion: Lesion, names: Sequence[str], engine: Engine, prevalence: str, stated: npt.NDArray[np.float64] | None
+) -> str:
+    """The page's answer to the pictures of a lesion: the doubt before the class, and of refused ones the reason alone.
+
+    Args:
+        lesion: what the pictures say together.
+        names: of the pictures' files.
+        engine: the model, and the labelled cases.
+        prevalence: what was chosen: `equal`, `training` or anything else for the clinic's own.
+        stated: its shares `[C]`; None for equal prevalence.
+
+    Raises:
+        UserError: the stated prevalence has no share for any diagnosis in question.
+    """
+    said, info = lesion.verdict, engine.info
+    refused = [(n, p.verdict.refused) for n, p in zip(names, lesion.pictures, strict=True) if p.verdict.refused]
     if said.refused:
-        return TEMPLATES.get_template("refused.html.jinja").render(reason=said.refused)
+        return TEMPLATES.get_template("refused.html.jinja").render(reason=said.refused, refused=refused)
+    try:
+        probabilities = lesion.at(stated)
+    except ValueError:
+        raise UserError("all of the probability is on diagnoses without a share: state shares above 0") from None
     name_of = dict(zip(info.codes, info.names, strict=True))
-    headline, sentence = doubt(seen.probabilities, info.names)
-    order = np.argsort(-seen.probabilities)
+    headline, sentence = doubt(probabilities, info.names)
+    order = np.argsort(-probabilities, kind="stable")
     rows = [
         {
             "name": info.names[c],
             "inside": info.codes[c] in said.classes,
             "malignant": info.codes[c] in MALIGNANT,
-            "width": f"{100 * seen.probabilities[c]:.1f}",
-            "percent": percent(float(seen.probabilities[c])),
+            "width": f"{100 * probabilities[c]:.1f}",
+            "percent": percent(float(probabilities[c])),
+            "about": ABOUT[info.codes[c]],
         }
         for c in order
     ]
-    shown = Image.fromarray(seen.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    pictures = [
+        {
+            "name": name,
+            "shown": data_uri(Image.fromarray(one.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)),
+            "map": data_uri(overlay(one.pixels, one.activation_map[order[0]])),
+        }
+        for name, one in zip(names, lesion.pictures, strict=True)
+        if not one.verdict.refused
+    ]
     return TEMPLATES.get_template("answer.html.jinja").render(
         triage=said.triage,
         rule=info.triage,
@@ -87,10 +123,14 @@ def answer(seen: Explanation, info: ModelInfo, cases: Sequence[Case] = ()) -> st
         headline=headline,
         sentence=sentence,
         rows=rows,
-        together=percent(float(sum(seen.probabilities[info.codes.index(code)] for code in MALIGNANT))),
-        shown=data_uri(shown),
-        map=data_uri(overlay(seen.pixels, seen.activation_map[order[0]])),
-        cases=[example(case, info) for case in cases],
+        together=percent(float(sum(probabilities[info.codes.index(code)] for code in MALIGNANT))),
+        prevalence=in_words(prevalence),
+        pictures=pictures,
+        refused=refused,
+        cases=[example(case, info) for case in engine.cases(lesion)],
+        info=info,
+        digest=engine.classifier.digest,
+        now=datetime.now().astimezone().isoformat(" ", "minutes"),
         side=SIDE,
         size=info.size,
     )
@@ -105,6 +145,9 @@ def fault(message: str, name: str = "") -> str:
     return template.render(message=message if begins else message[:1].upper() + message[1:])
 
 
-def fixed(part: str, info: ModelInfo, digest: str) -> str:
-    """One of the page's fixed parts: `head`, `texts` or `foot`."""
-    return TEMPLATES.get_template("page.html.jinja").render(part=part, info=info, digest=digest)
+def fixed(part: str, engine: Engine) -> str:
+    """One of the page's fixed parts: `head`, `waiting`, `texts` or `foot`."""
+    about = [(name, ABOUT[code]) for code, name in zip(engine.info.codes, engine.info.names, strict=True)]
+    return TEMPLATES.get_template("page.html.jinja").render(
+        part=part, info=engine.info, digest=engine.classifier.digest, about=about
+    )

@@ -29,6 +29,15 @@ DIAGNOSES = (
 DX = tuple(d.dx for d in DIAGNOSES)
 COLUMNS = tuple(d.column for d in DIAGNOSES)
 MALIGNANT = frozenset(d.dx for d in DIAGNOSES if d.malignant)  # or pre-malignant
+ABOUT = {  # a line each, for people
+    "mel": "A malignant tumour of pigment cells. Taken out early it is cured; delay can kill.",
+    "nv": "A mole, a harmless growth of pigment cells; by far the commonest of the seven.",
+    "bcc": "The commonest skin cancer. It grows slowly, destroys what it grows into and seldom spreads.",
+    "akiec": "Sun-damaged skin that can become squamous cell carcinoma, or carcinoma within the epidermis (Bowen).",
+    "bkl": "Warty or flat brown growths of ageing and sun-exposed skin, and lichen-planus-like keratosis; harmless.",
+    "df": "A firm harmless knot of fibrous tissue, often on the legs.",
+    "vasc": "Widened, newly grown or bleeding vessels: angioma, angiokeratoma, pyogenic granuloma, haemorrhage.",
+}
 INDEX = {d.dx: i for i, d in enumerate(DIAGNOSES)}
 
 

@@ -74,14 +74,17 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
 def combine(probabilities: npt.ArrayLike, lesions: npt.ArrayLike, rule: str) -> Floats:
     """Every image's probabilities `[N, C]` replaced by those of its lesion (`lesions` `[N]`).
 
-    `mean` is the mean over the lesion's images; `geometric` their geometric mean, scaled to sum to 1.
+    `mean` is the mean over the lesion's images; `geometric` their geometric mean, scaled to sum to 1. An only image
+    keeps its own, to the last digit.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     _, lesion = np.unique(np.asarray(lesions), return_inverse=True)
     values = p if rule == "mean" else np.log(np.maximum(p, LEAST))
     total = np.zeros((lesion.max(initial=-1) + 1, p.shape[1]))
     np.add.at(total, lesion, values)
-    merged = total / np.bincount(lesion)[:, None]
+    images = np.bincount(lesion)
+    merged = total / images[:, None]
     if rule == "geometric":
         merged = np.exp(merged)
-    return (merged / merged.sum(axis=1, keepdims=True))[lesion]
+    merged /= merged.sum(axis=1, keepdims=True)
+    return np.where((images == 1)[lesion, None], p, merged[lesion])

@@ -41,11 +41,16 @@ def verdict(
         height: of the same.
         info: the model's metadata.
     """
+    reason = too_small(width, height, info.smallest) or refusal(checks, info.limits)
+    return judged(probabilities, info)._replace(refused=reason)
+
+
+def judged(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:
+    """Set and triage by these probabilities for equal prevalence `[C]`, of what is not refused."""
     members = prediction_sets(probabilities[None], info.thresholds)[0]
     order = [c for c in np.argsort(-probabilities, kind="stable") if members[c]]
     refer = None
     if info.triage is not None:
         score = sum(float(p) for p, code in zip(probabilities, info.codes, strict=True) if code in MALIGNANT)
         refer = score >= info.triage.threshold
-    reason = too_small(width, height, info.smallest) or refusal(checks, info.limits)
-    return Verdict(reason, tuple(info.codes[c] for c in order), refer)
+    return Verdict(None, tuple(info.codes[c] for c in order), refer)

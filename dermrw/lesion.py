@@ -1,0 +1,54 @@
+"""One answer from the pictures of one lesion, as `dermrw predict --lesions` gives it. No torch in here."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dermrw.model_file import ModelInfo
+from dermrw.predict import Explanation
+from dermrw.prevalence import at_prevalence, combine
+from dermrw.verdict import Verdict, judged
+
+
+class Lesion(NamedTuple):
+    """What the pictures say together; those that are refused have no say."""
+
+    pictures: tuple[Explanation, ...]
+    probabilities: npt.NDArray[np.float64] | None  # [C], for equal prevalence; None: every picture is refused
+    verdict: Verdict
+
+    @property
+    def accepted(self) -> tuple[Explanation, ...]:
+        """The pictures that aren't refused."""
+        return tuple(picture for picture in self.pictures if not picture.verdict.refused)
+
+    def at(self, prevalence: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
+        """Probabilities `[C]` for a clinic of this prevalence `[C]`, or, without one, for equal prevalence.
+
+        Raises:
+            ValueError: every picture is refused, or every diagnosis in question has no share in the clinic.
+        """
+        if self.probabilities is None:
+            raise ValueError("every picture is refused")
+        return self.probabilities if prevalence is None else at_prevalence(self.probabilities[None], prevalence)[0]
+
+
+def together(pictures: Sequence[Explanation], info: ModelInfo) -> Lesion:
+    """One answer from one picture or more.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not pictures:
+        raise ValueError("no picture")
+    accepted = [picture for picture in pictures if not picture.verdict.refused]
+    if not accepted:
+        reason = (
+            pictures[0].verdict.refused if len(pictures) == 1 else f"each of the {len(pictures)} pictures is refused"
+        )
+        return Lesion(tuple(pictures), None, Verdict(reason, (), None))
+    each = np.stack([picture.probabilities for picture in accepted]).astype(np.float64)  # [N, C]
+    one = combine(each, [0] * len(each), info.lesion_rule)[0]
+    return Lesion(tuple(pictures), one, judged(one, info))
