@@ -14,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test lint package format clean
+.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all screenshots lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -88,6 +88,12 @@ box: $(READY) ## make RUN, exported and challenged, the model that comes with de
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)
+
+test-all: $(READY) ## run them all, and the page's wide and narrow, light and dark
+	DERMRW_ALL_LOOKS=1 $(PY) -m pytest -n auto $(ARGS)
+
+screenshots: $(READY) ## take the README's picture of the demo anew
+	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/test_app_page.py -k "lesion or many"
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .

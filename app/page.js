@@ -10,4 +10,9 @@
         input.files = all.files;
         input.dispatchEvent(new Event("change", { bubbles: true }));
     });
+    // Gradio 6.31 forgets to translate this one
+    const name = () => document.querySelectorAll("[aria-label='common.upload']").forEach((button) => {
+        button.ariaLabel = button.title = "Add pictures";
+    });
+    new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
 }

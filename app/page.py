@@ -60,7 +60,7 @@ class Page(gradio.Blocks):
 def _files(value: Any) -> list[dict[str, Any]]:
     """Uploads as Gradio describes them, with nothing in it that the client said but their paths."""
     given = [] if value is None else value if isinstance(value, list) else [value]
-    paths = [UPLOADS.place(one.get("path") if isinstance(one, dict) else None) for one in given]
+    paths = [UPLOADS.known(one.get("path") if isinstance(one, dict) else None) for one in given]
     if None in paths:
         raise gradio.Error(NOT_HERE, print_exception=False)
     return [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]

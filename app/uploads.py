@@ -106,11 +106,11 @@ class Uploads:
         threading.Thread(target=work, name="sweeper", daemon=True).start()
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self.folder.rglob("*"):
-            with contextlib.suppress(OSError):
-                status = path.lstat()
-                if not stat.S_ISDIR(status.st_mode):
-                    yield path, status
+        for folder, _, names in os.walk(self.folder):  # a folder that vanishes meanwhile is passed over
+            for name in names:
+                with contextlib.suppress(OSError):
+                    path = Path(folder, name)
+                    yield path, path.lstat()
 
     def place(self, path: object) -> str | None:
         """The path without detours, if it is one in the folder; whether a file is there is not looked up."""
@@ -118,6 +118,11 @@ class Uploads:
             return None
         plain = Path(os.path.normpath(path))
         return str(plain) if plain.is_relative_to(self.folder) and plain != self.folder else None
+
+    def known(self, path: object) -> str | None:
+        """The path of an upload, or of one that is no longer there; None for anything else."""
+        plain = self.place(path)
+        return plain if plain and (self.own(plain) or not os.path.lexists(plain)) else None
 
     def own(self, path: object) -> str | None:
         """The path as it is to be opened, if it is a file that was uploaded here; else None.

@@ -2,12 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from serving import Server
 
 from dermrw.__main__ import main
+from dermrw.drawing import draw_lesion
 from dermrw.runs import latest_run
 from dermrw.synthetic import write_sample
 from export.__main__ import export
@@ -81,3 +87,48 @@ def ham10000() -> Path:
     if not (folder / "HAM10000_metadata.csv").exists():
         pytest.skip("the real HAM10000 is not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(_trained: Path) -> Path:
+    """The model that the demo's tests serve. For the README's pictures, see `make screenshots`."""
+    named = os.environ.get("DERMRW_MODEL")
+    return Path(named).resolve() if named else next((_trained / "runs").glob("*/model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo, shared by a file's tests."""
+    running = Server(model, tmp_path_factory.mktemp("demo"))
+    yield running
+    if running.process.poll() is None:
+        running.end()
+
+
+def draw(path: Path, seed: int = 4, **options: Any) -> Path:
+    """A drawn lesion as a file."""
+    rng = np.random.default_rng
+    Image.fromarray(draw_lesion("mel", rng(seed), rng(seed + 1), 300, 400)).save(path, **options)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lesion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn lesion with a patient's name in its EXIF and its file's name."""
+    exif = Image.Exif()
+    exif[0x010E] = "Mrs Smith, born 1950"
+    return draw(tmp_path_factory.mktemp("lesion") / "mrs-smith.jpg", quality=92, exif=exif)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, cut off from every machine but this one."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no chromium on this machine: apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", rules])
+        yield launched
+        launched.close()

@@ -6,8 +6,10 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from app.__main__ import find_index, find_model
-from app.words import answer
+from app.engine import Engine
+from app.words import answer, example
 from dermrw.errors import UserError
+from dermrw.lesion import together
 from dermrw.neighbours import Index, index_of
 from dermrw.predict import Classifier
 from dermrw.tables import read_ham10000
@@ -90,10 +92,13 @@ def test_the_demo_shows_the_cases_of_its_own_model(
     assert len({own.loc[case.image_id, "lesion_id"] for case in found}) == 5
     assert all(case.code == own.loc[case.image_id, "dx"] and case.path.is_file() for case in found)
     np.testing.assert_allclose(cases.embeddings[3], seen.embedding, atol=1e-4)
-    page = answer(seen._replace(verdict=seen.verdict._replace(refused=None)), classifier.info, found)
+    accepted = together([seen._replace(verdict=seen.verdict._replace(refused=None))], classifier.info)
+    engine = Engine(classifier, cases)
+    assert engine.cases(accepted) == found
+    page = answer(accepted, ["mine.jpg"], engine, "equal", None)
     assert found[4].image_id in page and page.count("data:image/png") == 7 and str(sample) not in page
     gone = found[0]._replace(path=Path("nowhere.jpg"))
-    assert "nowhere" not in answer(seen._replace(verdict=seen.verdict._replace(refused=None)), classifier.info, [gone])
+    assert example(gone, classifier.info)["picture"] == "" and "nowhere" not in str(example(gone, classifier.info))
     model.with_name("index.npz").write_bytes(index().save())
     assert find_index(classifier) is None and "of another model file" in capsys.readouterr().out
 

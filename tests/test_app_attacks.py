@@ -1,0 +1,203 @@
+"""What a page elsewhere, another user or a hostile file may try."""
+
+import io
+import json
+import os
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import draw
+from PIL import Image
+from serving import Server, basic
+
+META = {"meta": {"_type": "gradio.FileData"}}
+
+
+def functions(server: Server) -> list[tuple[int, int]]:
+    """The page's functions: number, and how many inputs each takes."""
+    config = json.loads(server.ask("/config")[1])
+    return [(one["id"], len(one["inputs"])) for one in config["dependencies"]]
+
+
+def call(server: Server, number: int, data: list[Any], session: str = "s") -> str:
+    """What one of the page's functions answers to whatever a program sends."""
+    status, said = server.ask("/gradio_api/queue/join", {"data": data, "fn_index": number, "session_hash": session})
+    return said if status != 200 else server.ask(f"/gradio_api/queue/data?session_hash={session}")[1]
+
+
+def test_it_opens_nothing_but_uploads(model: Path, tmp_path: Path) -> None:
+    running = Server(model, tmp_path)
+    folder = next(running.temporary.glob("dermrw-demo-*"))
+    (folder / "link.jpg").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    os.mkfifo(folder / "fifo.jpg")
+    places = (
+        "/etc/passwd", "/etc/absent-file", "/dev/zero", tmp_path / "fifo.jpg", folder / "fifo.jpg", folder,
+        folder / "link.jpg", f"{folder}/../fifo.jpg", "https://example.com/x.jpg", "a\0b", folder / "absent.jpg",
+    )  # fmt: skip
+    given: list[Any] = [
+        {"path": str(path), **more} for path in places for more in (META, {}, {"is_stream": True, **META})
+    ]
+    given += [{"path": None, "url": "https://example.com/x.jpg", **META}, "/etc/passwd", ["/etc/passwd"], 1]
+    said = set()
+    for number, inputs in functions(running):
+        if inputs < 9:
+            continue  # it takes no file
+        for value in given:
+            data = [[value], *([None] if inputs == 10 else []), "equal", *[None] * 7]
+            answered = call(running, number, data).lower()
+            said.update(re.findall(r"only a picture that was uploaded here[^\"<]*", answered) or [answered])
+    # of a file that is there and of one that isn't the same is said
+    assert said == {"only a picture that was uploaded here, and is not yet deleted, can be classified: upload it again"}
+    assert {p.name for p in running.temporary.rglob("*") if not p.is_dir()} == {"link.jpg", "fifo.jpg"}
+    assert running.ask("/health")[0] == 200
+    assert len(running.end().splitlines()) == 3  # the model, the sample's warning and the address
+
+
+def test_files_are_taken_in_no_other_place(server: Server) -> None:
+    file = {"path": "/etc/passwd", **META}
+    for number, inputs in functions(server):
+        for place in range(inputs):
+            answered = call(server, number, [file if i == place else None for i in range(inputs)])
+            assert "root:" not in answered and '"success":true' not in answered.replace(" ", "")
+
+
+def test_nobody_gets_anothers_picture(server: Server, lesion: Path) -> None:
+    path = server.upload("hers.jpg", lesion.read_bytes())
+    assert server.files() == ["hers.jpg"]
+    # nothing that was uploaded comes out again, even to somebody who knows where it lies
+    for way in (
+        f"file={path}",
+        f"file/{path}",
+        f"stream/{path}",
+        f"download/{path}",
+        "file=hers.jpg",
+        f"file%3D{path}",
+    ):
+        assert server.ask(f"/gradio_api/{way}") == (404, "The demo has no such interface.\n")
+    for way in (path, f"/..{path}", f"/static{path}", f"/assets/../../../../../../..{path}", f"/%2e%2e{path}"):
+        status, said = server.ask(way)
+        assert status in (400, 404) or "JFIF" not in said
+
+
+def test_it_answers_to_its_own_name_and_page(server: Server) -> None:
+    own = server.url.removeprefix("http://")
+    for host in (own, "localhost", "LOCALHOST:1", "[::1]:7860"):
+        assert server.ask("/", host=host)[0] == 200
+    for host in ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "8.8.8.8", "x@127.0.0.1", "", "["):
+        status, said = server.ask("/", host=host)
+        assert status == 400 and "isn't served by this name" in said and "evil" not in said
+    assert server.ask("/health", origin=server.url)[0] == 200
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:1", f"{server.url}.evil.example"):
+        assert server.ask("/health", origin=origin) == (403, "The demo answers to its own page, not to another's.\n")
+        assert server.form("/classify", [("image", ("x", b""))], origin=origin)[0] == 403
+    assert server.ask("/health", host="evil.example", origin="http://evil.example")[0] == 400
+
+
+def test_it_serves_only_what_the_page_uses(model: Path, tmp_path: Path) -> None:
+    running = Server(model, tmp_path)
+    # Gradio fetches such an address itself
+    for path in ("file=https://example.com/x.jpg", "file=http://127.0.0.1:9/x", "file=/etc/passwd", "file=/etc/absent"):
+        assert running.ask(f"/gradio_api/{path}") == (404, "The demo has no such interface.\n")
+    for path in ("proxy=https://x.hf.space/", "deep_link?session_hash=s", "file/etc/passwd", "openapi.json"):
+        assert running.ask(f"/gradio_api/{path}")[0] == 404
+    for path in ("run/classify", "api/classify", "call/show", "component_server", "process_recording", "vibe-edit"):
+        assert running.ask(f"/gradio_api/{path}", {"data": [None]})[0] == 404
+    # Gradio fails over this one
+    assert running.ask("/gradio_api/queue/join", {"data": [], "fn_index": 99, "session_hash": "s"})[0] == 500
+    said = running.end()
+    assert "app: a request could not be answered (KeyError)" in said and "Traceback" not in said
+
+
+def png_of(side: int) -> bytes:
+    """A PNG of side × side black pixels, a few kilobytes: a decompression bomb."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    rows = zlib.compressobj(9)
+    body = b"".join(rows.compress(bytes(side // 8 + 1)) for _ in range(side)) + rows.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_hostile_files_get_a_sentence_or_an_answer(server: Server, lesion: Path, tmp_path: Path) -> None:
+    picture = lesion.read_bytes()
+    script = b"<script>alert(1)</script>"
+    exif = Image.Exif()
+    exif[0x010E] = exif[0x9286] = script.decode()
+    named = io.BytesIO()
+    Image.open(lesion).save(named, "JPEG", exif=exif, comment=script)
+    for name, content, status in (
+        ("bomb.png", png_of(40_000), 422),
+        ("page.svg", b"<svg xmlns='http://www.w3.org/2000/svg'>" + script + b"</svg>", 422),
+        ("page.html", script, 422),
+        ("program.jpg", b"MZ" + bytes(1000), 422),
+        ("archive.jpg", b"PK\3\4" + bytes(1000), 422),
+        ("pdf.jpg", b"%PDF-1.7" + picture, 422),
+        ("both.jpg", picture + b"PK\3\4" + script, 200),  # a picture, and an archive behind it
+        ("said.jpg", named.getvalue(), 200),
+        ("../../../etc/cron.d/x.jpg", picture, 200),
+        ("<img src=x onerror=alert(1)>.jpg", picture, 200),
+        ("a" * 5000 + ".jpg", picture, 400),
+        ("=cmd|' /C calc'!A0.jpg", picture, 200),
+        ("\u202egpj.exe", picture, 200),
+    ):
+        got, said = server.form("/classify", [("image", (name, content))])
+        assert got == status, (name, said)
+        assert "Traceback" not in said and "alert(1)" not in said.replace(name, "")
+    assert server.files() == []
+
+
+def test_a_wrong_password_is_slow(model: Path, tmp_path: Path) -> None:
+    import time
+
+    (tmp_path / "secret").write_text("long enough")
+    running = Server(model, tmp_path, "--password-file", str(tmp_path / "secret"))
+    began = time.monotonic()
+    assert running.ask("/", authorization=basic("x", "long enougg"))[0] == 401
+    assert time.monotonic() - began >= 1
+    running.end()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_large_pictures_leave_no_memory_behind(model: Path, tmp_path: Path) -> None:
+    running = Server(model, tmp_path)
+    large = tmp_path / "large.png"
+    Image.new("RGBA", (7000, 7000), (200, 120, 100, 128)).save(large, compress_level=1)
+
+    def megabytes(what: str) -> int:
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        return int(re.findall(rf"{what}:\s+(\d+) kB", status)[0]) // 1000
+
+    def give(count: int) -> None:
+        for _ in range(count):
+            assert running.classify(large)["refused"]
+
+    before = megabytes("VmRSS")
+    give(1)
+    most = megabytes("VmHWM")
+    give(6)
+    # one picture, of 200 MB when it is decoded, at a time, and afterwards none
+    assert megabytes("VmHWM") < most + 200 and megabytes("VmRSS") < before + 250
+    running.end()
+
+
+def test_what_a_killed_demo_left_is_cleared(model: Path, tmp_path: Path, lesion: Path) -> None:
+    killed, alive = Server(model, tmp_path), Server(model, tmp_path)
+    for running in (killed, alive):
+        running.upload("mrs-smith.jpg", lesion.read_bytes())
+    killed.process.kill()
+    killed.process.wait()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").touch()
+    (killed.temporary / "dermrw-demo-link").symlink_to(tmp_path / "mine")
+    assert len(list(killed.temporary.rglob("mrs-smith.jpg"))) == 2
+    Server(model, tmp_path).end()
+    assert len(list(killed.temporary.rglob("mrs-smith.jpg"))) == 1 and (tmp_path / "mine" / "precious").exists()
+    assert alive.classify(draw(tmp_path / "another.jpg"))["probabilities"]
+    alive.end()
+    assert [p for p in killed.temporary.glob("dermrw-demo-*") if not p.is_symlink()] == []
