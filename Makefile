@@ -14,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all screenshots lint package format clean
+.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all load screenshots lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -91,6 +91,9 @@ test: $(READY) ## run the tests
 
 test-all: $(READY) ## run them all, and the page's wide and narrow, light and dark
 	DERMRW_ALL_LOOKS=1 $(PY) -m pytest -n auto $(ARGS)
+
+load: $(READY) ## many users at once at the demo (ARGS="--users 20 --requests 2000")
+	PYTHONPATH=.:tests $(PY) tests/load.py $(ARGS)
 
 screenshots: $(READY) ## take the README's picture of the demo anew
 	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/test_app_page.py -k "lesion or many"
