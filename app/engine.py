@@ -63,11 +63,16 @@ class Engine:
         return {
             "refused": said.refused,
             "triage": said.triage or None,
-            "set": [] if said.refused else list(said.classes),
+            "set": list(said.classes),
+            "not_ruled_out": list(said.not_ruled_out),
             "probabilities": whole,
             "prevalence": prevalence,
             "pictures": [
-                {"name": name, "refused": one.verdict.refused, "probabilities": by_code(codes, one.probabilities)}
+                {
+                    "name": name,
+                    "refused": one.verdict.refused,
+                    "probabilities": None if one.verdict.refused else by_code(codes, one.probabilities),
+                }
                 for name, one in zip(names, lesion.pictures, strict=True)
             ],
             "model": {"name": self.info.name, "created": self.info.created, "sha256": self.classifier.digest},

@@ -20,6 +20,7 @@ INTERFACE = re.compile(
     r"/gradio_api/(upload|upload_progress|queue/(join|data|status)|info|app_id|startup-events|heartbeat/\w+|cancel"
     r"|reset|theme\.css)/?"
 )
+OWN = re.compile(r"/(|classify|health|config|theme\.css|favicon\.ico|manifest\.json|(assets|static)/[\w./-]+)")
 MOST_REQUEST = 100_000_000  # bytes of a request with the pictures of one lesion
 MOST_UPLOAD = 2_000_000_000  # of many at once
 MOST_ELSE = 1_000_000
@@ -118,7 +119,7 @@ class Guard:
             return 400, "The demo isn't served by this name: `python -m app --allow-host NAME` adds one."
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             return 403, "The demo answers to its own page, not to another's."
-        if path.startswith("/gradio_api") and not INTERFACE.fullmatch(path):
+        if not (OWN.fullmatch(path) or INTERFACE.fullmatch(path)):
             return 404, "The demo has no such interface."
         return self._too_large(path.rstrip("/"), headers) if scope["method"] not in ("GET", "HEAD") else None
 

@@ -81,6 +81,7 @@ def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalenc
                 "name": row.name,
                 "fault": row.fault or (said.refused if said else ""),
                 "triage": said.triage if said else "",
+                "left": ", ".join(name_of[code] for code in said.not_ruled_out) if said else "",
                 "members": ", ".join(name_of[code] for code in said.classes) if said else "",
                 "first": f"{info.names[best]}, {percent(float(row.probabilities[best]))}"
                 if row.probabilities is not None else "",
@@ -98,15 +99,15 @@ def _csv(engine: Engine, rows: list[Row], prevalence: str) -> bytes:
     """A row an image: probabilities as `dermrw predict` writes them, then refusal, set and triage."""
     text = io.StringIO()
     writer: Any = csv.writer(text)
-    writer.writerow(["image", *engine.info.columns, "refused", "set", "triage", "prevalence", "model_sha256"])
+    writer.writerow(
+        ["image", *engine.info.columns, "refused", "set", "triage", "not_ruled_out", "prevalence", "model_sha256"]
+    )
     for row in rows:
         said = row.lesion.verdict if row.lesion else None
         values = [""] * len(engine.info.codes) if row.probabilities is None else map(repr, row.probabilities.tolist())
         reason = row.fault or (said.refused if said else "") or ""
-        classes, triage = (" ".join(said.classes), said.triage) if said and not reason else ("", "")
-        writer.writerow(
-            [_cell(row.name), *values, _cell(reason), classes, triage, prevalence, engine.classifier.digest]
-        )
+        decided = [" ".join(said.classes), said.triage, " ".join(said.not_ruled_out)] if said else ["", "", ""]
+        writer.writerow([_cell(row.name), *values, _cell(reason), *decided, prevalence, engine.classifier.digest])
     return text.getvalue().encode("utf-8-sig")  # the mark tells Excel that it is UTF-8
 
 

@@ -20,7 +20,7 @@ from gradio.data_classes import FileData, ListFiles
 
 from app.api import add_api
 from app.engine import MOST_BYTES, MOST_PICTURES, Engine, Picture
-from app.guard import Guard
+from app.guard import MOST_REQUEST, Guard
 from app.many import MOST_IMAGES, classify_many
 from app.words import answer, fault, fixed
 from dermrw.diagnoses import DIAGNOSES
@@ -82,7 +82,10 @@ def _take(path: str) -> Picture:
     content = UPLOADS.take(path)
     if content is None:
         raise UserError(NOT_HERE)
-    return Picture(Path(path).name, content)
+    name = Path(path).name
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{name} has more than {MOST_BYTES // 10**6} MB: shrink it")
+    return Picture(name, content)
 
 
 def _stated(choice: str, shares: tuple[float | None, ...], engine: Engine) -> np.ndarray | None:
@@ -126,7 +129,12 @@ def _prevalence(engine: Engine, name: str) -> list[Any]:
 def build_page(engine: Engine) -> gradio.Blocks:
     """The page for this model."""
 
-    def show(paths: Paths, memory: Memory, choice: str, *shares: float | None) -> tuple[str, Memory]:
+    def show(paths: Paths, memory: Memory, choice: str, *shares: float | None) -> Iterator[tuple[str, Memory]]:
+        if any(path not in memory for path in paths):
+            yield fixed("judging", engine), memory  # no older answer stands beside a new picture
+        yield judge(paths, memory, choice, shares)
+
+    def judge(paths: Paths, memory: Memory, choice: str, shares: tuple[float | None, ...]) -> tuple[str, Memory]:
         if not paths:
             return "", {}
         faults, seen, names = [], {}, []
@@ -220,6 +228,6 @@ def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "")
     )
     return gradio.mount_gradio_app(
         app, build_page(engine), "/", css=CSS, js=SCRIPT, theme=theme, footer_links=[], show_error=False,
-        max_file_size=MOST_BYTES, ssr_mode=False, run_history=False, enable_monitoring=False, pwa=False,
+        max_file_size=MOST_REQUEST, ssr_mode=False, run_history=False, enable_monitoring=False, pwa=False,
         mcp_server=False,
     )  # fmt: skip

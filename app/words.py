@@ -117,8 +117,9 @@ def answer(
         score=info.score,
         members=listed([name_of[code] for code in said.classes]),
         count=len(said.classes),
-        left=listed([name_of[code] for code in said.classes if code in MALIGNANT] or [""]),
+        left=listed([name_of[code] for code in said.not_ruled_out] or [""]),
         coverage=percent(info.coverage),
+        covered=info.covered,
         share=percent,
         headline=headline,
         sentence=sentence,
@@ -146,7 +147,7 @@ def fault(message: str, name: str = "") -> str:
 
 
 def fixed(part: str, engine: Engine) -> str:
-    """One of the page's fixed parts: `head`, `waiting`, `texts` or `foot`."""
+    """One of the page's fixed parts: `head`, `waiting`, `judging`, `texts` or `foot`."""
     about = [(name, ABOUT[code]) for code, name in zip(engine.info.codes, engine.info.names, strict=True)]
     return TEMPLATES.get_template("page.html.jinja").render(
         part=part, info=engine.info, digest=engine.classifier.digest, about=about

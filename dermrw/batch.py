@@ -237,9 +237,8 @@ def predict(
     write_atomic(beside, _decisions_csv(kept, verdicts))
     said = f"{len(kept):,} images into {out}, probabilities for {_prevalence_words(prevalence)}"
     if lesion_of:
-        said += f", {len({lesion_of[i] for i in kept}):,} lesions combined by their {info.lesion_rule} mean".replace(
-            "mean mean", "mean"
-        )
+        lesions_said = len({lesion_of[kept[i]] for i in accepted})
+        said += f", {lesions_said:,} lesions combined by their {info.lesion_rule} mean".replace("mean mean", "mean")
     if found.skipped:
         said += f"; {found.skipped:,} files that aren't images skipped"
     print(said)
@@ -261,12 +260,15 @@ def decisions_file(out: Path) -> Path:
 
 
 def _decisions_csv(image_ids: Sequence[str], verdicts: Sequence[Verdict]) -> bytes:
-    """`image, refused, set, triage`; of a refused picture the reason alone."""
+    """`image, refused, set, triage, not_ruled_out`; of a refused picture the reason alone.
+
+    `not_ruled_out`: malignant diagnoses in the set of what the triage rule doesn't refer.
+    """
     text = io.StringIO()
     writer: Any = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "refused", "set", "triage"])
+    writer.writerow(["image", "refused", "set", "triage", "not_ruled_out"])
     for image_id, v in zip(image_ids, verdicts, strict=True):
-        writer.writerow([image_id, v.refused or "", "" if v.refused else " ".join(v.classes), v.triage])
+        writer.writerow([image_id, v.refused or "", " ".join(v.classes), v.triage, " ".join(v.not_ruled_out)])
     return text.getvalue().encode()
 
 

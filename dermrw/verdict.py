@@ -17,16 +17,21 @@ REFER, NO_REASON = "refer", "no reason to refer seen"
 
 
 class Verdict(NamedTuple):
-    """Of a refused picture the rest is not to be shown."""
+    """Of a refused picture nothing else is said."""
 
     refused: str | None  # the reason, such as `it is blurred`
-    classes: tuple[str, ...]  # the prediction set, the likeliest first
-    refer: bool | None  # None: the model knows no triage
+    classes: tuple[str, ...]  # the prediction set, the likeliest first; none of a refused picture
+    refer: bool | None  # None: it is refused, or the model knows no triage
 
     @property
     def triage(self) -> str:
         """In words; nothing for a refused picture, or where the model knows no triage."""
         return "" if self.refused or self.refer is None else REFER if self.refer else NO_REASON
+
+    @property
+    def not_ruled_out(self) -> tuple[str, ...]:
+        """The malignant and pre-malignant diagnoses of the set, where there is no reason to refer by the rule alone."""
+        return () if self.refused or self.refer is not False else tuple(c for c in self.classes if c in MALIGNANT)
 
 
 def verdict(
@@ -42,7 +47,7 @@ def verdict(
         info: the model's metadata.
     """
     reason = too_small(width, height, info.smallest) or refusal(checks, info.limits)
-    return judged(probabilities, info)._replace(refused=reason)
+    return Verdict(reason, (), None) if reason else judged(probabilities, info)
 
 
 def judged(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:

@@ -13,6 +13,7 @@ from dermrw.lesion import together
 from dermrw.neighbours import Index, index_of
 from dermrw.predict import Classifier
 from dermrw.tables import read_ham10000
+from dermrw.verdict import judged
 from export.index import write_index
 
 
@@ -92,7 +93,7 @@ def test_the_demo_shows_the_cases_of_its_own_model(
     assert len({own.loc[case.image_id, "lesion_id"] for case in found}) == 5
     assert all(case.code == own.loc[case.image_id, "dx"] and case.path.is_file() for case in found)
     np.testing.assert_allclose(cases.embeddings[3], seen.embedding, atol=1e-4)
-    accepted = together([seen._replace(verdict=seen.verdict._replace(refused=None))], classifier.info)
+    accepted = together([seen._replace(verdict=judged(seen.probabilities, classifier.info))], classifier.info)
     engine = Engine(classifier, cases)
     assert engine.cases(accepted) == found
     page = answer(accepted, ["mine.jpg"], engine, "equal", None)

@@ -145,7 +145,14 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
         "it is too small: 20 × 13 pixels"
     )
     strange = verdict(p, np.array([150, 0, 20, 0.2, 3.1]), 300, 200, info)
-    assert "isn't like" in (strange.refused or "") and strange.triage == ""
+    assert "isn't like" in (strange.refused or "")
+    assert (strange.classes, strange.refer, strange.triage, strange.not_ruled_out) == ((), None, "", ())
+    least = info.triage.model_copy(update={"threshold": 0.99})
+    calm = verdict(p, fine, 300, 200, info.model_copy(update={"triage": least}))
+    assert calm.triage == "no reason to refer seen" and calm.not_ruled_out == tuple(
+        code for code in (first, second) if code in ("mel", "bcc", "akiec")
+    )
+    assert said.not_ruled_out == ()
     assert verdict(p, fine, 300, 200, info.model_copy(update={"triage": None})).refer is None
 
 
