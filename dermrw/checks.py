@@ -1,4 +1,4 @@
-"""The five measures that a picture may be refused for, as a network computes them from its pixels."""
+"""The six measures that a picture may be refused for, as a network computes them from its pixels."""
 
 import numpy as np
 import torch
@@ -16,22 +16,30 @@ BURNT = 250  # grey levels from which a pixel counts as overexposed
 
 
 def quality(pixels: Tensor) -> Tensor:
-    """Brightness, overexposed share, contrast and sharpness `[N, 4]` of pixels uint8 `[N, S, S, 3]`.
+    """Brightness, overexposed share, contrast, sharpness and colour `[N, 5]` of pixels uint8 `[N, S, S, 3]`.
 
     Brightness and contrast are the mean and the standard deviation of the luminance, in grey levels. Sharpness is the
     standard deviation of its Laplacian over its contrast: what is blurred changes slowly, however strong its colours.
+    Colour is what of red and blue the luminance doesn't tell: the standard deviation, in grey levels, of what is left
+    of them after regression on it. A grey picture has none, and one toned in sepia neither.
     """
-    y = (pixels.float() * torch.tensor(LUMINANCE, device=pixels.device)).sum(3)  # [N, S, S]
+    x = pixels.float()
+    y = (x * torch.tensor(LUMINANCE, device=pixels.device)).sum(3)  # [N, S, S]
     mean = y.mean((1, 2))
     contrast = (y - mean[:, None, None]).square().mean((1, 2)).sqrt()
     inner = y[:, 1:-1, 1:-1]
     laplacian = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:] - 4 * inner
     sharpness = laplacian.square().mean((1, 2)).sqrt() / (contrast + 1)
-    return torch.stack([mean, (y >= BURNT).float().mean((1, 2)), contrast, sharpness], 1)
+    red_blue = torch.stack([x[..., 0], x[..., 2]], 1).flatten(2)  # [N, 2, S²]
+    red_blue = red_blue - red_blue.mean(2, keepdim=True)
+    centred = (y - mean[:, None, None]).flatten(1)[:, None]  # [N, 1, S²]
+    slope = (red_blue * centred).mean(2, keepdim=True) / (contrast.square() + 1)[:, None, None]
+    colour = (red_blue - slope * centred).square().mean((1, 2)).sqrt()
+    return torch.stack([mean, (y >= BURNT).float().mean((1, 2)), contrast, sharpness, colour], 1)
 
 
 class Checks(nn.Module):
-    """All five, from the pixels and the maps of the network's middle: `[N, 5]`, as `dermrw.refusal.CHECKS`."""
+    """All six, from the pixels and the maps of the network's middle: `[N, 6]`, as `dermrw.refusal.CHECKS`."""
 
     def __init__(self, familiarity: Familiarity) -> None:
         super().__init__()
@@ -60,7 +68,7 @@ def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Choic
 def logits_and_checks(
     model: nn.Module, checks: Checks, pixels: Pixels, choice: Choice, batch_size: int, every_view: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 5]` of a set."""
+    """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 6]` of a set."""
     measures: list[Tensor] = []
     with Watch(model, checks.familiarity.names) as watch:
 

@@ -1,6 +1,6 @@
 """What a picture is refused for before any class is named. NumPy alone in here.
 
-The model file gives five measures of each picture (`checks`, in the order of `CHECKS`); its metadata holds the limits,
+The model file gives six measures of each picture (`checks`, in the order of `CHECKS`); its metadata holds the limits,
 which all but a few validation images keep. A picture that breaks one is refused, with the reason.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-CHECKS = ("brightness", "overexposed", "contrast", "sharpness", "strangeness")
+CHECKS = ("brightness", "overexposed", "contrast", "sharpness", "colour", "strangeness")
 # in the order in which they are looked for, the plainest first: which end is refused, the reason, and the share of the
 # validation lesions that may lie beyond the limit
 RULES: dict[str, tuple[str, str, float]] = {
@@ -17,13 +17,16 @@ RULES: dict[str, tuple[str, str, float]] = {
     "overexposed": ("high", "it is overexposed", 0.001),
     "contrast": ("low", "it shows next to nothing: it is nearly of one colour", 0.001),
     "sharpness": ("low", "it is blurred", 0.001),
+    "colour": ("low", "it is grey, or toned in one colour", 0.001),
     "strangeness": ("high", "it isn't like the dermoscopic images that the model knows", 0.006),
 }
 MARGIN = 0.1  # how far beyond the validation images' extreme a limit may lie, as a share of their middle half's width
 
+ROUNDING = 1e-4  # relative
+
 
 def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float]:
-    """Limits of each measure from validation `checks` `[N, 5]` and `lesions` `[N]`, each lesion counting once.
+    """Limits of each measure from validation `checks` `[N, 6]` and `lesions` `[N]`, each lesion counting once.
 
     Raises:
         ValueError: a measure is not finite, or there is no image.
@@ -47,12 +50,16 @@ def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float
         if first == 0:
             low, high = np.quantile(value, [0.25, 0.75])
             limit -= MARGIN * (high - low)
+        if name == "colour":
+            limit /= 2  # a grey or toned picture has next to none: what other cameras show a little paler is spared
+        # the model file computes in another order of operations than what was measured here
+        limit -= ROUNDING * abs(limit)
         found[name] = float(limit if end == "low" else -limit)
     return found
 
 
 def refusal(checks: Sequence[float] | npt.NDArray[np.floating], limits: Mapping[str, float]) -> str | None:
-    """Why a picture of these measures `[5]` is refused, such as `it is blurred`; None where it isn't."""
+    """Why a picture of these measures `[6]` is refused, such as `it is blurred`; None where it isn't."""
     for name, value in zip(CHECKS, checks, strict=True):
         end, reason, _ = RULES[name]
         if value < limits[name] if end == "low" else value > limits[name]:

@@ -12,22 +12,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 from tqdm import tqdm
 
 from dermrw.data import load_splits, resolve_root
-from dermrw.diagnoses import Classes
+from dermrw.diagnoses import MALIGNANT, Classes
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluate import with_overrides
 from dermrw.files import write_atomic
 from dermrw.pixels import read_image
 from dermrw.predict import Classifier
 from dermrw.runs import latest_run, open_run, read_split
+from dermrw.verdict import Verdict
 from export.card import model_card
 from export.report import report_of
-from export.strangers import bare_skin, composed, shipped
+from export.strangers import composed, from_lesions, shipped
 
-PER_CLASS = 12  # images that are damaged, of each class of the test split
+PER_CLASS = 20  # images that are damaged, of each class of the test split
 COMPOSED = 40  # of each kind
 FATES = ("right alone", "right among others", "wrong among others", "wrong alone", "refused")
 COLOURS = ("#1b7f4d", "#9bd3b0", "#f3c26b", "#c0392b", "#b9c0c9")
@@ -61,6 +62,10 @@ def _turned(image: Image.Image, degrees: float) -> Image.Image:
     return wide.rotate(degrees, Image.Resampling.BILINEAR).crop((w, h, 2 * w, 2 * h))
 
 
+def _paler(image: Image.Image, share: float) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(share)
+
+
 def _blurred(image: Image.Image, share: float) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(share / 100 * min(image.size)))
 
@@ -68,57 +73,71 @@ def _blurred(image: Image.Image, share: float) -> Image.Image:
 # name, its degrees from nothing on, what it does to a picture
 DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image.Image]]] = [
     ("blur (σ in % of the shorter side)", (0, 0.3, 0.6, 1.2, 2.5, 5), _blurred),
-    ("noise (standard deviation, grey levels)", (0, 8, 16, 32, 64, 96), _noise),
-    ("JPEG quality", (95, 50, 25, 12, 6, 3), _jpeg),
+    ("noise (standard deviation, grey levels)", (0, 4, 8, 16, 32, 64), _noise),
+    ("JPEG quality", (95, 50, 30, 20, 10, 5), _jpeg),
+    ("colour (share left)", (1, 0.6, 0.4, 0.2, 0.1, 0), _paler),
     ("darkness (share of the light left)", (1, 0.8, 0.65, 0.5, 0.35, 0.2), lambda i, d: i.point(lambda v: v * d)),
+    ("light (times as much)", (1, 1.1, 1.2, 1.4, 1.7, 2), lambda i, d: i.point(lambda v: min(255, v * d))),
     ("rotation (degrees)", (0, 15, 30, 45, 90, 135), _turned),
     ("scale (share of the lesion's size)", (1, 0.8, 0.6, 0.45, 0.3, 0.2), _smaller),
 ]
 
 
-def fate(classifier: Classifier, image: Image.Image, code: str) -> str:
+def fate(said: Verdict, code: str) -> str:
     """What becomes of a picture of this diagnosis."""
-    said = classifier.explain(image).verdict
     if said.refused:
         return "refused"
     return f"{'right' if code in said.classes else 'wrong'} {'alone' if len(said.classes) == 1 else 'among others'}"
 
 
 def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, list[dict[str, Any]]]:
-    """Of each damage and degree the share of each fate."""
+    """Of each damage and degree the share of each fate; and `missed`, malignant but judged and not referred.
+
+    `missed` is a share of the malignant and pre-malignant images, None where there are none.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
     for name, degrees, damage in tqdm(DAMAGES, "Damaging lesions", leave=False):
         for degree in degrees:
-            fates = [fate(classifier, damage(image, degree), code) for image, code in lesions]
+            said = [(classifier.explain(damage(image, degree)).verdict, code) for image, code in lesions]
+            fates = [fate(one, code) for one, code in said]
             shares = {f: fates.count(f) / len(fates) for f in FATES}
-            found.setdefault(name, []).append({"degree": degree, **shares})
+            missed = [one.refer is False for one, code in said if code in MALIGNANT]
+            row = {"degree": degree, **shares, "missed": float(np.mean(missed)) if missed else None}
+            found.setdefault(name, []).append(row)
     return found
 
 
 def strangers(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, dict[str, Any]]:
     """Of each kind of picture that is no dermoscopic image: how many, how many of them are refused, and which not."""
     found: dict[str, dict[str, Any]] = {}
-    pictures = [*shipped(), *composed(COMPOSED), *bare_skin([image for image, _ in lesions])]
+    pictures = [*shipped(), *composed(COMPOSED), *from_lesions([image for image, _ in lesions])]
     for kind, name, image in tqdm(pictures, "Showing strangers", leave=False):
-        row = found.setdefault(kind, {"pictures": 0, "refused": 0, "accepted": []})
+        row = found.setdefault(kind, {"pictures": 0, "refused": 0, "not_referred": 0, "reasons": {}, "accepted": []})
         row["pictures"] += 1
-        if classifier.explain(image).verdict.refused:
+        said = classifier.explain(image).verdict
+        if said.refused:
             row["refused"] += 1
-        elif len(row["accepted"]) < 10:
+            row["reasons"][said.refused] = row["reasons"].get(said.refused, 0) + 1
+            continue
+        row["not_referred"] += said.refer is False
+        if len(row["accepted"]) < 10:
             row["accepted"].append(name)
     return found
 
 
 def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
     """A PNG: for each damage, what becomes of the lesions by degree."""
-    figure = Figure((13, 6.6), layout="constrained")
-    for axes, (name, rows) in zip(figure.subplots(2, 3).ravel(), damages.items(), strict=True):
+    figure = Figure((16, 6.6), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(2, 4).ravel(), damages.items(), strict=True):
         x = np.arange(len(rows))
         axes.stackplot(x, [[100 * row[f] for row in rows] for f in FATES], labels=FATES, colors=COLOURS)
+        if rows[0]["missed"] is not None:
+            missed = [100 * row["missed"] for row in rows]
+            axes.plot(x, missed, color="black", marker="o", label="of the malignant ones: judged and not referred")
         axes.set_xticks(x, [f"{row['degree']:g}" for row in rows])
         axes.set(xlabel=name, ylim=(0, 100), xlim=(0, len(rows) - 1))
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(FATES), frameon=False,
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(FATES) + 1, frameon=False,
         title=f"What becomes of {count} lesions' images of the test split, damaged by degrees (per cent)",
     )  # fmt: skip
     buffer = io.BytesIO()

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError
 from dermrw.pixels import read_image
 
@@ -79,16 +80,47 @@ def composed(count: int, seed: int = 0) -> Iterator[Picture]:
         yield "blank", f"blank {i}", Image.new("RGB", (450, 450), tuple(int(v) for v in shade))
 
 
-def bare_skin(lesions: list[Image.Image]) -> Iterator[Picture]:
-    """The skin at the corners of dermoscopic images, enlarged and lit from one side, as in a phone's picture."""
+def from_lesions(lesions: list[Image.Image]) -> Iterator[Picture]:
+    """What can be composed of dermoscopic images and is none any more, or not of one lesion; and drawn lesions."""
     for i, image in enumerate(lesions):
-        w, h = image.size
-        side = min(w, h) // 4
-        left, top = [(0, 0), (w - side, 0), (0, h - side), (w - side, h - side)][i % 4]
-        part = image.crop((left, top, left + side, top + side)).resize((450, 450), Image.Resampling.BICUBIC)
-        light = np.linspace(0.75, 1.15, 450)[None, :, None]
-        lit = (np.asarray(part, dtype=np.float64) * light).clip(0, 255).astype(np.uint8)
-        yield "phone's close-up of skin", f"skin beside lesion {i}, enlarged", Image.fromarray(lit)
+        rng = np.random.default_rng([7, i])
+        other = lesions[(i + 1) % len(lesions)]
+        yield "skin beside the lesion, enlarged 7.5 times", f"corner of lesion {i}", _corner(image, i, 4, 0, rng)
+        yield "the same, with a camera's noise", f"corner of lesion {i}, noisy", _corner(image, i, 4, 3, rng)
+        yield "skin beside the lesion, enlarged 4.7 times, noise", f"half of lesion {i}", _corner(image, i, 2.5, 3, rng)
+        yield "picture within a screenshot", f"screenshot of lesion {i}", _screenshot(image, rng)
+        yield "two lesions side by side", f"lesion {i} and the next", _beside(image, other)
+        drawn = draw_lesion("mel", rng, np.random.default_rng([8, i]), 450, 600)
+        yield "drawn lesion", f"drawn lesion {i}", Image.fromarray(drawn)
+
+
+def _corner(image: Image.Image, i: int, share: float, noise: float, rng: np.random.Generator) -> Image.Image:
+    """A corner, one `share`th of the shorter side, enlarged, lit from one side, as in a phone's close-up of skin."""
+    w, h = image.size
+    side = int(min(w, h) / share)
+    left, top = [(0, 0), (w - side, 0), (0, h - side), (w - side, h - side)][i % 4]
+    part = image.crop((left, top, left + side, top + side)).resize((450, 450), Image.Resampling.BICUBIC)
+    light = np.linspace(0.75, 1.15, 450)[None, :, None]
+    lit = np.asarray(part, dtype=np.float64) * light + rng.normal(0, noise, (450, 450, 3))
+    return Image.fromarray(lit.clip(0, 255).astype(np.uint8))
+
+
+def _screenshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A viewer's window with the picture in it, as it is when a screen is copied."""
+    window = Image.new("RGB", (960, 600), (245, 245, 247))
+    draw, font = ImageDraw.Draw(window), ImageFont.load_default(size=16)
+    draw.rectangle((0, 0, 960, 44), fill=(52, 58, 70))
+    for k in range(9):
+        draw.text((24, 70 + 52 * k), "".join(rng.choice(list("abcdefgh "), 14)), fill=(40, 40, 40), font=font)
+    window.paste(image.resize((680, 510)), (250, 66))
+    return window
+
+
+def _beside(one: Image.Image, other: Image.Image) -> Image.Image:
+    both = Image.new("RGB", (900, 450))
+    both.paste(one.resize((450, 450)), (0, 0))
+    both.paste(other.resize((450, 450)), (450, 0))
+    return both
 
 
 def _document(rng: np.random.Generator) -> Image.Image:

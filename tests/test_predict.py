@@ -130,11 +130,11 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     info = info.model_copy(
         update={
             "thresholds": (0.3,) * 7,
-            "limits": dict(zip(CHECKS, (50.0, 0.1, 5.0, 0.05, 3.0), strict=True)),
+            "limits": dict(zip(CHECKS, (50.0, 0.1, 5.0, 0.05, 2.0, 3.0), strict=True)),
             "triage": info.triage.model_copy(update={"threshold": 0.25}),
         }
     )
-    fine, p = np.array([150, 0, 20, 0.2, 1.0]), np.array([0.35, 0.4, 0.05, 0.05, 0.05, 0.05, 0.05])
+    fine, p = np.array([150, 0, 20, 0.2, 5.0, 1.0]), np.array([0.35, 0.4, 0.05, 0.05, 0.05, 0.05, 0.05])
     by_code = dict(zip(info.codes, p, strict=True))
     said = verdict(p, fine, 300, 200, info)
     first, second = sorted(by_code, key=lambda c: -by_code[c])[:2]
@@ -144,7 +144,7 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     assert (verdict(p, fine, 20, 13, info.model_copy(update={"smallest": 14})).refused or "").startswith(
         "it is too small: 20 × 13 pixels"
     )
-    strange = verdict(p, np.array([150, 0, 20, 0.2, 3.1]), 300, 200, info)
+    strange = verdict(p, np.array([150, 0, 20, 0.2, 5.0, 3.1]), 300, 200, info)
     assert "isn't like" in (strange.refused or "")
     assert (strange.classes, strange.refer, strange.triage, strange.not_ruled_out) == ((), None, "", ())
     least = info.triage.model_copy(update={"threshold": 0.99})
