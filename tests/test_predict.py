@@ -295,7 +295,7 @@ RIGHT = {
     "probabilities": np.full((1, 7), 1 / 7, np.float32),
     "activation_map": np.zeros((1, 7, 2, 2), np.float32),
     "embedding": np.ones((1, 3), np.float32),
-    "checks": np.ones((1, 5), np.float32),
+    "checks": np.ones((1, 6), np.float32),
 }
 
 
@@ -308,7 +308,7 @@ RIGHT = {
         ("probabilities", np.eye(7, dtype=np.int64)[:1]), ("probabilities", np.full((1, 7), np.nan, np.float32)),
         ("activation_map", np.zeros((1, 7), np.float32)), ("activation_map", np.full((1, 7, 2, 2), np.inf, np.float32)),
         ("embedding", np.ones((2, 3), np.float32)), ("embedding", np.ones((1, 3), np.int64)), (None, None),
-        ("checks", np.ones((1, 4), np.float32)), ("checks", np.full((1, 5), np.nan, np.float32)),
+        ("checks", np.ones((1, 4), np.float32)), ("checks", np.full((1, 6), np.nan, np.float32)),
     ],
 )  # fmt: skip
 def test_graphs_that_give_what_no_classifier_gives(
@@ -439,7 +439,7 @@ def test_a_prevalence_that_rules_out_what_the_model_says(
     monkeypatch.setattr(Classifier, "_require_size", lambda _: None)
     one = np.eye(7, dtype=np.float32)[[2]]
     monkeypatch.setattr(
-        Classifier, "run", lambda _, pixels, *__: [one.repeat(len(pixels), 0), np.ones((len(pixels), 5), np.float32)]
+        Classifier, "run", lambda _, pixels, *__: [one.repeat(len(pixels), 0), np.ones((len(pixels), 6), np.float32)]
     )
     shares = ",".join(f"{code}={code == 'nv':d}" for code in DX)
     said = sentence(model_file, pictures, "--csv", out, "--prevalence", shares)

@@ -76,7 +76,7 @@ def test_damaged_pictures_are_refused_for_what_ails_them(damage, reason: str) ->
 
 def test_at_most_the_stated_shares_of_lesions_lie_beyond_the_limits() -> None:
     rng = np.random.default_rng(0)
-    values, lesions = rng.normal(size=(6000, 6)), np.repeat(np.arange(3000), 2)
+    values, lesions = rng.normal(50, 1, size=(6000, 6)), np.repeat(np.arange(3000), 2)
     limits = fit_limits(values, lesions)
     beyond = {
         name: np.mean(
