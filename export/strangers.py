@@ -86,7 +86,11 @@ def from_lesions(lesions: list[Image.Image]) -> Iterator[Picture]:
         rng = np.random.default_rng([7, i])
         other = lesions[(i + 1) % len(lesions)]
         yield "skin beside the lesion, enlarged 7.5 times", f"corner of lesion {i}", _corner(image, i, 4, 0, rng)
-        yield "skin beside the lesion, enlarged 7.5 times, noise", f"corner of lesion {i}, noisy", _corner(image, i, 4, 3, rng)
+        yield (
+            "skin beside the lesion, enlarged 7.5 times, noise",
+            f"corner of lesion {i}, noisy",
+            _corner(image, i, 4, 3, rng),
+        )
         yield "skin beside the lesion, enlarged 4.7 times, noise", f"half of lesion {i}", _corner(image, i, 2.5, 3, rng)
         yield "picture within a screenshot", f"screenshot of lesion {i}", _screenshot(image, rng)
         yield "two lesions side by side", f"lesion {i} and the next", _beside(image, other)
