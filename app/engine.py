@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.errors import UserError
 from dermrw.lesion import Lesion
 from dermrw.neighbours import Case, Index
 from dermrw.predict import Classifier, Explanation
@@ -56,10 +55,7 @@ class Engine:
             UserError: the stated prevalence has no share for any diagnosis in question.
         """
         said, codes = lesion.verdict, self.info.codes
-        try:
-            whole = None if said.refused else by_code(codes, lesion.at(stated))
-        except ValueError:
-            raise UserError("all of the probability is on diagnoses without a share: state shares above 0") from None
+        whole = None if said.refused else by_code(codes, lesion.at(stated))
         return {
             "refused": said.refused,
             "triage": said.triage or None,

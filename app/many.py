@@ -65,8 +65,6 @@ def _row(engine: Engine, path: str, take: Callable[[str], Picture], stated: npt.
         return Row(name, lesion, None if lesion.verdict.refused else lesion.at(stated), "")
     except UserError as error:
         return Row(name, None, None, str(error))
-    except ValueError:
-        return Row(name, None, None, "all of the probability is on diagnoses without a share")
 
 
 def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalence: str) -> str:

@@ -27,6 +27,7 @@ from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.lesion import together
 from dermrw.predict import Explanation
+from dermrw.prevalence import parse_prevalence
 
 HERE = Path(__file__).parent
 CSS = (HERE / "page.css").read_text(encoding="utf-8")
@@ -90,11 +91,8 @@ def _take(path: str) -> Picture:
 
 def _stated(choice: str, shares: tuple[float | None, ...], engine: Engine) -> np.ndarray | None:
     """The prevalence that was chosen `[C]`; None for equal."""
-    if choice == EQUAL:
-        return None
-    if choice == TRAINING:
-        values = np.array([engine.info.prevalence[code] for code in engine.info.codes])
-        return values / values.sum()
+    if choice in (EQUAL, TRAINING):
+        return parse_prevalence(choice, engine.info.codes, engine.info.prevalence)
     values = np.array([np.nan if share is None else share for share in shares], np.float64)
     if not np.isfinite(values).all() or (values < 0).any():
         raise UserError("every diagnosis needs a share of 0 % or more")

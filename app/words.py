@@ -84,10 +84,7 @@ def answer(
     refused = [(n, p.verdict.refused) for n, p in zip(names, lesion.pictures, strict=True) if p.verdict.refused]
     if said.refused:
         return TEMPLATES.get_template("refused.html.jinja").render(reason=said.refused, refused=refused)
-    try:
-        probabilities = lesion.at(stated)
-    except ValueError:
-        raise UserError("all of the probability is on diagnoses without a share: state shares above 0") from None
+    probabilities = lesion.at(stated)
     name_of = dict(zip(info.codes, info.names, strict=True))
     headline, sentence = doubt(probabilities, info.names)
     order = np.argsort(-probabilities, kind="stable")

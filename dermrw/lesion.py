@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo
 from dermrw.predict import Explanation
 from dermrw.prevalence import at_prevalence, combine
@@ -28,11 +29,16 @@ class Lesion(NamedTuple):
         """Probabilities `[C]` for a clinic of this prevalence `[C]`, or, without one, for equal prevalence.
 
         Raises:
-            ValueError: every picture is refused, or every diagnosis in question has no share in the clinic.
+            UserError: every diagnosis in question has no share in the clinic.
+            ValueError: every picture is refused.
         """
         if self.probabilities is None:
             raise ValueError("every picture is refused")
-        return self.probabilities if prevalence is None else at_prevalence(self.probabilities[None], prevalence)[0]
+        if prevalence is None:
+            return self.probabilities
+        if not self.probabilities @ prevalence > 0:
+            raise UserError("all of the probability is on diagnoses without a share: state shares above 0")
+        return at_prevalence(self.probabilities[None], prevalence)[0]
 
 
 def together(pictures: Sequence[Explanation], info: ModelInfo) -> Lesion:

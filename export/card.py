@@ -7,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.config import Config, differences
 from dermrw.model_file import ModelInfo
+from dermrw.study.plan import PLACE
 from export.report import Report
 
 
@@ -24,12 +25,9 @@ def _part(part: Any) -> str:
     return "–" if part is None else f"{_percent(part.share)} ({_range(part.interval_95)})"
 
 
-PLACE = ("data.root:", "model.weights:", "train.device:", "name:")
-
-
 def recipe(config: Config) -> str:
     """What the run set, as the command line takes it; without places on the machine that it ran on."""
-    changed = [line for line in differences(config, Config()) if not line.startswith(PLACE)]
+    changed = [line for line in differences(config, Config()) if line.partition(":")[0] not in PLACE]
     return " ".join(line.rpartition(", was ")[0].replace(": ", "=", 1) for line in changed)
 
 

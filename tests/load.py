@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 from serving import Server
 
-from app.page import UPLOADS
 from dermrw.drawing import draw_lesion
 
 
@@ -33,7 +32,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--model", type=Path, default=Path("app/model.onnx"))
     arguments = parser.parse_args()
-    UPLOADS.cleanup()  # this process serves nothing
     with tempfile.TemporaryDirectory() as folder:
         server = Server(arguments.model.resolve(), Path(folder), OMP_NUM_THREADS="")
         pictures = []
