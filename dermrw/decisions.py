@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dermrw.conformal import fit_thresholds, prediction_sets
 from dermrw.diagnoses import DX, Classes
 from dermrw.metrics import malignant
+from dermrw.prevalence import combine
 from dermrw.refusal import fit_limits, refusal
 from dermrw.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
 
@@ -21,7 +22,7 @@ class Predicted(NamedTuple):
     """A set of images with what the model says of them."""
 
     probabilities: Floats  # [N, C], for equal prevalence
-    checks: Floats  # [N, 5]
+    checks: Floats  # [N, 7]
     labels: npt.NDArray[np.int64]
     lesions: npt.NDArray[Any]
 
@@ -64,8 +65,10 @@ class Decisions(NamedTuple):
             "fitted": self.fitted,
         }
 
-    def measured(self, seen: Predicted, weights: Floats) -> dict[str, Any]:
+    def measured(self, seen: Predicted, weights: Floats, lesion_rule: str) -> dict[str, Any]:
         """How refusal, sets and triage do on a set; images of weight 0 count nowhere.
+
+        `by_lesion` is of the lesions with several images, judged together by the thresholds of single images.
 
         Cover and triage are of all images, the refused ones too: who shows the model such a picture again gets no other
         answer.
@@ -73,7 +76,7 @@ class Decisions(NamedTuple):
         kept = weights > 0
         p, y, lesions = seen.probabilities[kept], seen.labels[kept], seen.lesions[kept]
         if not len(y):
-            return {"refused": None, "sets": None, "triage": None}
+            return {"refused": None, "sets": None, "triage": None, "by_lesion": None}
         reasons = [refusal(row, self.limits) for row in seen.checks[kept]]
         refused = np.array([reason is not None for reason in reasons])
         sets = prediction_sets(p, self.thresholds)
@@ -82,11 +85,7 @@ class Decisions(NamedTuple):
             code: _share_dict(share_of(held[y == c], lesions[y == c])) if (y == c).any() else None
             for c, code in enumerate(self.codes)
         }
-        point = None
-        if self.threshold is not None:
-            positive, score = malignant(p, y)
-            if positive.any() and not positive.all():
-                point = measure(score, positive, lesions, self.threshold)
+        whole = self._judged(p, y, lesions)
         return {
             "refused": {
                 **_share_dict(share_of(refused, lesions)),
@@ -94,14 +93,38 @@ class Decisions(NamedTuple):
                 "by_class": {c: float(refused[y == i].mean()) for i, c in enumerate(self.codes) if (y == i).any()},
             },
             "sets": {
-                "coverage": _share_dict(share_of(held, lesions)),
+                "coverage": whole["coverage"],
                 "mean_over_classes": float(np.mean([row["share"] for row in cover.values() if row])),
                 "by_class": cover,
                 "mean_size": float(sets.sum(1).mean()),
                 "sizes": np.bincount(sets.sum(1), minlength=len(self.codes) + 1)[1:].tolist(),
             },
-            "triage": None if point is None else point_dict(point),
+            "triage": whole["triage"],
+            "by_lesion": self._by_lesion(p, y, lesions, lesion_rule),
         }
+
+    def _by_lesion(
+        self, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], rule: str
+    ) -> dict[str, Any] | None:
+        """Of the lesions with several images: judged together, and image by image; None where there is none."""
+        _, first, lesion, images = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
+        one, several = first[images > 1], images[lesion] > 1
+        if not len(one):
+            return None
+        return {
+            "together": self._judged(combine(p, lesion, rule)[one], y[one], lesions[one]),
+            "one_by_one": self._judged(p[several], y[several], lesions[several]),
+        }
+
+    def _judged(self, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any]) -> dict[str, Any]:
+        """Cover of the sets, and triage; None where one side is missing."""
+        held = prediction_sets(p, self.thresholds)[np.arange(len(y)), y]
+        point = None
+        if self.threshold is not None:
+            positive, score = malignant(p, y)
+            if positive.any() and not positive.all():
+                point = point_dict(measure(score, positive, lesions, self.threshold))
+        return {"coverage": _share_dict(share_of(held, lesions)), "triage": point}
 
 
 def _share_dict(share: Share) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class _Judge(NamedTuple):
 
     run: Path
     classes: Classes
-    look: Callable[[ImageSet, str], tuple[np.ndarray, np.ndarray]]  # logits [N, C] and checks [N, 5]
+    look: Callable[[ImageSet, str], tuple[np.ndarray, np.ndarray]]  # logits [N, C] and checks [N, 7]
     calibration: EqualPrevalence
     decisions: Decisions
     prevalence: np.ndarray  # [C]
@@ -188,7 +188,8 @@ class _Judge(NamedTuple):
         as_trained = softmax(logits)
         write_predictions(run / f"predictions{suffix}_as_trained.csv", ids, self.classes, as_trained)
         seen = Predicted(scored.probabilities, measures, images.labels, images.table["lesion_id"].to_numpy())
-        decided = self.decisions.measured(seen, score_weights(ids.to_numpy()))
+        rule = self.about["lesion_rule"]["rule"]
+        decided = self.decisions.measured(seen, score_weights(ids.to_numpy()), rule)
         report = build_report(scored, as_trained, self.prevalence, {"decided": decided, **self.about})
         write_html(run, suffix, report, scored)  # first: what is wrong with the run's log leaves the report as it was
         write_atomic(run / f"report{suffix}.json", json.dumps(report, indent=1, allow_nan=False).encode())

@@ -78,7 +78,7 @@ class Classifier:
             threads: threads of one inference; 0: as many as there are cores.
 
         Raises:
-            UserError: the file is absent, damaged or not dermrw's; or CUDA is asked for and can't be used.
+            UserError: the file is absent, damaged or not dermrw's; CUDA can't be used; or `threads` < 0.
         """
         path = Path(model)
         try:
@@ -92,6 +92,8 @@ class Classifier:
             raise UserError(f"the model {path} can't be read: {error.strerror}") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        if threads < 0:
+            raise UserError(f"threads must be 0, for as many as there are cores, or more, not {threads}")
         options.intra_op_num_threads = threads
         try:
             # from memory: a file that points to weights elsewhere on the disk is not self-contained and doesn't load

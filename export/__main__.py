@@ -29,7 +29,7 @@ from export.build import build, check
 from export.card import model_card
 from export.diagram import reliability_diagram
 from export.network import Exported
-from export.report import Part, Report, report_of
+from export.report import Part, Report, official_reports, report_of
 
 PICTURES = 12  # that the check compares
 HAM_LICENCE = (
@@ -62,7 +62,8 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     info = _info(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     content = build(network, info).SerializeToString()
-    text = model_card(report, info, hashlib.sha256(content).hexdigest(), config)
+    official = official_reports(run, report.checkpoint_sha256, classes)
+    text = model_card(report, info, hashlib.sha256(content).hexdigest(), config, official=official)
 
     candidate = run / ".model.onnx.unchecked"
     write_atomic(candidate, content)

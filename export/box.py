@@ -15,8 +15,8 @@ MOST = 20_000_000  # bytes: it is in every clone
 PICTURES = ("reliability.png", "doubt.png")
 
 
-def box(run: Path, root: Path = Path()) -> None:
-    """Copies the run's model, card and pictures to their places below `root`.
+def box(run: Path, root: Path = Path(), notes: str = "") -> None:
+    """Copies the run's model, card and pictures to their places below `root`; `notes` stand below the card's table.
 
     Raises:
         UserError: the run has not been exported and challenged, or its model is too large.
@@ -39,6 +39,8 @@ def box(run: Path, root: Path = Path()) -> None:
         card = card.replace(f"]({name})", f"](docs/model/{name})")
         (root / "docs/model").mkdir(parents=True, exist_ok=True)
         write_atomic(root / "docs/model" / name, content)
+    if notes:
+        card = card.replace("\n## How good it is\n", f"\n{notes}\n\n## How good it is\n", 1)
     write_atomic(root / "app/model.onnx", model.read_bytes())
     write_atomic(root / "MODEL_CARD.md", card.replace("| file | `model.onnx`", "| file | `app/model.onnx`").encode())
     print(f"{root / 'app/model.onnx'} ({model.stat().st_size / 1e6:.1f} MB), {root / 'MODEL_CARD.md'}")
@@ -48,8 +50,10 @@ def main() -> None:
     """A user's mistake is one sentence and status 2."""
     parser = argparse.ArgumentParser("export.box", description="Make a run's model the one that comes with dermrw.")
     parser.add_argument("run", type=Path, help="the run's folder, exported and challenged")
+    parser.add_argument("--notes", default="", help="what the card should say of the training data and weights")
+    arguments = parser.parse_args()
     with plain_endings("export.box"):
-        box(parser.parse_args().run)
+        box(arguments.run, notes=arguments.notes)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """MODEL_CARD.md, from a run's report (Mitchell et al., Model Cards for Model Reporting, FAT* 2019)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ def recipe(config: Config) -> str:
 
 
 def model_card(
-    report: Report, info: ModelInfo, file_digest: str, config: Config, doubt: dict[str, Any] | None = None
+    report: Report,
+    info: ModelInfo,
+    file_digest: str,
+    config: Config,
+    doubt: dict[str, Any] | None = None,
+    official: Sequence[Report] = (),
 ) -> str:
     """The card's text.
 
@@ -42,13 +48,14 @@ def model_card(
         file_digest: SHA-256 of the model file.
         config: of the run.
         doubt: what `export.challenge` found, where it ran.
+        official: of the same checkpoint, on ISIC 2018's official sets.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=_percent, range=_range, part=_part)
     template = environment.get_template("card.md.jinja")
-    return (
-        template.render(report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt).rstrip()
-        + "\n"
+    text = template.render(
+        report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official
     )
+    return text.rstrip() + "\n"

@@ -25,7 +25,7 @@ from dermrw.predict import Classifier
 from dermrw.runs import latest_run, open_run, read_split
 from dermrw.verdict import Verdict
 from export.card import model_card
-from export.report import report_of
+from export.report import official_reports, report_of
 from export.strangers import composed, from_lesions, shipped
 
 PER_CLASS = 20  # images that are damaged, of each class of the test split
@@ -171,8 +171,11 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     }
     write_atomic(run / "doubt.png", draw(damages, len(lesions)))
     write_atomic(run / "doubt.json", json.dumps(found, indent=1).encode())
-    report = report_of(run, config, Classes(codes, classifier.info.columns), overrides)
-    write_atomic(run / "MODEL_CARD.md", model_card(report, classifier.info, classifier.digest, config, found).encode())
+    classes = Classes(codes, classifier.info.columns)
+    report = report_of(run, config, classes, overrides)
+    official = official_reports(run, report.checkpoint_sha256, classes)
+    card = model_card(report, classifier.info, classifier.digest, config, found, official)
+    write_atomic(run / "MODEL_CARD.md", card.encode())
     return found
 
 

@@ -11,16 +11,14 @@ import onnx
 import onnxruntime
 from tqdm import tqdm
 
-from dermrw.config import Data
-from dermrw.data import resolve_root
-from dermrw.errors import plain_endings
+from dermrw.errors import UserError, plain_endings
 from dermrw.files import require_writable, write_atomic
 from dermrw.model_file import INPUT
 from dermrw.neighbours import CASES, Index, index_of
 from dermrw.pixels import evaluation_pixels
 from dermrw.predict import Classifier
 from dermrw.runs import read_split
-from dermrw.tables import read_ham10000, with_images
+from dermrw.tables import find_ham10000, read_ham10000, with_images
 
 BATCH = 32
 IN_THE_BOX = Path("app/model.onnx")
@@ -42,7 +40,9 @@ def write_index(model: Path, root: str | None) -> Path:
     classifier = Classifier(model)
     out = index_of(model)
     require_writable(out)
-    folder = resolve_root(Data(root=root))
+    folder = find_ham10000(root, "--data")
+    if folder is None:
+        raise UserError("HAM10000 is not at data/ham10000: give --data or HAM10000_DIR its folder, or run `make data`")
     table = with_images(read_ham10000(folder), folder)
     session, size = embedder(model.read_bytes()), classifier.info.size
 

@@ -89,12 +89,27 @@ class Point(_Part):
     specificity: Part
 
 
+class Judged(_Part):
+    """How sets and triage do."""
+
+    coverage: Part
+    triage: Point | None
+
+
+class ByLesion(_Part):
+    """Lesions of several images, judged together and image by image."""
+
+    together: Judged
+    one_by_one: Judged
+
+
 class Decided(_Part):
     """What is said beside the ranking, as measured on the set."""
 
     refused: Refused | None
     sets: Sets | None
     triage: Point | None
+    by_lesion: ByLesion | None
 
 
 class Fitted(_Part):
@@ -177,6 +192,19 @@ def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[s
                 f"or measure anew with `make eval RUN={run}`"
             )
     return report
+
+
+def official_reports(run: Path, checkpoint: str, classes: Classes) -> list[Report]:
+    """Of this checkpoint on ISIC 2018's official sets, as far as `eval` wrote them."""
+    found = []
+    for path in sorted(run.glob("report_isic2018_*.json")):
+        try:
+            report = _parsed(path.read_bytes(), classes)
+        except (OSError, ValueError):
+            continue  # of another version: what this one can't read it doesn't quote
+        if report.checkpoint_sha256 == checkpoint:
+            found.append(report)
+    return found
 
 
 def _parsed(text: bytes, classes: Classes) -> Report:

@@ -54,12 +54,13 @@ def test_fates_stand_in_the_card_and_the_box_takes_it(
     card = (run / "MODEL_CARD.md").read_text()
     for place in ("app", "docs"):
         (tmp_path / place).mkdir()
-    box(run, tmp_path)
+    box(run, tmp_path, notes="From small copies.")
     assert (tmp_path / "app/model.onnx").read_bytes() == model_file.read_bytes()
     boxed = (tmp_path / "MODEL_CARD.md").read_text()
     for link in re.findall(r"\]\((.*?\.png)\)", boxed):
         assert (tmp_path / link).is_file(), link
     assert boxed.count("docs/model/") == 2 and "`app/model.onnx`" in boxed
+    assert "\n\nFrom small copies.\n\n## How good it is\n" in boxed
     (run / "MODEL_CARD.md").write_text("another")
     with pytest.raises(UserError, match="of another model file"):
         box(run, tmp_path)

@@ -1,0 +1,55 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermrw.decisions import Decisions, Predicted
+from dermrw.diagnoses import DX
+from dermrw.refusal import CHECKS
+
+THRESHOLDS = np.array([0.2, 0.3, 0.25, 0.2, 0.15, 0.4, 0.35])
+RULE = Decisions(
+    DX,
+    THRESHOLDS,
+    dict(zip(CHECKS, (0.0, 1.0, 0.0, 0.0, 0.0, 9.0, 3.0), strict=True)),
+    0.3,
+    {"sets": {}, "triage": None},
+)
+
+
+def seen(n: int = 60) -> Predicted:
+    rng = np.random.default_rng(3)
+    lesions = np.array([f"L{i // 3 if i < 45 else i}" for i in range(n)])  # 15 of three images, 15 of one
+    labels = np.array([int(lesion[1:]) % 7 for lesion in lesions])
+    p = rng.dirichlet(np.full(7, 0.6), n) + 0.2 * np.eye(7)[labels] * rng.random((n, 1))
+    checks = np.tile([100, 0, 20, 0.2, 5, 0.2, 1], (n, 1)).astype(float)
+    checks[7, 6], checks[50, 5] = 4, 10
+    return Predicted(p / p.sum(1, keepdims=True), checks, labels, lesions)
+
+
+@pytest.mark.parametrize("rule", ["mean", "geometric"])
+def test_lesions_of_several_images_are_judged_by_what_pandas_makes_of_them(rule: str) -> None:
+    data = seen()
+    found = RULE.measured(data, np.ones(60), rule)["by_lesion"]["together"]
+    frame = pd.DataFrame(data.probabilities if rule == "mean" else np.log(data.probabilities))
+    groups = frame.groupby(data.lesions)
+    mean = groups.mean()[groups.size() > 1]
+    p = mean.to_numpy() if rule == "mean" else np.exp(mean.to_numpy())
+    p = p / p.sum(1, keepdims=True)
+    y = np.array([int(lesion[1:]) % 7 for lesion in mean.index])
+    held = [row[c] >= THRESHOLDS[c] or row.argmax() == c for row, c in zip(p, y, strict=True)]
+    assert found["coverage"]["share"] == pytest.approx(np.mean(held)) and 0 < np.mean(held) < 1
+    assert found["coverage"]["images"] == found["coverage"]["lesions"] == 15
+    bad = [DX.index(code) for code in ("mel", "bcc", "akiec")]
+    positive, score = np.isin(y, bad), p[:, bad].sum(1)
+    assert found["triage"]["sensitivity"]["share"] == pytest.approx((score[positive] >= 0.3).mean())
+    assert found["triage"]["specificity"]["share"] == pytest.approx((score[~positive] < 0.3).mean())
+
+
+def test_images_of_weight_zero_count_nowhere_and_single_ones_make_no_lesion() -> None:
+    data = seen()
+    found = RULE.measured(data, np.array([0.0] * 45 + [1.0] * 15), "mean")
+    apart = RULE.measured(data, np.array([1.0] * 45 + [0.0] * 15), "mean")
+    assert apart["by_lesion"]["one_by_one"] == {"coverage": apart["sets"]["coverage"], "triage": apart["triage"]}
+    assert found["by_lesion"] is None and found["refused"]["images"] == 15
+    assert found["refused"]["reasons"] == {"it is too grainy": 1}
+    assert RULE.measured(data, np.zeros(60), "mean")["by_lesion"] is None
