@@ -14,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all load screenshots lint package format clean
+.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -84,7 +84,7 @@ reproduce: $(READY) ## run what is missing of the study, then write its report (
 	$(PY) -m dermrw.study --budget $(BUDGET) $(ARGS)
 
 box: $(READY) ## make RUN, exported and challenged, the model that comes with dermrw
-	$(PY) -m export.box "$(RUN)"
+	$(PY) -m export.box "$(RUN)" $(ARGS)
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)
@@ -94,6 +94,9 @@ test-all: $(READY) ## run them all, and the page's wide and narrow, light and da
 
 load: $(READY) ## many users at once at the demo (ARGS="--users 20 --requests 2000")
 	PYTHONPATH=.:tests $(PY) tests/load.py $(ARGS)
+
+replicas: $(READY) ## two demos behind nginx, one of them killed (wants nginx)
+	PYTHONPATH=.:tests $(PY) tests/replicas.py $(ARGS)
 
 screenshots: $(READY) ## take the README's picture of the demo anew
 	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/test_app_page.py -k "lesion or many"

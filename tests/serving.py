@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -21,41 +22,23 @@ ROOT = Path(__file__).resolve().parents[1]
 Form = Sequence[tuple[str, str | tuple[str, bytes]]]  # fields, and files as (name, content)
 
 
-class Server:
-    """`python -m app MODEL` as a process of its own."""
+class Client:
+    """What a program asks of a demo."""
 
-    def __init__(self, model: Path, folder: Path, *options: str, **variables: str) -> None:
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(exist_ok=True)
-        # without what would switch off the libraries' reports home on a developer's machine only
-        hidden = ("CI", "ORT_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
-        environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k not in hidden}
-        environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", **variables}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", str(model), "--port", "0", *options],
-            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        atexit.register(self.process.kill)  # one that hangs would outlive a failed test
-        self.said = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said += line
-            if found := re.search(r"http://[^ ]*?:(\d+)", line):
-                self.url = f"http://127.0.0.1:{found[1]}"
-                break
-        else:
-            raise AssertionError(self.said)
-        for _ in range(200):
-            with contextlib.suppress(OSError):
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/health").read()
-                return
-            time.sleep(0.1)
+    def __init__(self, url: str, **headers: str) -> None:
+        """`headers` are sent with every request."""
+        self.url, self.headers = url, headers
 
     def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str]:
-        """Any request: status, and all that comes back."""
-        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+        """Any request: status, and all that comes back. A certificate is not looked at."""
+        scheme, _, place = self.url.partition("://")
+        connection = (
+            http.client.HTTPConnection(place, timeout=60)
+            if scheme == "http"
+            else http.client.HTTPSConnection(place, timeout=60, context=ssl._create_unverified_context())
+        )
         with contextlib.closing(connection):
-            named = {name.replace("_", "-").title(): value for name, value in headers.items()}
+            named = {name.replace("_", "-").title(): value for name, value in {**self.headers, **headers}.items()}
             connection.request(method, path, body, named)
             reply = connection.getresponse()
             return reply.status, reply.read().decode()
@@ -94,6 +77,37 @@ class Server:
         assert status == 200, said
         path: str = json.loads(said)[0]
         return path
+
+
+class Server(Client):
+    """`python -m app MODEL` as a process of its own."""
+
+    def __init__(self, model: Path, folder: Path, *options: str, **variables: str) -> None:
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        # without what would switch off the libraries' reports home on a developer's machine only
+        hidden = ("CI", "ORT_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
+        environment = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and k not in hidden}
+        environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", **variables}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", str(model), "--port", "0", *options],
+            cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        atexit.register(self.process.kill)  # one that hangs would outlive a failed test
+        self.said = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+            if found := re.search(r"http://[^ ]*?:(\d+)", line):
+                super().__init__(f"http://127.0.0.1:{found[1]}")
+                break
+        else:
+            raise AssertionError(self.said)
+        for _ in range(200):
+            with contextlib.suppress(OSError):
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/health").read()
+                return
+            time.sleep(0.1)
 
     def files(self) -> list[str]:
         """The names of all files that it keeps."""
