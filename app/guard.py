@@ -25,6 +25,7 @@ MOST_REQUEST = 100_000_000  # bytes of a request with the pictures of one lesion
 MOST_UPLOAD = 2_000_000_000  # of many at once
 MOST_ELSE = 1_000_000
 MOST_KEPT = 8_000_000_000  # of all uploads that wait for their answers
+SPARE = 10_000_000  # bytes of the disk that are left to others
 WRONG_SECONDS = 1  # before a wrong password is answered
 HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?")
 
@@ -133,4 +134,6 @@ class Guard:
             return 413, f"A request of more than {most // 10**6:,} MB is not taken here."
         if path == UPLOAD and self.uploads.size() + int(length) > MOST_KEPT:
             return 507, "Too many pictures wait for their answers: try again in a minute."
+        if path == UPLOAD and self.uploads.room() < int(length) + SPARE:
+            return 507, "The demo has no room for this picture: whoever keeps it must make some on its disk."
         return None

@@ -90,6 +90,10 @@ class Uploads:
         """Bytes of all uploads."""
         return sum(status.st_size for _, status in self._files())
 
+    def room(self) -> int:
+        """Bytes that the disk has left."""
+        return shutil.disk_usage(self.folder).free
+
     def sweep(self, seconds: float) -> None:
         """Removes what came longer ago than this and was never asked about: a page that was closed, a torn upload."""
         for path, status in self._files():

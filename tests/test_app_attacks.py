@@ -12,6 +12,11 @@ import pytest
 from conftest import draw
 from PIL import Image
 from serving import Server, basic
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+
+from app.guard import Guard, own_names
+from app.uploads import Uploads
 
 META = {"meta": {"_type": "gradio.FileData"}}
 
@@ -201,3 +206,15 @@ def test_what_a_killed_demo_left_is_cleared(model: Path, tmp_path: Path, lesion:
     assert alive.classify(draw(tmp_path / "another.jpg"))["probabilities"]
     alive.end()
     assert [p for p in killed.temporary.glob("dermrw-demo-*") if not p.is_symlink()] == []
+
+
+@pytest.mark.parametrize(("waiting", "free", "status"), [(0, 10**9, 200), (8 * 10**9, 10**10, 507), (0, 10**7, 507)])
+def test_what_finds_no_room_is_not_begun(waiting: int, free: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads = Uploads()
+    monkeypatch.setattr(uploads, "size", lambda: waiting)
+    monkeypatch.setattr(uploads, "room", lambda: free)
+    guarded = Guard(PlainTextResponse("taken"), own_names("testserver", ["testserver"]), uploads)
+    said = TestClient(guarded).post("/gradio_api/upload", content=b"x" * 1000)
+    assert said.status_code == status
+    assert {200: "taken", 507: "wait" if waiting else "no room"}[status] in said.text
+    uploads.cleanup()
