@@ -18,6 +18,7 @@ from PIL import Image
 from serving import Server, Visit
 
 from app.heatmap import SIDE
+from app.page import MOST_PICTURES
 from app.words import percent
 from dermrw.predict import Classifier
 from dermrw.prevalence import at_prevalence
@@ -146,8 +147,10 @@ def test_by_keyboard_and_by_pasting(visit: Visit, lesion: Path) -> None:
     page.wait_for_selector("#result .views")
 
 
-def test_the_report_is_one_page(visit: Visit, lesion: Path) -> None:
-    visit.give(lesion)
+@pytest.mark.parametrize("count", [1, 3, MOST_PICTURES])
+def test_the_report_is_one_page(count: int, visit: Visit, lesion: Path, tmp_path: Path) -> None:
+    visit.give(lesion, *(draw(tmp_path / f"a long name of a picture, number {n}.png", n) for n in range(1, count)))
+    assert visit.page.locator("#result .views img").count() == 2 * count
     visit.page.get_by_label("Reference").fill("patient 7")
     visit.page.emulate_media(media="print")
     assert visit.page.is_visible(".report-head") and not visit.page.is_visible("#upload")
