@@ -26,8 +26,8 @@ SPACE = "\N{NO-BREAK SPACE}"
 def percent(value: float) -> str:
     """0.123 -> 12 %; what rounds to nothing or to all is said to be a little more or less."""
     if value < 0.005:
-        return f"< 1{SPACE}%"
-    return f"> 99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
+        return f"<{SPACE}1{SPACE}%"
+    return f">{SPACE}99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
 
 
 def doubt(probabilities: npt.NDArray[np.floating], names: tuple[str, ...]) -> tuple[str, str]:
