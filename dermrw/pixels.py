@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dermrw.errors import UserError
 from dermrw.files import open_regular
@@ -31,9 +31,28 @@ MOST_ELONGATED = 10  # longer side over shorter
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+# what undoes each of EXIF's orientations
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned by its EXIF orientation; where the EXIF can't be read, as it is."""
+    image.load()  # first, so that damaged pixels are told from damaged EXIF
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of many types: struct.error, SyntaxError, ...
+        return image
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An upright 8-bit RGB picture: EXIF applied, transparency laid on white, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit grey at 255 when converting, which would turn the picture white
         values = np.asarray(image, dtype=np.int64).clip(0, 65535)
@@ -104,8 +123,9 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"the image {name} has more than {MOST_PIXELS:,} pixels: shrink it") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, MemoryError) as error:
-        # Pillow's decoders raise errors of many types on damaged files
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many types on damaged files, struct.error among them
         raise UserError(f"the image {name} is damaged or unreadable: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from dermrw.errors import UserError
 from dermrw.pixels import evaluation_pixels, read_image, resize, resized_pixels
@@ -150,3 +152,20 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
     Image.new("1", (12_000, 9_000)).save(path)
     with pytest.raises(UserError, match="bomb"):
         read_image(path)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0", b"Exif\0\0MM", b"xxxxxxxx", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_exif_that_cant_be_read_leaves_the_picture_as_it_is(exif: bytes, form: str) -> None:
+    file = saved(picture(), form, exif=exif)
+    with Image.open(saved(picture(), form)) as plain:
+        assert np.array_equal(read_image(file), plain.convert("RGB"))
+
+
+def test_whatever_a_decoder_raises_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr(PngImageFile, "load", broken)
+    with pytest.raises(UserError, match="damaged or unreadable: required argument"):
+        read_image(saved(picture()))
