@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.lesion import Lesion
+from dermrw.lesion import Lesion, shifted
 from dermrw.neighbours import Case, Index
 from dermrw.predict import Classifier, Explanation
 
@@ -49,7 +49,7 @@ class Engine:
         return self.index.nearest(np.mean([picture.embedding for picture in lesion.accepted], axis=0))
 
     def answer(self, names: list[str], lesion: Lesion, prevalence: str, stated: npt.NDArray[np.float64] | None) -> Any:
-        """As JSON: of the lesion, and of each of its pictures by itself.
+        """As JSON: of the lesion, and of each of its pictures by itself, all at the stated prevalence.
 
         Raises:
             UserError: the stated prevalence has no share for any diagnosis in question.
@@ -67,7 +67,9 @@ class Engine:
                 {
                     "name": name,
                     "refused": one.verdict.refused,
-                    "probabilities": None if one.verdict.refused else by_code(codes, one.probabilities),
+                    "probabilities": None
+                    if one.verdict.refused
+                    else by_code(codes, shifted(one.probabilities, stated)),
                 }
                 for name, one in zip(names, lesion.pictures, strict=True)
             ],

@@ -30,10 +30,22 @@ def percent(value: float) -> str:
     return f">{SPACE}99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
 
 
-def doubt(probabilities: npt.NDArray[np.floating], names: tuple[str, ...]) -> tuple[str, str]:
-    """How sure the model is, in a headline and a sentence; never a diagnosis."""
-    first, second = np.argsort(-probabilities)[:2]
+def doubt(probabilities: npt.NDArray[np.floating], names: tuple[str, ...], inside: Sequence[bool]) -> tuple[str, str]:
+    """How sure the model is, in a headline and a sentence; never a diagnosis.
+
+    Args:
+        probabilities: `[C]`, as they are shown.
+        names: of the diagnoses, `[C]`.
+        inside: which of them the prediction set holds, `[C]`.
+    """
+    first, *others = np.argsort(-probabilities)
+    second = next((c for c in others if inside[c]), others[0])
     p, q = float(probabilities[first]), float(probabilities[second])
+    if not inside[first]:
+        return "No clear answer", (
+            f"{names[first]} has most, {percent(p)}, and is not among these: each diagnosis has a threshold of its "
+            "own, which is the same at every prevalence."
+        )
     if p < 0.5:
         return "No clear answer", f"No diagnosis has half of the probability; {names[first]} has most, {percent(p)}."
     if p < 0.8:
@@ -86,7 +98,7 @@ def answer(
         return TEMPLATES.get_template("refused.html.jinja").render(reason=said.refused, refused=refused)
     probabilities = lesion.at(stated)
     name_of = dict(zip(info.codes, info.names, strict=True))
-    headline, sentence = doubt(probabilities, info.names)
+    headline, sentence = doubt(probabilities, info.names, [code in said.classes for code in info.codes])
     order = np.argsort(-probabilities, kind="stable")
     rows = [
         {
@@ -123,6 +135,7 @@ def answer(
         rows=rows,
         together=percent(float(sum(probabilities[info.codes.index(code)] for code in MALIGNANT))),
         prevalence=in_words(prevalence),
+        shifted=stated is not None,
         pictures=pictures,
         refused=refused,
         cases=[example(case, info) for case in engine.cases(lesion)],

@@ -134,7 +134,7 @@ class Classified(NamedTuple):
 
     ids: list[str]
     probabilities: npt.NDArray[np.float64]  # [N, C], for equal prevalence
-    checks: npt.NDArray[np.float64]  # [N, 7]
+    checks: npt.NDArray[np.float64]  # [N, 8]
     sides: list[tuple[int, int]]  # width and height
     unreadable: list[UserError]
 

@@ -1,4 +1,4 @@
-"""The seven measures that a picture may be refused for, as a network computes them from its pixels."""
+"""The eight measures that a picture may be refused for, as a network computes them from its pixels."""
 
 import numpy as np
 import torch
@@ -13,18 +13,20 @@ from dermrw.models import to_input
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 BURNT = 250  # grey levels from which a pixel counts as overexposed
-NORMAL_MEDIAN = 0.6745  # of the absolute value of a standard normal variable
+# quantiles of the absolute value of a standard normal variable
+NORMAL_QUARTER, NORMAL_MEDIAN = 0.3186, 0.6745
 
 
 def quality(pixels: Tensor) -> Tensor:
-    """Brightness, overexposed share, contrast, sharpness, colour, grain `[N, 6]` of pixels uint8 `[N, S, S, 3]`.
+    """Six measures and colour grain `[N, 7]`, in `dermrw.refusal.CHECKS`'s order, of pixels uint8 `[N, S, S, 3]`.
 
     Brightness and contrast are the mean and the standard deviation of the luminance, in grey levels. Sharpness is the
     standard deviation of its Laplacian over its contrast: what is blurred changes slowly, however strong its colours.
     Colour is what of red and blue the luminance doesn't tell: the standard deviation, in grey levels, of what is left
-    of them after regression on it. A grey picture has none, and one toned in sepia neither. Grain is the standard
-    deviation, in grey levels, of the noise in red and blue less luminance, from the median of the second differences
-    both ways (Immerkær, CVIU 64:300-302, 1996, has the mean, which hair and borders would raise).
+    of them after regression on it. A grey picture has none, and one toned in sepia neither. Grain and colour grain
+    are the standard deviations, in grey levels, of the noise in the luminance and in red and blue less luminance, from
+    the second differences both ways (Immerkær, CVIU 64:300-302, 1996). He takes their mean, which hair and borders
+    would raise: here it is their lower quartile where texture is, and their median in the smoother colours.
     """
     x = pixels.float()
     y = (x * torch.tensor(LUMINANCE, device=pixels.device)).sum(3)  # [N, S, S]
@@ -38,16 +40,22 @@ def quality(pixels: Tensor) -> Tensor:
     centred = (y - mean[:, None, None]).flatten(1)[:, None]  # [N, 1, S²]
     slope = (red_blue * centred).mean(2, keepdim=True) / (contrast.square() + 1)[:, None, None]
     colour = (red_blue - slope * centred).square().mean((1, 2)).sqrt()
-    chroma = torch.stack([x[..., 0] - y, x[..., 2] - y], 1)
-    across = chroma[..., :-2] + chroma[..., 2:] - 2 * chroma[..., 1:-1]
-    second = (across[..., :-2, :] + across[..., 2:, :] - 2 * across[..., 1:-1, :]) / 6  # noise keeps its deviation
+    grain = _noise(y[:, None], 0.25) / NORMAL_QUARTER
+    colour_grain = _noise(torch.stack([x[..., 0] - y, x[..., 2] - y], 1), 0.5) / NORMAL_MEDIAN
+    burnt = (y >= BURNT).float().mean((1, 2))
+    return torch.stack([mean, burnt, contrast, sharpness, colour, grain, colour_grain], 1)
+
+
+def _noise(maps: Tensor, quantile: float) -> Tensor:
+    """This quantile `[N]` of maps' `[N, M, S, S]` absolute second differences, which keep white noise's deviation."""
+    across = maps[..., :-2] + maps[..., 2:] - 2 * maps[..., 1:-1]
+    second = (across[..., :-2, :] + across[..., 2:, :] - 2 * across[..., 1:-1, :]) / 6
     size = second[..., ::2, ::2].flatten(1).abs().sort(1).values  # a quarter is enough of them
-    grain = size[:, size.shape[1] // 2] / NORMAL_MEDIAN
-    return torch.stack([mean, (y >= BURNT).float().mean((1, 2)), contrast, sharpness, colour, grain], 1)
+    return size[:, int(quantile * size.shape[1])]
 
 
 class Checks(nn.Module):
-    """All seven, from the pixels and the maps of the network's middle: `[N, 7]`, as `dermrw.refusal.CHECKS`."""
+    """All eight, from the pixels and the maps of the network's middle: `[N, 8]`, as `dermrw.refusal.CHECKS`."""
 
     def __init__(self, familiarity: Familiarity) -> None:
         super().__init__()
@@ -76,7 +84,7 @@ def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Choic
 def logits_and_checks(
     model: nn.Module, checks: Checks, pixels: Pixels, choice: Choice, batch_size: int, every_view: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 7]` of a set."""
+    """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 8]` of a set."""
     measures: list[Tensor] = []
     with Watch(model, checks.familiarity.names) as watch:
 

@@ -22,7 +22,7 @@ class Predicted(NamedTuple):
     """A set of images with what the model says of them."""
 
     probabilities: Floats  # [N, C], for equal prevalence
-    checks: Floats  # [N, 7]
+    checks: Floats  # [N, 8]
     labels: npt.NDArray[np.int64]
     lesions: npt.NDArray[Any]
 

@@ -48,6 +48,11 @@ def plain_endings(program: str) -> Iterator[None]:
         # the reader of a pipe (`| head`) left; nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("dermrw", "app", "export"):
+            raise
+        print(f"{program}: there is no {error.name} here: `make install` sets up what has it", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         # what no file's own code foresaw: a full disk, a folder without permission, a drive that went away
         place = f"{error.filename}: " if error.filename else ""

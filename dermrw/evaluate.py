@@ -169,7 +169,7 @@ class _Judge(NamedTuple):
 
     run: Path
     classes: Classes
-    look: Callable[[ImageSet, str], tuple[np.ndarray, np.ndarray]]  # logits [N, C] and checks [N, 7]
+    look: Callable[[ImageSet, str], tuple[np.ndarray, np.ndarray]]  # logits [N, C] and checks [N, 8]
     calibration: EqualPrevalence
     decisions: Decisions
     prevalence: np.ndarray  # [C]

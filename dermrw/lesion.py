@@ -34,11 +34,22 @@ class Lesion(NamedTuple):
         """
         if self.probabilities is None:
             raise ValueError("every picture is refused")
-        if prevalence is None:
-            return self.probabilities
-        if not self.probabilities @ prevalence > 0:
-            raise UserError("all of the probability is on diagnoses without a share: state shares above 0")
-        return at_prevalence(self.probabilities[None], prevalence)[0]
+        return shifted(self.probabilities, prevalence)
+
+
+def shifted(
+    probabilities: npt.NDArray[np.floating], prevalence: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.float64]:
+    """Probabilities `[C]` for equal prevalence, or a clinic's `[C]`, of those for equal prevalence `[C]`.
+
+    Raises:
+        UserError: every diagnosis in question has no share in the clinic.
+    """
+    if prevalence is None:
+        return np.asarray(probabilities, dtype=np.float64)
+    if not probabilities @ prevalence > 0:
+        raise UserError("all of the probability is on diagnoses without a share: state shares above 0")
+    return at_prevalence(probabilities[None], prevalence)[0]
 
 
 def together(pictures: Sequence[Explanation], info: ModelInfo) -> Lesion:

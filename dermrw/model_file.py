@@ -11,7 +11,7 @@ from dermrw.errors import UserError, first_of
 from dermrw.refusal import CHECKS
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
-# [N, C], [N, C, h, w], [N, D], [N, 7]: what a picture may be refused for, as `dermrw.refusal.CHECKS`
+# [N, C], [N, C, h, w], [N, D], [N, 8]: what a picture may be refused for, as `dermrw.refusal.CHECKS`
 OUTPUTS = ("probabilities", "activation_map", "embedding", "checks")
 RESIZE = (
     "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "

@@ -1,6 +1,6 @@
 """What a picture is refused for before any class is named. NumPy alone in here.
 
-The model file gives seven measures of each picture (`checks`, in the order of `CHECKS`); its metadata holds the limits,
+The model file gives eight measures of each picture (`checks`, in the order of `CHECKS`); its metadata holds the limits,
 which all but a few validation images keep. A picture that breaks one is refused, with the reason.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-CHECKS = ("brightness", "overexposed", "contrast", "sharpness", "colour", "grain", "strangeness")
+CHECKS = ("brightness", "overexposed", "contrast", "sharpness", "colour", "grain", "colour_grain", "strangeness")
 # in the order in which they are looked for, the plainest first: which end is refused, the reason, and the share of the
 # validation lesions that may lie beyond the limit
 RULES: dict[str, tuple[str, str, float]] = {
@@ -18,13 +18,14 @@ RULES: dict[str, tuple[str, str, float]] = {
     "contrast": ("low", "it shows next to nothing: it is nearly of one colour", 0.001),
     "sharpness": ("low", "it is blurred", 0.001),
     "colour": ("low", "it is grey, or toned in one colour", 0.001),
-    "grain": ("high", "it is too grainy", 0.001),
+    "grain": ("high", "it is too grainy", 0.002),
+    "colour_grain": ("high", "it is too grainy", 0.001),
     "strangeness": ("high", "it isn't like the dermoscopic images that the model knows", 0.006),
 }
 # what cameras and files other than the data's may do beyond its limit, as a factor
 SPARED = {
-    "colour": 0.5,  # a grey or toned picture has next to none: what other cameras show a little paler is spared
-    "grain": 4.0,  # JPEG smooths colours, lossless files keep their noise; what harms is above
+    "colour": 0.7,  # a grey or toned picture has next to none: what other cameras show a little paler is spared
+    "colour_grain": 4.0,  # JPEG smooths colours, lossless files keep their noise; what harms is above
 }
 MARGIN = 0.1  # how far beyond the validation images' extreme a limit may lie, as a share of their middle half's width
 
@@ -32,7 +33,7 @@ ROUNDING = 1e-4  # relative
 
 
 def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float]:
-    """Limits of each measure from validation `checks` `[N, 7]` and `lesions` `[N]`, each lesion counting once.
+    """Limits of each measure from validation `checks` `[N, 8]` and `lesions` `[N]`, each lesion counting once.
 
     Raises:
         ValueError: a measure is not finite, or there is no image.
@@ -64,7 +65,7 @@ def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float
 
 
 def refusal(checks: Sequence[float] | npt.NDArray[np.floating], limits: Mapping[str, float]) -> str | None:
-    """Why a picture of these measures `[7]` is refused, such as `it is blurred`; None where it isn't."""
+    """Why a picture of these measures `[8]` is refused, such as `it is blurred`; None where it isn't."""
     for name, value in zip(CHECKS, checks, strict=True):
         end, reason, _ = RULES[name]
         if value < limits[name] if end == "low" else value > limits[name]:

@@ -41,7 +41,7 @@ def verdict(
 
     Args:
         probabilities: for equal prevalence `[C]`, of the picture or of its lesion.
-        checks: what the graph measured of the picture `[7]`.
+        checks: what the graph measured of the picture `[8]`.
         width: of the picture as it was given, pixels.
         height: of the same.
         info: the model's metadata.

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dermrw.config import Config, differences
+from dermrw.config import Config
 from dermrw.model_file import ModelInfo
 from dermrw.study.plan import PLACE
 from export.report import Report
+from export.strangers import LIKENESSES
 
 
 def _percent(value: float | None) -> str:
@@ -27,9 +29,14 @@ def _part(part: Any) -> str:
 
 
 def recipe(config: Config) -> str:
-    """What the run set, as the command line takes it; without places on the machine that it ran on."""
-    changed = [line for line in differences(config, Config()) if line.partition(":")[0] not in PLACE]
-    return " ".join(line.rpartition(", was ")[0].replace(": ", "=", 1) for line in changed)
+    """The run's config as a file, only what makes it different; without places on the machine that it ran on."""
+    kept: dict[str, Any] = {}
+    before = Config().model_dump(mode="json")
+    for section, part in config.model_dump(mode="json").items():
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if value != before[section][key] and f"{section}.{key}" not in PLACE:
+                kept.setdefault(section, {})[key] = value
+    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=200).strip()
 
 
 def model_card(
@@ -56,6 +63,7 @@ def model_card(
     environment.filters.update(percent=_percent, range=_range, part=_part)
     template = environment.get_template("card.md.jinja")
     text = template.render(
-        report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official
-    )
+        report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official,
+        likenesses=LIKENESSES,
+    )  # fmt: skip
     return text.rstrip() + "\n"

@@ -35,15 +35,35 @@ COLOURS = ("#1b7f4d", "#9bd3b0", "#f3c26b", "#c0392b", "#b9c0c9")
 
 
 def _jpeg(image: Image.Image, quality: float) -> Image.Image:
+    """At 100 the picture itself."""
+    if quality == 100:
+        return image
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(quality))
     return Image.open(buffer).convert("RGB")
 
 
+def _pixels(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
 def _noise(image: Image.Image, deviation: float) -> Image.Image:
     pixels = np.asarray(image, dtype=np.float64)
-    noisy = pixels + np.random.default_rng(0).normal(0, deviation, pixels.shape)
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    return _pixels(pixels + np.random.default_rng(0).normal(0, deviation, pixels.shape))
+
+
+def _grey_noise(image: Image.Image, deviation: float) -> Image.Image:
+    pixels = np.asarray(image, dtype=np.float64)
+    return _pixels(pixels + np.random.default_rng(0).normal(0, deviation, (*pixels.shape[:2], 1)))
+
+
+def _warmer(image: Image.Image, factor: float) -> Image.Image:
+    """Red times the factor, blue divided by it: another white balance."""
+    return _pixels(np.asarray(image, dtype=np.float64) * (factor, 1, 1 / factor))
+
+
+def _sharper(image: Image.Image, percent: float) -> Image.Image:
+    return image.filter(ImageFilter.UnsharpMask(2, round(percent), 0))
 
 
 def _smaller(image: Image.Image, scale: float) -> Image.Image:
@@ -73,9 +93,13 @@ def _blurred(image: Image.Image, share: float) -> Image.Image:
 # name, its degrees from nothing on, what it does to a picture
 DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image.Image]]] = [
     ("blur (σ in % of the shorter side)", (0, 0.3, 0.6, 1.2, 2.5, 5), _blurred),
-    ("noise (standard deviation, grey levels)", (0, 4, 8, 16, 32, 64), _noise),
-    ("JPEG quality", (95, 50, 30, 20, 10, 5), _jpeg),
-    ("colour (share left)", (1, 0.6, 0.4, 0.2, 0.1, 0), _paler),
+    ("sharpening (per cent, radius 2)", (0, 50, 100, 150, 200, 300), _sharper),
+    ("noise of each colour (σ, grey levels)", (0, 2, 3, 4, 8, 32), _noise),
+    ("noise of brightness (σ, grey levels)", (0, 2, 4, 6, 8, 32), _grey_noise),
+    ("JPEG quality", (100, 75, 50, 30, 20, 10), _jpeg),
+    ("colour (share left)", (1, 0.6, 0.4, 0.3, 0.2, 0.1), _paler),
+    ("warmth (red times, blue divided by)", (1, 1.05, 1.1, 1.15, 1.2, 1.3), _warmer),
+    ("coldness (blue times, red divided by)", (1, 1.05, 1.1, 1.15, 1.2, 1.3), lambda i, d: _warmer(i, 1 / d)),
     ("darkness (share of the light left)", (1, 0.8, 0.65, 0.5, 0.35, 0.2), lambda i, d: i.point(lambda v: v * d)),
     ("light (times as much)", (1, 1.1, 1.2, 1.4, 1.7, 2), lambda i, d: i.point(lambda v: min(255, v * d))),
     ("rotation (degrees)", (0, 15, 30, 45, 90, 135), _turned),
@@ -127,8 +151,8 @@ def strangers(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) ->
 
 def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
     """A PNG: for each damage, what becomes of the lesions by degree."""
-    figure = Figure((16, 6.6), layout="constrained")
-    for axes, (name, rows) in zip(figure.subplots(2, 4).ravel(), damages.items(), strict=True):
+    figure = Figure((16, 9.6), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(3, 4).ravel(), damages.items(), strict=True):
         x = np.arange(len(rows))
         axes.stackplot(x, [[100 * row[f] for row in rows] for f in FATES], labels=FATES, colors=COLOURS)
         if rows[0]["missed"] is not None:

@@ -66,8 +66,8 @@ def write_index(model: Path, root: str | None) -> Path:
             return out
         images, classes = index.agreement(sorted(test))
         print(
-            f"Of the {CASES} nearest cases of other lesions, {100 * images:.0f} % have the diagnosis of the run's test "
-            f"image ({100 * classes:.0f} % on the mean of the classes)."
+            f"Of the {CASES} nearest cases of other lesions, {100 * images:.1f} % have the diagnosis of the run's test "
+            f"image ({100 * classes:.1f} % on the mean of the classes)."
         )
     return out
 

@@ -13,7 +13,7 @@ from export.parts import cut, logits_and_map
 
 
 class Exported(nn.Module):
-    """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding, checks `[N, 7]`."""
+    """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding, checks `[N, 8]`."""
 
     def __init__(
         self, model: nn.Module, calibration: EqualPrevalence, checks: Checks, every_view: bool = False

@@ -71,6 +71,7 @@ class Refused(Part):
     """How many of the set's images are refused, in error."""
 
     reasons: dict[str, int]
+    by_class: dict[str, float]
 
 
 class Sets(_Part):

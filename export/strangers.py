@@ -37,6 +37,12 @@ SKIN = {
     "grace_hopper": [(0.40, 0.30, 0.56, 0.42), (0.44, 0.16, 0.60, 0.24)],
     "astronaut": [(0.36, 0.22, 0.45, 0.32), (0.40, 0.10, 0.48, 0.15)],
 }
+# kinds that consist of dermoscopic images, or are drawn like one
+LIKENESSES = (
+    "drawn lesion", "picture within a screenshot", "skin beside the lesion, enlarged 4.7 times, noise",
+    "skin beside the lesion, enlarged 7.5 times", "skin beside the lesion, enlarged 7.5 times, noise",
+    "two lesions side by side",
+)  # fmt: skip
 Picture = tuple[str, str, Image.Image]  # kind, name, pixels
 
 

@@ -176,7 +176,7 @@ def test_of_drawings_nothing_is_said_that_holds_of_skin(model: Path) -> None:
     assert "learned from drawings" in fixed("texts", drawn) and "light skin" not in fixed("texts", drawn)
     report = Report.model_validate_json(model.with_name("report.json").read_text())
     card = model_card(report, sample, "0" * 64, load_config(None, ["train.epochs=7", "data.root=/secret/place"]))
-    assert "train.epochs=7" in card and "secret" not in card
+    assert "train: {epochs: 7}" in card and "secret" not in card
     assert "learned from drawings" in card and not re.search("light skin|histology|Vienna", card)
     assert "confirmed by histology" in model_card(report, real, "0" * 64, load_config(None))
     assert "drawings" not in fixed("texts", skin) and "almost only light skin" in fixed("texts", skin)
@@ -184,11 +184,16 @@ def test_of_drawings_nothing_is_said_that_holds_of_skin(model: Path) -> None:
 
 def test_words_follow_the_probability() -> None:
     def headline(*p: float) -> str:
-        return doubt(np.array(p, np.float32), NAMES)[0]
+        return doubt(np.array(p, np.float32), NAMES, [True] * 5)[0]
 
     assert headline(0.4, 0.3, 0.3, 0, 0) == "No clear answer"
     assert headline(0.1, 0.6, 0.3, 0, 0) == "Some likeness to melanocytic nevus"
     assert headline(0.9, 0.1, 0, 0, 0) == "Looks most like melanoma"
+    inside = [True, False, True, False, False]
+    said = doubt(np.array([0.6, 0.25, 0.1, 0.05, 0]), NAMES, inside)[1]  # the second that is named is in the set, too
+    assert NAMES[2] in said and NAMES[1] not in said
+    headline_, said = doubt(np.array([0.3, 0.6, 0.1, 0, 0]), NAMES, inside)
+    assert headline_ == "No clear answer" and f"{NAMES[1]} has most" in said and "not among these" in said
     assert [percent(p).replace("\N{NO-BREAK SPACE}", " ") for p in (0.001, 0.5, 0.999)] == ["< 1 %", "50 %", "> 99 %"]
 
 

@@ -285,6 +285,16 @@ def test_the_advice_fits_the_fault(number: int, advice: str, capsys: pytest.Capt
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_an_environment_without_a_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, plain_endings("dermrw"):
+        import torch_of_another_world  # type: ignore[import-not-found]  # noqa: F401
+    assert (
+        caught.value.code == 2 and "there is no torch_of_another_world here: `make install`" in capsys.readouterr().err
+    )
+    with pytest.raises(ModuleNotFoundError), plain_endings("dermrw"):
+        import dermrw.of_another_world  # type: ignore[import-not-found]  # noqa: F401
+
+
 @pytest.mark.parametrize("name", ["best.pt", "split.csv", "report.json"])
 def test_a_pipe_in_a_run(run: Path, name: str, says: Callable[..., str]) -> None:
     (run / name).unlink()

@@ -10,7 +10,7 @@ THRESHOLDS = np.array([0.2, 0.3, 0.25, 0.2, 0.15, 0.4, 0.35])
 RULE = Decisions(
     DX,
     THRESHOLDS,
-    dict(zip(CHECKS, (0.0, 1.0, 0.0, 0.0, 0.0, 9.0, 3.0), strict=True)),
+    dict(zip(CHECKS, (0.0, 1.0, 0.0, 0.0, 0.0, 9.0, 9.0, 3.0), strict=True)),
     0.3,
     {"sets": {}, "triage": None},
 )
@@ -21,8 +21,8 @@ def seen(n: int = 60) -> Predicted:
     lesions = np.array([f"L{i // 3 if i < 45 else i}" for i in range(n)])  # 15 of three images, 15 of one
     labels = np.array([int(lesion[1:]) % 7 for lesion in lesions])
     p = rng.dirichlet(np.full(7, 0.6), n) + 0.2 * np.eye(7)[labels] * rng.random((n, 1))
-    checks = np.tile([100, 0, 20, 0.2, 5, 0.2, 1], (n, 1)).astype(float)
-    checks[7, 6], checks[50, 5] = 4, 10
+    checks = np.tile([100, 0, 20, 0.2, 5, 0.2, 0.2, 1], (n, 1)).astype(float)
+    checks[7, 7], checks[50, 6] = 4, 10
     return Predicted(p / p.sum(1, keepdims=True), checks, labels, lesions)
 
 

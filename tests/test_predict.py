@@ -130,11 +130,11 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     info = info.model_copy(
         update={
             "thresholds": (0.3,) * 7,
-            "limits": dict(zip(CHECKS, (50.0, 0.1, 5.0, 0.05, 2.0, 5.0, 3.0), strict=True)),
+            "limits": dict(zip(CHECKS, (50.0, 0.1, 5.0, 0.05, 2.0, 5.0, 5.0, 3.0), strict=True)),
             "triage": info.triage.model_copy(update={"threshold": 0.25}),
         }
     )
-    fine, p = np.array([150, 0, 20, 0.2, 5.0, 0.0, 1.0]), np.array([0.35, 0.4, 0.05, 0.05, 0.05, 0.05, 0.05])
+    fine, p = np.array([150, 0, 20, 0.2, 5.0, 0.0, 0.0, 1.0]), np.array([0.35, 0.4, 0.05, 0.05, 0.05, 0.05, 0.05])
     by_code = dict(zip(info.codes, p, strict=True))
     said = verdict(p, fine, 300, 200, info)
     first, second = sorted(by_code, key=lambda c: -by_code[c])[:2]
@@ -144,7 +144,7 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     assert (verdict(p, fine, 20, 13, info.model_copy(update={"smallest": 14})).refused or "").startswith(
         "it is too small: 20 × 13 pixels"
     )
-    strange = verdict(p, np.array([150, 0, 20, 0.2, 5.0, 0.0, 3.1]), 300, 200, info)
+    strange = verdict(p, np.array([150, 0, 20, 0.2, 5.0, 0.0, 0.0, 3.1]), 300, 200, info)
     assert "isn't like" in (strange.refused or "")
     assert (strange.classes, strange.refer, strange.triage, strange.not_ruled_out) == ((), None, "", ())
     least = info.triage.model_copy(update={"threshold": 0.99})
@@ -295,7 +295,7 @@ RIGHT = {
     "probabilities": np.full((1, 7), 1 / 7, np.float32),
     "activation_map": np.zeros((1, 7, 2, 2), np.float32),
     "embedding": np.ones((1, 3), np.float32),
-    "checks": np.ones((1, 7), np.float32),
+    "checks": np.ones((1, 8), np.float32),
 }
 
 
@@ -305,10 +305,10 @@ RIGHT = {
         ("probabilities", np.full((1, 6), 1 / 6, np.float32)), ("probabilities", np.full((1, 7), 5, np.float32)),
         ("probabilities", np.zeros((1, 7), np.float32)), ("probabilities", np.float32(0.5)),
         ("probabilities", np.array([[-0.5, 1.5, 0, 0, 0, 0, 0]], np.float32)), ("probabilities", np.array(["a"] * 7)),
-        ("probabilities", np.eye(7, dtype=np.int64)[:1]), ("probabilities", np.full((1, 7), np.nan, np.float32)),
+        ("probabilities", np.eye(7, dtype=np.int64)[:1]), ("probabilities", np.full((1, 8), np.nan, np.float32)),
         ("activation_map", np.zeros((1, 7), np.float32)), ("activation_map", np.full((1, 7, 2, 2), np.inf, np.float32)),
         ("embedding", np.ones((2, 3), np.float32)), ("embedding", np.ones((1, 3), np.int64)), (None, None),
-        ("checks", np.ones((1, 4), np.float32)), ("checks", np.full((1, 7), np.nan, np.float32)),
+        ("checks", np.ones((1, 4), np.float32)), ("checks", np.full((1, 8), np.nan, np.float32)),
     ],
 )  # fmt: skip
 def test_graphs_that_give_what_no_classifier_gives(
@@ -439,7 +439,7 @@ def test_a_prevalence_that_rules_out_what_the_model_says(
     monkeypatch.setattr(Classifier, "_require_size", lambda _: None)
     one = np.eye(7, dtype=np.float32)[[2]]
     monkeypatch.setattr(
-        Classifier, "run", lambda _, pixels, *__: [one.repeat(len(pixels), 0), np.ones((len(pixels), 7), np.float32)]
+        Classifier, "run", lambda _, pixels, *__: [one.repeat(len(pixels), 0), np.ones((len(pixels), 8), np.float32)]
     )
     shares = ",".join(f"{code}={code == 'nv':d}" for code in DX)
     said = sentence(model_file, pictures, "--csv", out, "--prevalence", shares)
