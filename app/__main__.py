@@ -50,7 +50,7 @@ def read_password(path: Path | None) -> str:
         return ""
     try:
         with open_regular(path) as file:
-            password = file.read(10_000).decode().partition("\n")[0].strip()
+            password = file.read(10_000).decode("utf-8-sig").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the password file {path} can't be read: {error}") from None
     if len(password) < 8:

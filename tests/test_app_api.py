@@ -97,7 +97,7 @@ def test_what_is_in_hand_is_finished(model: Path, tmp_path: Path, lesion: Path) 
 
 def test_a_password(model: Path, lesion: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    secret.write_text("s3cret:wörd\nmore\n")
+    secret.write_bytes("s3cret:wörd\r\nmore\r\n".encode("utf-8-sig"))  # as Windows writes it
     running = Server(model, tmp_path, "--password-file", str(secret))
     for path in ("/", "/config", "/gradio_api/info"):
         assert running.ask(path)[0] == 401
