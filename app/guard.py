@@ -127,6 +127,8 @@ class Guard:
     def _too_large(self, path: str, headers: Headers) -> tuple[int, str] | None:
         """Before anything of a body is read. A server behind a proxy gets a length from it."""
         length = headers.get("content-length", "")
+        if "transfer-encoding" in headers:  # which would decide where the body ends, whatever the length says
+            return 411, "A request must say how long it is, and not come in chunks."
         if not (length.isascii() and length.isdigit()):
             return 411, "A request must say how long it is (Content-Length)."
         most = {UPLOAD: MOST_UPLOAD, "/classify": MOST_REQUEST}.get(path, MOST_ELSE)

@@ -70,6 +70,7 @@ def test_mistakes_are_a_sentence(server: Server, lesion: Path) -> None:
     assert server.ask("/classify", {"image": "/etc/passwd"})[0] == 422
     assert server.ask("/classify")[0] in (404, 405)
     assert server.send("POST", "/classify", content_length=str(MOST_REQUEST + 1))[0] == 413
+    assert server.send("POST", "/classify", content_length="10", transfer_encoding="chunked")[0] == 411
     assert server.send("POST", "/gradio_api/queue/join", content_length=str(MOST_ELSE + 1))[0] == 413
     assert server.send("POST", "/classify", transfer_encoding="chunked")[0] == 411
     assert server.files() == [] and server.ask("/health")[0] == 200
