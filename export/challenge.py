@@ -47,14 +47,10 @@ def _pixels(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
 
 
-def _noise(image: Image.Image, deviation: float) -> Image.Image:
+def _noise(image: Image.Image, deviation: float, channels: int = 3) -> Image.Image:
+    """Of each colour's own, or, with one channel, the same in all."""
     pixels = np.asarray(image, dtype=np.float64)
-    return _pixels(pixels + np.random.default_rng(0).normal(0, deviation, pixels.shape))
-
-
-def _grey_noise(image: Image.Image, deviation: float) -> Image.Image:
-    pixels = np.asarray(image, dtype=np.float64)
-    return _pixels(pixels + np.random.default_rng(0).normal(0, deviation, (*pixels.shape[:2], 1)))
+    return _pixels(pixels + np.random.default_rng(0).normal(0, deviation, (*pixels.shape[:2], channels)))
 
 
 def _warmer(image: Image.Image, factor: float) -> Image.Image:
@@ -95,7 +91,7 @@ DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image
     ("blur (σ in % of the shorter side)", (0, 0.3, 0.6, 1.2, 2.5, 5), _blurred),
     ("sharpening (per cent, radius 2)", (0, 50, 100, 150, 200, 300), _sharper),
     ("noise of each colour (σ, grey levels)", (0, 2, 3, 4, 8, 32), _noise),
-    ("noise of brightness (σ, grey levels)", (0, 2, 4, 6, 8, 32), _grey_noise),
+    ("noise of brightness (σ, grey levels)", (0, 2, 4, 6, 8, 32), lambda i, d: _noise(i, d, 1)),
     ("JPEG quality", (100, 75, 50, 30, 20, 10), _jpeg),
     ("colour (share left)", (1, 0.6, 0.4, 0.3, 0.2, 0.1), _paler),
     ("warmth (red times, blue divided by)", (1, 1.05, 1.1, 1.15, 1.2, 1.3), _warmer),
