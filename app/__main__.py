@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import signal
 import socket
 import sys
@@ -50,6 +51,8 @@ def read_password(path: Path | None) -> str:
         return ""
     try:
         with open_regular(path) as file:
+            if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
+                print(f"Others on this machine may read {path}: chmod 600 {path}")
             password = file.read(10_000).decode("utf-8-sig").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the password file {path} can't be read: {error}") from None
@@ -126,7 +129,7 @@ def main() -> None:
             print("Whoever reaches this address can use it: --password-file FILE asks for a password")
         print(f"Serving http://{host}:{port} (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(
-            build_app(Engine(classifier, index), is_own, password), log_level="warning", access_log=False, ws="none",
+            build_app(Engine(classifier, index), is_own, password), log_level="error", access_log=False, ws="none",
             timeout_graceful_shutdown=10,
         )  # fmt: skip
         # uvicorn finishes what is in hand and then raises the signal again: let that end the program in good order

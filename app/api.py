@@ -23,7 +23,7 @@ MultiPartParser.spool_max_size = MOST_REQUEST  # in memory: Starlette would writ
 def add_api(app: FastAPI, engine: Engine) -> None:
     """Adds /classify and /health to the app."""
     waiting = asyncio.Semaphore(MOST_WAITING)
-    arriving = asyncio.Semaphore(4)
+    arriving = asyncio.Semaphore(8)
 
     @app.get("/health")
     def health() -> dict[str, str]:

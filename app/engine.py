@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,11 @@ class Picture(NamedTuple):
 
     name: str  # as the user's machine calls it
     content: bytes
+
+
+def plain_name(path: str) -> str:
+    """The file's own name, without what would hide in a line of text or turn it round."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in Path(path).name)
 
 
 class Engine:

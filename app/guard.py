@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import hashlib
 import hmac
 import ipaddress
 import re
+import time
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
@@ -26,7 +28,9 @@ MOST_UPLOAD = 2_000_000_000  # of many at once
 MOST_ELSE = 1_000_000
 MOST_KEPT = 8_000_000_000  # of all uploads that wait for their answers
 SPARE = 10_000_000  # bytes of the disk that are left to others
-WRONG_SECONDS = 1  # before a wrong password is answered
+WRONG_SECONDS = 1  # that a wrong password takes, one after the other
+MOST_GUESSES = 20  # that wait for their turn
+FIRST_SECONDS, LEAST_RATE = 10, 20_000  # a body must begin so soon, and then come with so many bytes a second
 HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?")
 
 
@@ -63,6 +67,31 @@ def own_names(host: str, more: Sequence[str] = ()) -> Callable[[str], bool]:
     return lambda name: name in names or (everywhere and _address(name))
 
 
+class _Body:
+    """A request's body, which ends where it comes too slowly: idle senders would keep others waiting."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._bytes, self._waited, self._whole = 0, 0.0, False
+        self.gone = False
+
+    async def __call__(self) -> Message:
+        """The next part; whether the client is still there, once all has come."""
+        if self._whole:
+            return await self._receive()
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, FIRST_SECONDS + self._bytes / LEAST_RATE - self._waited)):
+                message = await self._receive()
+        except TimeoutError:
+            message = {"type": "http.disconnect"}
+        self._waited += time.monotonic() - began
+        self._bytes += len(message.get("body", b""))
+        self.gone = message["type"] == "http.disconnect"
+        self._whole = self.gone or not message.get("more_body", False)
+        return message
+
+
 class Guard:
     """Refuses the rest, with a sentence, before Gradio sees it."""
 
@@ -71,6 +100,9 @@ class Guard:
         self.is_own = is_own
         self.uploads = uploads
         self.password = password.encode()
+        self._known: set[bytes] = set()  # digests of the credentials that were right
+        self._guessing, self._turn = 0, asyncio.Lock()
+        self._announced = 0  # bytes of the uploads that are on their way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -79,16 +111,23 @@ class Guard:
         elif refusal := self._refusal(scope):
             status, sentence = refusal
             await PlainTextResponse(f"{sentence}\n", status)(scope, receive, send)
-        elif not self._is_known(scope):
-            await asyncio.sleep(WRONG_SECONDS)
-            challenge = {"WWW-Authenticate": 'Basic realm="dermrw", charset="UTF-8"'}
-            await PlainTextResponse("The demo wants a password.\n", 401, challenge)(scope, receive, send)
+        elif status := await self._stranger(scope):
+            challenge = {"WWW-Authenticate": 'Basic realm="dermrw", charset="UTF-8"'} if status == 401 else None
+            sentence = "The demo wants a password." if status == 401 else "Too many wrong passwords: wait a minute."
+            await PlainTextResponse(f"{sentence}\n", status, challenge)(scope, receive, send)
         else:
-            await self._answer(scope, receive, send)
+            announced = int(Headers(scope=scope).get("content-length", 0)) if scope["path"].rstrip("/") == UPLOAD else 0
+            self._announced += announced
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                self._announced -= announced
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Gradio's answer; where it fails over a request that nobody's browser sends, no traceback of it is logged."""
-        begun = False
+        # Gradio would take its own address from this
+        scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"x-forwarded-host"]}
+        begun, body = False, _Body(receive)
 
         async def watched(message: Message) -> None:
             nonlocal begun
@@ -96,22 +135,54 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, body, watched)
+        except asyncio.CancelledError:  # the server ends; it would log where the request stood
+            pass
         except Exception as error:
+            if body.gone:
+                if not begun:
+                    await PlainTextResponse("The request came too slowly.\n", 408)(scope, receive, send)
+                return
             print(f"app: a request could not be answered ({type(error).__name__})", flush=True)
             if not begun:
                 await PlainTextResponse("The demo could not answer this request.\n", 500)(scope, receive, send)
 
-    def _is_known(self, scope: Scope) -> bool:
-        """Whether the request has the password (HTTP Basic, RFC 7617), if there is one. The user's name is free."""
+    async def _stranger(self, scope: Scope) -> int:
+        """The status to refuse with where the request lacks the password (HTTP Basic, RFC 7617); 0 where it has it.
+
+        The user's name is free. What was not seen to be right before waits for its turn, so that many guesses at once
+        are no faster than one after the other.
+        """
         if not self.password or scope["path"] == "/health":
-            return True
-        kind, _, coded = Headers(scope=scope).get("authorization", "").partition(" ")
+            return 0
+        given = Headers(scope=scope).get("authorization", "")
+        digest = hashlib.sha256(given.encode()).digest()
+        if digest in self._known:
+            return 0
+        if not given:
+            return 401
+        if self._guessing >= MOST_GUESSES:
+            return 429
+        self._guessing += 1
         try:
-            given = base64.b64decode(coded, validate=True).partition(b":")[2]
+            async with self._turn:
+                if not self._is_right(given):
+                    await asyncio.sleep(WRONG_SECONDS)
+                    return 401
+        finally:
+            self._guessing -= 1
+        if len(self._known) > 1000:  # names that somebody with the password makes up
+            self._known.clear()
+        self._known.add(digest)
+        return 0
+
+    def _is_right(self, given: str) -> bool:
+        kind, _, coded = given.partition(" ")
+        try:
+            password = base64.b64decode(coded, validate=True).partition(b":")[2]
         except ValueError:
             return False
-        return kind.lower() == "basic" and hmac.compare_digest(given, self.password)
+        return kind.lower() == "basic" and hmac.compare_digest(password, self.password)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers, path = Headers(scope=scope), scope["path"]
@@ -126,16 +197,16 @@ class Guard:
 
     def _too_large(self, path: str, headers: Headers) -> tuple[int, str] | None:
         """Before anything of a body is read. A server behind a proxy gets a length from it."""
-        length = headers.get("content-length", "")
+        length, *more = headers.getlist("content-length") or [""]
         if "transfer-encoding" in headers:  # which would decide where the body ends, whatever the length says
             return 411, "A request must say how long it is, and not come in chunks."
-        if not (length.isascii() and length.isdigit()):
+        if more or not (length.isascii() and length.isdigit()):
             return 411, "A request must say how long it is (Content-Length)."
         most = {UPLOAD: MOST_UPLOAD, "/classify": MOST_REQUEST}.get(path, MOST_ELSE)
         if int(length) > most:
             return 413, f"A request of more than {most // 10**6:,} MB is not taken here."
-        if path == UPLOAD and self.uploads.size() + int(length) > MOST_KEPT:
+        if path == UPLOAD and self.uploads.size() + self._announced + int(length) > MOST_KEPT:
             return 507, "Too many pictures wait for their answers: try again in a minute."
-        if path == UPLOAD and self.uploads.room() < int(length) + SPARE:
+        if path == UPLOAD and self.uploads.room() < self._announced + int(length) + SPARE:
             return 507, "The demo has no room for this picture: whoever keeps it must make some on its disk."
         return None

@@ -3,21 +3,22 @@
 import base64
 import csv
 import io
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from app.engine import Engine, Picture
+from app.engine import Engine, Picture, plain_name
 from app.words import TEMPLATES, in_words, percent
 from dermrw.errors import UserError
 from dermrw.lesion import Lesion, together
 
 MOST_IMAGES = 500
 REDRAWN_SECONDS = 1.0
+FORMULA = re.compile(r"((?:^|[;,\t\r\n])[\s'\"]*)([=+\-@＝＋－＠])")  # after each sign that divides cells somewhere
 
 
 class Row(NamedTuple):
@@ -59,7 +60,7 @@ def classify_many(
 
 
 def _row(engine: Engine, path: str, take: Callable[[str], Picture], stated: npt.NDArray[np.float64] | None) -> Row:
-    name = Path(path).name
+    name = plain_name(path)
     try:
         lesion = together([engine.explain(take(path))], engine.info)
         return Row(name, lesion, None if lesion.verdict.refused else lesion.at(stated), "")
@@ -96,7 +97,7 @@ def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalenc
 def _csv(engine: Engine, rows: list[Row], prevalence: str) -> bytes:
     """A row an image: probabilities as `dermrw predict` writes them, then refusal, set and triage."""
     text = io.StringIO()
-    writer: Any = csv.writer(text)
+    writer: Any = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(
         ["image", *engine.info.columns, "refused", "set", "triage", "not_ruled_out", "prevalence", "model_sha256"]
     )
@@ -110,5 +111,5 @@ def _csv(engine: Engine, rows: list[Row], prevalence: str) -> bytes:
 
 
 def _cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula, whatever a file was called."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    """A cell that no spreadsheet takes for a formula, whatever a file was called and whatever it divides a line by."""
+    return FORMULA.sub(r"\1'\2", text)

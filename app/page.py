@@ -1,89 +1,47 @@
 """The page and its server: Gradio inside an app of our own, which nothing but this machine serves."""
 
-import os
-from collections.abc import Awaitable, Callable, Iterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.uploads import Uploads
-
-# before Gradio is imported: it reads these once
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-UPLOADS = Uploads()  # emptied as the answers are given, and removed when the program ends
-os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS.folder)
+from app.strict import MOST_WAITING, NOT_HERE, UPLOADS, Page, upload  # isort: skip  (before Gradio, which it restrains)
 
 import gradio
 import numpy as np
 from fastapi import FastAPI, Request, Response
-from gradio.data_classes import FileData, ListFiles
 
 from app.api import add_api
-from app.engine import MOST_BYTES, MOST_PICTURES, Engine, Picture
+from app.engine import MOST_BYTES, MOST_PICTURES, Engine, Picture, plain_name
 from app.guard import MOST_REQUEST, Guard
 from app.many import MOST_IMAGES, classify_many
+from app.memory import Memory, Seen
 from app.words import answer, fault, fixed
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.lesion import together
-from dermrw.predict import Explanation
 from dermrw.prevalence import parse_prevalence
 
 HERE = Path(__file__).parent
 CSS = (HERE / "page.css").read_text(encoding="utf-8")
 SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")
 SWEEP_EVERY, UNASKED_SECONDS = 20, 600  # seconds: what was uploaded and never asked about is removed so late
-REMEMBERED_SECONDS = 600  # in memory, so that another prevalence needs no other upload
 # the browser itself refuses whatever would be fetched from, or sent to, another place
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss: blob: data:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-NOT_HERE = "only a picture that was uploaded here, and is not yet deleted, can be classified: upload it again"
 EQUAL, TRAINING, OWN = "equal", "training", "own"
 Paths = list[str]
-Memory = dict[str, Explanation]  # by the upload's path, which holds a digest of its content
-
-
-class Page(gradio.Blocks):
-    """Blocks that open uploads alone: Gradio's copy or fetch whatever path or URL a client names."""
-
-    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
-        """Every way from a client to a function leads through here."""
-        if len(inputs) != len(block_fn.inputs):
-            raise gradio.Error("give what the page gives", print_exception=False)
-        pairs = zip(block_fn.inputs, inputs, strict=True)
-        plain = [_files(value) if isinstance(block, gradio.File) else _plain(value) for block, value in pairs]
-        return await super().preprocess_data(block_fn, plain, *rest, **named)
-
-
-def _files(value: Any) -> list[dict[str, Any]]:
-    """Uploads as Gradio describes them, with nothing in it that the client said but their paths."""
-    given = [] if value is None else value if isinstance(value, list) else [value]
-    paths = [UPLOADS.known(one.get("path") if isinstance(one, dict) else None) for one in given]
-    if None in paths:
-        raise gradio.Error(NOT_HERE, print_exception=False)
-    return [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
-
-
-def _plain(value: Any) -> Any:
-    """A number or a word; anything else may name a file."""
-    if not isinstance(value, str | int | float | None):
-        raise gradio.Error("give what the page gives", print_exception=False)
-    return value
-
-
-def _paths(payload: ListFiles | FileData | None) -> Paths:
-    """The uploaded files as they were sent: Gradio's own way opens them, and says of what it can't read "Error"."""
-    return [] if payload is None else [file.path for file in getattr(payload, "root", [payload])]
 
 
 def _take(path: str) -> Picture:
     content = UPLOADS.take(path)
     if content is None:
         raise UserError(NOT_HERE)
-    name = Path(path).name
+    name = plain_name(path)
     if len(content) > MOST_BYTES:
         raise UserError(f"{name} has more than {MOST_BYTES // 10**6} MB: shrink it")
     return Picture(name, content)
@@ -95,7 +53,7 @@ def _stated(choice: str, shares: tuple[float | None, ...], engine: Engine) -> np
         return parse_prevalence(choice, engine.info.codes, engine.info.prevalence)
     values = np.array([np.nan if share is None else share for share in shares], np.float64)
     if not np.isfinite(values).all() or (values < 0).any():
-        raise UserError("every diagnosis needs a share of 0 % or more")
+        raise UserError("say what share of your patients has each diagnosis: 0 % or more each, 100 % in all")
     if abs(values.sum() - 100) > 0.1:
         raise UserError(f"the shares must sum to 100 %, not to {values.sum():.4g} %")
     return values / values.sum()
@@ -114,34 +72,38 @@ def _prevalence(engine: Engine, name: str) -> list[Any]:
     )  # fmt: skip
     with gradio.Group(visible=False) as group:
         shares = [
-            gradio.Number(
-                round(100 * engine.info.prevalence[d.dx] / sum(engine.info.prevalence.values()), 1),
-                label=f"{d.name}, %", minimum=0, maximum=100,
-            )
+            # none to begin with: a number that nobody typed would pass for the clinic's
+            gradio.Number(None, label=f"{d.name}, %", minimum=0, maximum=100)
             for d in DIAGNOSES
         ]  # fmt: skip
     choice.change(lambda value: gradio.Group(visible=value == OWN), choice, group, api_visibility="private")
     return [choice, *shares]
 
 
-def build_page(engine: Engine) -> gradio.Blocks:
-    """The page for this model."""
+def build_page(engine: Engine, memory: Memory) -> Page:
+    """The page for this model, and what it remembers."""
 
-    def show(paths: Paths, memory: Memory, choice: str, *shares: float | None) -> Iterator[tuple[str, Memory]]:
-        if any(path not in memory for path in paths):
-            yield fixed("judging", engine), memory  # no older answer stands beside a new picture
-        yield judge(paths, memory, choice, shares)
+    def show(request: gradio.Request, paths: Paths, choice: str, *shares: float | None) -> Iterator[str]:
+        page = request.session_hash or ""
+        before = memory.of(page)
+        if any(path not in before for path in paths):
+            yield fixed("judging", engine)  # no older answer stands beside a new picture
+        said, seen = judge(paths, before, choice, shares)
+        memory.keep(page, seen)
+        yield said
 
-    def judge(paths: Paths, memory: Memory, choice: str, shares: tuple[float | None, ...]) -> tuple[str, Memory]:
+    def judge(paths: Paths, before: Seen, choice: str, shares: tuple[float | None, ...]) -> tuple[str, Seen]:
         if not paths:
             return "", {}
-        faults, seen, names = [], {}, []
+        faults, names = [], []
+        seen: Seen = {}
         for path in paths[:MOST_PICTURES]:
+            name = plain_name(path)
             try:
-                seen[path] = memory[path] if path in memory else engine.explain(_take(path))
-                names.append(Path(path).name)
+                seen[path] = before[path] if path in before else engine.explain(_take(path))
+                names.append(name)
             except UserError as error:
-                faults.append(fault(str(error), Path(path).name))
+                faults.append(fault(str(error), name))
         if len(paths) > MOST_PICTURES:
             for path in paths[MOST_PICTURES:]:
                 UPLOADS.drop(path)
@@ -165,36 +127,34 @@ def build_page(engine: Engine) -> gradio.Blocks:
             return
         yield from classify_many(engine, paths, _take, UPLOADS.drop, choice, stated)
 
-    with Page(title="dermrw: seven diagnoses, with doubt", analytics_enabled=False) as page:
+    def forget(request: gradio.Request) -> None:
+        memory.keep(request.session_hash or "", {})
+
+    with Page(title="dermrw: seven diagnoses, with doubt") as page:
         gradio.HTML(fixed("head", engine))
-        memory = gradio.State({}, time_to_live=REMEMBERED_SECONDS)
         with gradio.Tabs():
             with gradio.Tab("One lesion"), gradio.Row(equal_height=False):
                 with gradio.Column(scale=2, min_width=280, elem_id="asking"):
-                    one = _upload("Dermoscopic image, or several of one lesion", "upload")
+                    one = upload("Dermoscopic image, or several of one lesion", "upload")
                     how_often = _prevalence(engine, "one")
                 with gradio.Column(scale=3, min_width=280):
                     result = gradio.HTML(fixed("waiting", engine), elem_id="result", padding=False)
             with gradio.Tab("Many images"):
                 how_often_many = _prevalence(engine, "many")
-                many = _upload(f"Up to {MOST_IMAGES} dermoscopic images of different lesions", "many")
+                many = upload(f"Up to {MOST_IMAGES} dermoscopic images of different lesions", "many")
                 table = gradio.HTML(fixed("waiting", engine), elem_id="table", padding=False)
         gradio.HTML(fixed("texts", engine))
         gradio.HTML(fixed("foot", engine))
         answers: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         gradio.on(
-            [one.change, *(part.change for part in how_often)], show, [one, memory, *how_often], [result, memory],
+            [one.change, *(part.change for part in how_often)], show, [one, *how_often], result,
             concurrency_id="picture", concurrency_limit=2, trigger_mode="always_last", **answers,
         )  # fmt: skip
         many.upload(show_many, [many, *how_often_many], table, concurrency_id="many", concurrency_limit=2, **answers)
+        page.unload(forget)
+    page.queue(max_size=MOST_WAITING)
     page.has_launched = True  # Gradio's own check of paths: off in a page that is mounted, as this is, and not launched
     return page
-
-
-def _upload(label: str, name: str) -> gradio.File:
-    files = gradio.File(file_count="multiple", label=label, height=170, elem_id=name)
-    object.__setattr__(files, "preprocess", _paths)
-    return files
 
 
 def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "") -> FastAPI:
@@ -205,7 +165,16 @@ def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "")
         is_own: whether a host's name is one that this server is served by.
         password: that every request must have, but for the health check; empty: none.
     """
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    memory = Memory()
+    page = build_page(engine, memory)
+
+    @contextlib.asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        forgetting = asyncio.create_task(page.forget_unread())
+        yield
+        forgetting.cancel()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=running)
     add_api(app, engine)
 
     @app.middleware("http")
@@ -217,7 +186,7 @@ def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "")
         return response
 
     app.add_middleware(Guard, is_own=is_own, uploads=UPLOADS, password=password)  # the last that is added comes first
-    UPLOADS.keep_sweeping(SWEEP_EVERY, UNASKED_SECONDS)
+    UPLOADS.keep_sweeping(SWEEP_EVERY, UNASKED_SECONDS, memory.sweep)
     theme = gradio.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",
@@ -225,7 +194,7 @@ def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "")
         font_mono=["ui-monospace", "Consolas", "monospace"],
     )
     return gradio.mount_gradio_app(
-        app, build_page(engine), "/", css=CSS, js=SCRIPT, theme=theme, footer_links=[], show_error=False,
+        app, page, "/", css=CSS, js=SCRIPT, theme=theme, footer_links=[], show_error=False,
         max_file_size=MOST_REQUEST, ssr_mode=False, run_history=False, enable_monitoring=False, pwa=False,
         mcp_server=False,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dermrw.files import open_regular
@@ -100,12 +100,14 @@ class Uploads:
             if time.time() - status.st_mtime > seconds:
                 self.drop(str(path))
 
-    def keep_sweeping(self, every: float, seconds: float) -> None:
-        """Sweeps in the background until the program ends."""
+    def keep_sweeping(self, every: float, seconds: float, *more: Callable[[], None]) -> None:
+        """Sweeps in the background until the program ends, and does what else is to be done then."""
 
         def work() -> None:
             while not self._ended.wait(every):
                 self.sweep(seconds)
+                for one in more:
+                    one()
 
         threading.Thread(target=work, name="sweeper", daemon=True).start()
 

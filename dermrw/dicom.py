@@ -21,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dermrw.bombs import reason
 from dermrw.errors import UserError
 
 # both warn and log of values that break the standard, and quote them: nothing of a patient's is to be printed
@@ -76,7 +77,8 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
     if syntax in BY_PILLOW:
         (frame,) = generate_frames(data.PixelData, number_of_frames=1)
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as inside:
-            if inside.size != (width, height):  # else the picture in it could be larger than it says: a bomb
+            # else the picture in it could be larger than it says, or gone over thousands of times: a bomb
+            if inside.size != (width, height) or reason(frame):
                 raise ValueError(f"{inside.size}")
     elif syntax not in (*UNCOMPRESSED, RLELossless):
         raise UserError(f"the image {name} is a DICOM file in {syntax.name}, which isn't read here: save it as JPEG")
@@ -84,4 +86,10 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
     if kind == "PALETTE COLOR":
         values = apply_color_lut(values, data)
         bits = 8 * values.dtype.itemsize
-    return Image.fromarray((values.astype(np.int64) * 255 // (2**bits - 1)).astype(np.uint8))
+    if bits == 8 and values.dtype == np.uint8:
+        return Image.fromarray(values)
+    if values.dtype.kind != "u" or bits > 16:
+        raise ValueError(f"{values.dtype} of {bits} bits")
+    # by a table: arithmetic would take eight bytes a value, gigabytes for the largest picture
+    table = np.minimum(np.arange(2 ** (8 * values.dtype.itemsize), dtype=np.int64) * 255 // (2**bits - 1), 255)
+    return Image.fromarray(table.astype(np.uint8)[values])

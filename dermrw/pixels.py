@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from dermrw.bombs import reason, tags_overlap
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 
@@ -25,6 +26,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".d
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # Pillow's others are rare here, and some call other programs
 MOST_PIXELS = 90_000_000  # more than any dermatoscope has; what says so with a few bytes is a decompression bomb
 LEAST_SIDE = 16  # pixels; on less no lesion can be seen
+MOST_EXIF_TEXT = 200_000  # characters of EXIF that ImageMagick writes into a PNG's texts as hexadecimal digits
 MOST_ELONGATED = 10  # longer side over shorter
 
 # the limit above is checked by ourselves: a warning turned into an error is not safe among threads
@@ -42,6 +44,9 @@ UPRIGHT = {
 def _upright(image: Image.Image) -> Image.Image:
     """The picture turned by its EXIF orientation; where the EXIF can't be read, as it is."""
     image.load()  # first, so that damaged pixels are told from damaged EXIF
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if tags_overlap(exif) or len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_TEXT:
+        return image
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # of many types: struct.error, SyntaxError, ...
@@ -84,6 +89,9 @@ def _open(source: Any) -> Iterator[Image.Image]:
 
             yield dicom_image(source, getattr(source, "name", None) or "given", MOST_PIXELS)
             return
+        if head[:2] in (b"\xff\xd8", b"II", b"MM") and (wrong := reason(source.read())):
+            raise UserError(f"the image {getattr(source, 'name', None) or 'given'} {wrong}: it isn't opened")
+        source.seek(0)
         with Image.open(source, formats=FORMATS) as image:
             yield image
     else:

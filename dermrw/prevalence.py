@@ -66,8 +66,10 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
     except ValueError:
         raise UserError(f"--prevalence {text}: every share must be a number, such as mel=0.05") from None
     values = np.array([share[code] for code in codes])
-    if not np.isfinite(values).all() or (values < 0).any() or abs(values.sum() - 1) > 1e-3:
-        raise UserError(f"--prevalence: the shares must be at least 0 and sum to 1, not to {values.sum():g}")
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise UserError("--prevalence: every share must be at least 0")
+    if abs(values.sum() - 1) > 1e-3:
+        raise UserError(f"--prevalence: the shares must sum to 1, not to {values.sum():g}")
     return values / values.sum()
 
 

@@ -5,16 +5,18 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from serving import ROOT
 
-from app.engine import Engine
+from app.engine import Engine, plain_name
 from app.guard import own_names
 from app.heatmap import SIDE, heat, overlay
 from app.many import _cell
+from app.memory import MOST_PAGES, Memory
 from app.page import _stated
 from app.uploads import Uploads
 from app.words import answer, doubt, fault, fixed, percent
@@ -106,7 +108,7 @@ def test_refused_pictures_have_no_say(model: Path) -> None:
     none = together([two, two], engine.info)
     assert none.probabilities is None and none.verdict.refused == "each of the 2 pictures is refused"
     page = said(engine, none, "a.jpg", "b.jpg")
-    assert "These pictures are refused" in page and "a.jpg: it is blurred" in page and "melanoma" not in page
+    assert "These pictures are refused" in page and "<bdi>a.jpg</bdi>: it is blurred" in page and "melanoma" not in page
     with pytest.raises(ValueError, match="every picture is refused"):
         none.at(None)
     with pytest.raises(ValueError, match="no picture"):
@@ -114,14 +116,30 @@ def test_refused_pictures_have_no_say(model: Path) -> None:
 
 
 def test_no_file_name_is_a_formula_in_the_csv() -> None:
-    assert [_cell(name) for name in ("=1+1", "+1", "-1", "@x", "\tx", "a=1")] == [
-        "'=1+1",
-        "'+1",
-        "'-1",
-        "'@x",
-        "'\tx",
-        "a=1",
-    ]
+    for name in ("=1+1", "+1", "-1", "@x", "\t=x", " =x", "＝x", "a;=x", "a,+x", "a\t -x", 'a;"@x', "';=x"):
+        assert re.search(r"(?:^|[;,\t])[\s'\"]*[=+@＝-]", name) and not re.search(
+            r"(?:^|[;,\t])[\s\"]*[=+@＝-]", _cell(name)
+        )
+    assert _cell("a=1 - b+c.jpg") == "a=1 - b+c.jpg"
+
+
+def test_a_name_shows_what_it_is() -> None:
+    assert plain_name("/x/mrs\u202egpj.exe\n.jpg") == "mrs\N{REPLACEMENT CHARACTER}gpj.exe\N{REPLACEMENT CHARACTER}.jpg"
+    assert plain_name("/x/Muttermal Rücken, شامة.jpg") == "Muttermal Rücken, شامة.jpg"
+
+
+def test_a_page_is_remembered_for_a_while(model: Path) -> None:
+    engine, memory = with_info(model), Memory(seconds=0.2)
+    seen = {"/x/one.jpg": explanation(engine, 0.9, 0.1)}
+    memory.keep("hers", seen)
+    assert memory.of("hers") == seen and memory.of("his") == {}
+    time.sleep(0.25)
+    assert memory.of("hers") == {}
+    for page in range(MOST_PAGES + 5):
+        memory.keep(str(page), seen)
+    assert memory.of("0") == {} and memory.of(str(MOST_PAGES)) == seen
+    memory.keep("204", {})
+    assert memory.of("204") == {}
 
 
 def test_uploads_are_taken_once_and_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +182,7 @@ def test_the_clinics_shares(model: Path) -> None:
     for shares, wrong in (
         ((5,) * 7, "not to 35 %"),
         ((-5, 105, 0, 0, 0, 0, 0), "0 % or more"),
-        ((None,) * 7, "needs a"),
+        ((None,) * 7, "say what share of your patients"),
     ):
         with pytest.raises(UserError, match=wrong):
             _stated("own", shares, engine)

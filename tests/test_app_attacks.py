@@ -1,9 +1,12 @@
 """What a page elsewhere, another user or a hostile file may try."""
 
+import asyncio
 import io
 import json
 import os
 import re
+import socket
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import pytest
 from conftest import draw
 from PIL import Image
 from serving import Server, basic
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from app.guard import Guard, own_names
 from app.uploads import Uploads
@@ -52,7 +57,7 @@ def test_it_opens_nothing_but_uploads(model: Path, tmp_path: Path) -> None:
         if inputs < 9:
             continue  # it takes no file
         for value in given:
-            data = [[value], *([None] if inputs == 10 else []), "equal", *[None] * 7]
+            data = [[value], "equal", *[None] * 7]
             answered = call(running, number, data).lower()
             said.update(re.findall(r"only a picture that was uploaded here[^\"<]*", answered) or [answered])
     # of a file that is there and of one that isn't the same is said
@@ -158,14 +163,127 @@ def test_hostile_files_get_a_sentence_or_an_answer(server: Server, lesion: Path,
 
 
 def test_a_wrong_password_is_slow(model: Path, tmp_path: Path) -> None:
-    import time
-
     (tmp_path / "secret").write_text("long enough")
     running = Server(model, tmp_path, "--password-file", str(tmp_path / "secret"))
     began = time.monotonic()
     assert running.ask("/", authorization=basic("x", "long enougg"))[0] == 401
     assert time.monotonic() - began >= 1
     running.end()
+
+
+def test_many_guesses_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.guard.WRONG_SECONDS", 0.2)
+    uploads = Uploads()
+    guarded = Guard(PlainTextResponse("in"), own_names("localhost"), uploads, "long enough")
+
+    async def guess(password: str) -> int:
+        said: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Message) -> None:
+            said.append(message)
+
+        headers = [(b"host", b"localhost"), (b"authorization", basic("x", password).encode())]
+        await guarded({"type": "http", "method": "GET", "path": "/", "headers": headers}, receive, send)
+        return int(said[0]["status"])
+
+    async def attack(guesses: int) -> tuple[list[int], float, float]:
+        assert await guess("long enough") == 200
+        began = time.monotonic()
+        tasks = [asyncio.create_task(guess(f"wrong {i}")) for i in range(guesses)]
+        await asyncio.sleep(0)
+        assert await guess("long enough") == 200  # who was let in before waits for nobody
+        meanwhile = time.monotonic() - began
+        return await asyncio.gather(*tasks), meanwhile, time.monotonic() - began
+
+    statuses, meanwhile, all_in_all = asyncio.run(attack(5))
+    assert statuses == [401] * 5 and meanwhile < all_in_all and all_in_all >= 1
+    guarded = Guard(PlainTextResponse("in"), own_names("localhost"), uploads, "long enough")
+    assert asyncio.run(attack(30))[0].count(429) == 10
+    uploads.cleanup()
+
+
+def test_who_sends_too_slowly_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.guard.FIRST_SECONDS", 0.3)
+
+    async def reads(scope: Scope, receive: Receive, send: Send) -> None:
+        size = len(await Request(scope, receive).body())
+        await PlainTextResponse(str(size))(scope, receive, send)
+
+    async def ask(parts: list[bytes], pause: float) -> tuple[int, bytes]:
+        waiting, said = list(parts), []
+
+        async def receive() -> Message:
+            await asyncio.sleep(pause)
+            return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+        async def send(message: Message) -> None:
+            said.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-length", b"%d" % sum(map(len, parts)))]
+        scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers}
+        await Guard(reads, own_names("localhost"), uploads)(scope, receive, send)
+        return said[0]["status"], b"".join(one.get("body", b"") for one in said)
+
+    uploads = Uploads()
+    assert asyncio.run(ask([b"x" * 20_000] * 4, 0.2)) == (200, b"80000")  # 0.2 s for what may take 1 s each
+    assert asyncio.run(ask([b"x"] * 4, 0.2)) == (408, b"The request came too slowly.\n")
+    assert asyncio.run(ask([b"x"], 9)) == (408, b"The request came too slowly.\n")
+    uploads.cleanup()
+
+
+def test_the_same_picture_twice_is_two_uploads(server: Server, lesion: Path) -> None:
+    one, two = (server.upload("a.jpg", lesion.read_bytes()) for _ in range(2))
+    assert one != two and server.files().count("a.jpg") == 2
+
+
+def test_an_upload_holds_files_alone(server: Server, lesion: Path) -> None:
+    before = server.files()
+    form = [("files", ("a.jpg", lesion.read_bytes())), ("text", "a" * 1000)]
+    assert server.form("/gradio_api/upload", form)[0] == 400
+    assert server.files() == before
+    # torn off in the middle
+    place, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((place, int(port))) as torn:
+        head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {place}:{port}\r\nContent-Length: 900000\r\n"
+        part = '--b\r\nContent-Disposition: form-data; name="files"; filename="torn.jpg"\r\n\r\n'
+        torn.sendall(f"{head}Content-Type: multipart/form-data; boundary=b\r\n\r\n{part}".encode() + bytes(200_000))
+        for _ in range(100):
+            if len(server.files()) > len(before):
+                break
+            time.sleep(0.05)
+        assert len(server.files()) == len(before) + 1
+    for _ in range(100):
+        if server.files() == before:
+            break
+        time.sleep(0.05)
+    assert server.files() == before
+
+
+def test_headers_that_proxies_and_attackers_add(server: Server) -> None:
+    said = server.ask("/config", x_forwarded_host="evil.example", x_forwarded_proto="https")[1]
+    assert "evil" not in said and json.loads(said)["root"].startswith("https://127.0.0.1:")
+    place, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((place, int(port))) as raw:
+        lengths = "Content-Length: 5\r\nContent-Length: 4\r\n"
+        raw.sendall(f"POST /classify HTTP/1.1\r\nHost: {place}:{port}\r\n{lengths}\r\nhello".encode())
+        assert raw.recv(100).split()[1] in (b"400", b"411")
+
+
+def test_what_the_page_never_sends_leaves_no_traceback(model: Path, tmp_path: Path, lesion: Path) -> None:
+    running = Server(model, tmp_path)
+    for number, inputs in functions(running):
+        for word in ("mrs-smith", "", 1, None):
+            said = call(running, number, ([[], *[word] * (inputs - 1)] if inputs > 1 else [word])[:inputs])
+            assert "smith" not in said.replace("mrs-smith is", "") or "Traceback" not in said
+        path = running.upload("mrs-smith.jpg", lesion.read_bytes())
+        if inputs == 9:  # the same picture twice in a lesion
+            said = call(running, number, [[{"path": path, **META}] * 2, "equal", *[None] * 7])
+            assert "process_completed" in said and '"success":true' in said.replace(" ", "")
+    ended = running.end()
+    assert "Traceback" not in ended and "smith" not in ended
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
