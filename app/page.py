@@ -33,6 +33,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss: blob: data:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+SHARES = "Your patients’ shares"
 EQUAL, TRAINING, OWN = "equal", "training", "own"
 Paths = list[str]
 
@@ -52,7 +53,7 @@ def _stated(choice: str, shares: tuple[float | None, ...], engine: Engine) -> np
     if choice in (EQUAL, TRAINING):
         return parse_prevalence(choice, engine.info.codes, engine.info.prevalence)
     values = np.array([np.nan if share is None else share for share in shares], np.float64)
-    if not np.isfinite(values).all() or (values < 0).any():
+    if not np.isfinite(values).all() or (values < 0).any() or not values.any():
         raise UserError("say what share of your patients has each diagnosis: 0 % or more each, 100 % in all")
     if abs(values.sum() - 100) > 0.1:
         raise UserError(f"the shares must sum to 100 %, not to {values.sum():.4g} %")
@@ -114,7 +115,7 @@ def build_page(engine: Engine, memory: Memory) -> Page:
             lesion = together(list(seen.values()), engine.info)
             said = answer(lesion, names, engine, choice, _stated(choice, shares, engine))
         except UserError as error:
-            return "".join([*faults, fault(str(error))]), seen
+            return "".join([*faults, fault(str(error), title=SHARES)]), seen
         return "".join([*faults, said]), seen
 
     def show_many(paths: Paths, choice: str, *shares: float | None) -> Iterator[str]:
@@ -123,7 +124,7 @@ def build_page(engine: Engine, memory: Memory) -> Page:
         except UserError as error:
             for path in paths:
                 UPLOADS.drop(path)
-            yield fault(str(error))
+            yield fault(str(error), title=SHARES)
             return
         yield from classify_many(engine, paths, _take, UPLOADS.drop, choice, stated)
 

@@ -147,13 +147,13 @@ def answer(
     )
 
 
-def fault(message: str, name: str = "") -> str:
+def fault(message: str, name: str = "", title: str = "This can’t be classified") -> str:
     """The page's answer to what can't be read; a message that begins with the file's name keeps it as it is."""
     begins = bool(name) and message.startswith(name)
     template = TEMPLATES.from_string(
-        '<section class="answer fault" role="alert"><h2>This can’t be classified</h2><p>{{ message }}</p></section>'
+        '<section class="answer fault" role="alert"><h2>{{ title }}</h2><p>{{ message }}</p></section>'
     )
-    return template.render(message=message if begins else message[:1].upper() + message[1:])
+    return template.render(title=title, message=message if begins else message[:1].upper() + message[1:])
 
 
 def fixed(part: str, engine: Engine) -> str:

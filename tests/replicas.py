@@ -4,6 +4,7 @@ Ends with status 1 if an answer is wrong or missing, or if an open page does not
 """
 
 import argparse
+import atexit
 import json
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ def start_nginx(folder: Path, ports: list[int]) -> "subprocess.Popen[bytes]":
     put_in = {
         "127.0.0.1:7861": f"127.0.0.1:{ports[0]}", "127.0.0.1:7862": f"127.0.0.1:{ports[1]}",
         "listen 443 ssl": f"listen 127.0.0.1:{PORT} ssl", "/etc/ssl/": f"{folder}/",
+        "listen 80": f"listen 127.0.0.1:{PORT + 1}", "/var/log/nginx": str(folder),
         "/dev/shm/dermrw": f"{folder}/body",
     }  # fmt: skip
     for old, new in put_in.items():
@@ -40,7 +42,9 @@ def start_nginx(folder: Path, ports: list[int]) -> "subprocess.Popen[bytes]":
         f"daemon off; pid {folder}/pid; error_log {folder}/error.log;\n"
         f"events {{}}\nhttp {{ include {folder}/demo.conf; }}\n"
     )
-    return subprocess.Popen(["nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
+    nginx = subprocess.Popen(["nginx", "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
+    atexit.register(nginx.terminate)  # where what follows fails
+    return nginx
 
 
 def main() -> None:
@@ -66,6 +70,10 @@ def main() -> None:
         nginx = start_nginx(folder, [int(server.url.rpartition(":")[2]) for server in servers])
         time.sleep(1)
         client = Client(f"https://127.0.0.1:{PORT}", host=f"{NAME}:{PORT}", authorization=basic("any", PASSWORD))
+        stranger = Client(client.url, host=client.headers["host"])
+        assert stranger.ask("/health")[0] == 200 and stranger.ask("/")[0] == 401
+        assert stranger.send("POST", "/classify", bytes(50_000_000))[0] == 401
+        assert not [path for path in (folder / "body").rglob("*") if path.is_file()], "a stranger's body was taken"
         pictures = draw_pictures(folder)
         expected = [json.dumps(client.classify(picture)) for picture in pictures]
         chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))

@@ -183,6 +183,7 @@ def test_the_clinics_shares(model: Path) -> None:
         ((5,) * 7, "not to 35 %"),
         ((-5, 105, 0, 0, 0, 0, 0), "0 % or more"),
         ((None,) * 7, "say what share of your patients"),
+        ((0,) * 7, "say what share of your patients"),
     ):
         with pytest.raises(UserError, match=wrong):
             _stated("own", shares, engine)
