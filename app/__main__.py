@@ -132,6 +132,11 @@ def main() -> None:
             build_app(Engine(classifier, index), is_own, password), log_level="error", access_log=False, ws="none",
             timeout_graceful_shutdown=10,
         )  # fmt: skip
+        if os.name == "posix":  # each connection takes a file's place, and what is usual is few
+            import resource
+
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         # uvicorn finishes what is in hand and then raises the signal again: let that end the program in good order
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:

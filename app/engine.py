@@ -35,7 +35,7 @@ class Engine:
 
     def __init__(self, classifier: Classifier, index: Index | None = None) -> None:
         self.classifier, self.index, self.info = classifier, index, classifier.info
-        self._turn = threading.Lock()  # of 90 megapixels one picture takes a gigabyte while it is decoded
+        self._turn = threading.Lock()  # of 50 megapixels one picture takes a gigabyte while it is decoded
 
     def explain(self, picture: Picture) -> Explanation:
         """What the model says of it.

@@ -17,7 +17,7 @@ from app.uploads import Uploads
 from dermrw.errors import UserError
 
 # of Gradio's interface, what the page uses; the rest records, edits, proxies, fetches, and hands uploads out again
-UPLOAD = "/gradio_api/upload"
+UPLOAD, PROGRESS = "/gradio_api/upload", "/gradio_api/upload_progress"
 INTERFACE = re.compile(
     r"/gradio_api/(upload|upload_progress|queue/(join|data|status)|info|app_id|startup-events|heartbeat/\w+|cancel"
     r"|reset|theme\.css)/?"
@@ -29,8 +29,10 @@ MOST_ELSE = 1_000_000
 MOST_KEPT = 8_000_000_000  # of all uploads that wait for their answers
 SPARE = 10_000_000  # bytes of the disk that are left to others
 WRONG_SECONDS = 1  # that a wrong password takes, one after the other
+WANTED = "The demo wants a password."
 MOST_GUESSES = 20  # that wait for their turn
 FIRST_SECONDS, LEAST_RATE = 10, 20_000  # a body must begin so soon, and then come with so many bytes a second
+SILENT_SECONDS = 15  # at most, however much came before
 HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?")
 
 
@@ -81,7 +83,8 @@ class _Body:
             return await self._receive()
         began = time.monotonic()
         try:
-            async with asyncio.timeout(max(0.0, FIRST_SECONDS + self._bytes / LEAST_RATE - self._waited)):
+            allowed = max(0.0, FIRST_SECONDS + self._bytes / LEAST_RATE - self._waited)
+            async with asyncio.timeout(min(allowed, SILENT_SECONDS)):
                 message = await self._receive()
         except TimeoutError:
             message = {"type": "http.disconnect"}
@@ -111,10 +114,11 @@ class Guard:
         elif refusal := self._refusal(scope):
             status, sentence = refusal
             await PlainTextResponse(f"{sentence}\n", status)(scope, receive, send)
-        elif status := await self._stranger(scope):
-            challenge = {"WWW-Authenticate": 'Basic realm="dermrw", charset="UTF-8"'} if status == 401 else None
-            sentence = "The demo wants a password." if status == 401 else "Too many wrong passwords: wait a minute."
-            await PlainTextResponse(f"{sentence}\n", status, challenge)(scope, receive, send)
+        elif sentence := await self._stranger(scope):
+            challenge = {"WWW-Authenticate": 'Basic realm="dermrw", charset="UTF-8"'}
+            await PlainTextResponse(f"{sentence}\n", 401, challenge)(scope, receive, send)
+        elif scope["path"].rstrip("/") == PROGRESS:
+            await PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
         else:
             announced = int(Headers(scope=scope).get("content-length", 0)) if scope["path"].rstrip("/") == UPLOAD else 0
             self._announced += announced
@@ -127,6 +131,10 @@ class Guard:
         """Gradio's answer; where it fails over a request that nobody's browser sends, no traceback of it is logged."""
         # Gradio would take its own address from this
         scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"x-forwarded-host"]}
+        if (
+            scope["path"].rstrip("/") == UPLOAD
+        ):  # by its upload_id Gradio would keep how far each file has come, for good
+            scope["query_string"] = b""
         begun, body = False, _Body(receive)
 
         async def watched(message: Message) -> None:
@@ -147,34 +155,34 @@ class Guard:
             if not begun:
                 await PlainTextResponse("The demo could not answer this request.\n", 500)(scope, receive, send)
 
-    async def _stranger(self, scope: Scope) -> int:
-        """The status to refuse with where the request lacks the password (HTTP Basic, RFC 7617); 0 where it has it.
+    async def _stranger(self, scope: Scope) -> str:
+        """Why it is refused where the request lacks the password (HTTP Basic, RFC 7617); nothing where it has it.
 
         The user's name is free. What was not seen to be right before waits for its turn, so that many guesses at once
         are no faster than one after the other.
         """
         if not self.password or scope["path"] == "/health":
-            return 0
+            return ""
         given = Headers(scope=scope).get("authorization", "")
         digest = hashlib.sha256(given.encode()).digest()
         if digest in self._known:
-            return 0
+            return ""
         if not given:
-            return 401
+            return WANTED
         if self._guessing >= MOST_GUESSES:
-            return 429
+            return "Too many wrong passwords: wait a minute."
         self._guessing += 1
         try:
             async with self._turn:
                 if not self._is_right(given):
                     await asyncio.sleep(WRONG_SECONDS)
-                    return 401
+                    return WANTED
         finally:
             self._guessing -= 1
         if len(self._known) > 1000:  # names that somebody with the password makes up
             self._known.clear()
         self._known.add(digest)
-        return 0
+        return ""
 
     def _is_right(self, given: str) -> bool:
         kind, _, coded = given.partition(" ")

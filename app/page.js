@@ -14,5 +14,21 @@
     const name = () => document.querySelectorAll("[aria-label='common.upload']").forEach((button) => {
         button.ariaLabel = button.title = "Add pictures";
     });
-    new MutationObserver(name).observe(document.body, { childList: true, subtree: true });
+    // nor does it make one group of a choice, in which the arrow keys move
+    const group = () => ["one-prevalence", "many-prevalence"].forEach((id) => {
+        document.querySelectorAll(`#${id} input[type=radio]`).forEach((radio) => { radio.name = id; });
+    });
+    // the reference outlasts another prevalence, and not another picture: that empties the answer first
+    let reference = "";
+    addEventListener("input", (event) => {
+        if (event.target.matches(".remark input")) reference = event.target.value;
+    });
+    const refer = () => {
+        const field = document.querySelector("#result .remark input");
+        if (!field) reference = "";
+        else if (!field.value) field.value = reference;
+    };
+    const mend = () => { name(); group(); refer(); };
+    mend();
+    new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
 }

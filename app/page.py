@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from fastapi import FastAPI, Request, Response
 from app.api import add_api
 from app.engine import MOST_BYTES, MOST_PICTURES, Engine, Picture, plain_name
 from app.guard import MOST_REQUEST, Guard
-from app.many import MOST_IMAGES, classify_many
-from app.memory import Memory, Seen
+from app.many import MOST_IMAGES, Row, classify_many
+from app.memory import Memory
 from app.words import answer, fault, fixed
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.lesion import together
+from dermrw.predict import Explanation
 from dermrw.prevalence import parse_prevalence
 
 HERE = Path(__file__).parent
@@ -34,6 +36,7 @@ POLICY = (
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
 SHARES = "Your patients’ shares"
+SHARE = re.compile(r" *[0-9]{1,3}([.,][0-9]+)? *%? *")
 EQUAL, TRAINING, OWN = "equal", "training", "own"
 Paths = list[str]
 
@@ -48,14 +51,14 @@ def _take(path: str) -> Picture:
     return Picture(name, content)
 
 
-def _stated(choice: str, shares: tuple[float | None, ...], engine: Engine) -> np.ndarray | None:
+def _stated(choice: str, shares: tuple[str, ...], engine: Engine) -> np.ndarray | None:
     """The prevalence that was chosen `[C]`; None for equal."""
     if choice in (EQUAL, TRAINING):
         return parse_prevalence(choice, engine.info.codes, engine.info.prevalence)
-    values = np.array([np.nan if share is None else share for share in shares], np.float64)
-    if not np.isfinite(values).all() or (values < 0).any() or not values.any():
-        raise UserError("say what share of your patients has each diagnosis: 0 % or more each, 100 % in all")
-    if abs(values.sum() - 100) > 0.1:
+    if not all(map(SHARE.fullmatch, shares)):
+        raise UserError("say what share of your patients has each diagnosis, such as 2.5 or 0; all together 100 %")
+    values = np.array([float(share.strip(" %").replace(",", ".")) for share in shares])
+    if abs(values.sum() - 100) > 0.5:  # thirds, rounded
         raise UserError(f"the shares must sum to 100 %, not to {values.sum():.4g} %")
     return values / values.sum()
 
@@ -73,44 +76,48 @@ def _prevalence(engine: Engine, name: str) -> list[Any]:
     )  # fmt: skip
     with gradio.Group(visible=False) as group:
         shares = [
-            # none to begin with: a number that nobody typed would pass for the clinic's
-            gradio.Number(None, label=f"{d.name}, %", minimum=0, maximum=100)
+            # a text, since Gradio's number begins with 0: what nobody typed would pass for the clinic's
+            gradio.Textbox("", label=f"{d.name}, %", max_lines=1, max_length=10)
             for d in DIAGNOSES
         ]  # fmt: skip
     choice.change(lambda value: gradio.Group(visible=value == OWN), choice, group, api_visibility="private")
     return [choice, *shares]
 
 
-def build_page(engine: Engine, memory: Memory) -> Page:
-    """The page for this model, and what it remembers."""
+def build_page(engine: Engine, memory: Memory[Explanation], rows: Memory[Row]) -> Page:
+    """The page for this model; what it remembers of pictures of a lesion, and of many lesions'."""
 
-    def show(request: gradio.Request, paths: Paths, choice: str, *shares: float | None) -> Iterator[str]:
+    def show(request: gradio.Request, paths: Paths, choice: str, *shares: str) -> Iterator[str]:
         page = request.session_hash or ""
-        before = memory.of(page)
+        before = memory.of(page, still_open=True)
         if any(path not in before for path in paths):
             yield fixed("judging", engine)  # no older answer stands beside a new picture
         said, seen = judge(paths, before, choice, shares)
         memory.keep(page, seen)
         yield said
 
-    def judge(paths: Paths, before: Seen, choice: str, shares: tuple[float | None, ...]) -> tuple[str, Seen]:
+    def judge(
+        paths: Paths, before: dict[str, Explanation], choice: str, shares: tuple[str, ...]
+    ) -> tuple[str, dict[str, Explanation]]:
         if not paths:
             return "", {}
-        faults, names = [], []
-        seen: Seen = {}
+        wrong, names = [], []
+        seen: dict[str, Explanation] = {}
         for path in paths[:MOST_PICTURES]:
             name = plain_name(path)
             try:
                 seen[path] = before[path] if path in before else engine.explain(_take(path))
                 names.append(name)
             except UserError as error:
-                faults.append(fault(str(error), name))
+                wrong.append((str(error), name))
         if len(paths) > MOST_PICTURES:
             for path in paths[MOST_PICTURES:]:
                 UPLOADS.drop(path)
-            faults.append(fault(f"of one lesion {MOST_PICTURES} pictures are taken: the others are left out"))
+            others = ", ".join(map(plain_name, paths[MOST_PICTURES:]))
+            wrong.append((f"of one lesion {MOST_PICTURES} pictures are taken, and not {others}", ""))
         if not seen:
-            return "".join(faults), {}
+            return "".join(fault(message, name) for message, name in wrong), {}
+        faults = [fault(message, name, title="Left out") for message, name in wrong]
         try:
             lesion = together(list(seen.values()), engine.info)
             said = answer(lesion, names, engine, choice, _stated(choice, shares, engine))
@@ -118,18 +125,24 @@ def build_page(engine: Engine, memory: Memory) -> Page:
             return "".join([*faults, fault(str(error), title=SHARES)]), seen
         return "".join([*faults, said]), seen
 
-    def show_many(paths: Paths, choice: str, *shares: float | None) -> Iterator[str]:
+    def show_many(request: gradio.Request, paths: Paths, choice: str, *shares: str) -> Iterator[str]:
+        page = request.session_hash or ""
+        before = rows.of(page, still_open=True)
+        said = {path: before[path] for path in paths if path in before}
         try:
             stated = _stated(choice, shares, engine)
         except UserError as error:
-            for path in paths:
-                UPLOADS.drop(path)
+            rows.keep(page, said)
             yield fault(str(error), title=SHARES)
             return
-        yield from classify_many(engine, paths, _take, UPLOADS.drop, choice, stated)
+        try:
+            yield from classify_many(engine, paths, _take, UPLOADS.drop, UPLOADS.touch, choice, stated, said)
+        finally:
+            rows.keep(page, said)
 
     def forget(request: gradio.Request) -> None:
-        memory.keep(request.session_hash or "", {})
+        memory.close(request.session_hash or "")
+        rows.close(request.session_hash or "")
 
     with Page(title="dermrw: seven diagnoses, with doubt") as page:
         gradio.HTML(fixed("head", engine))
@@ -148,14 +161,23 @@ def build_page(engine: Engine, memory: Memory) -> Page:
         gradio.HTML(fixed("foot", engine))
         answers: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
         gradio.on(
-            [one.change, *(part.change for part in how_often)], show, [one, *how_often], result,
+            [one.change, *_changes(how_often)], show, [one, *how_often], result,
             concurrency_id="picture", concurrency_limit=2, trigger_mode="always_last", **answers,
         )  # fmt: skip
-        many.upload(show_many, [many, *how_often_many], table, concurrency_id="many", concurrency_limit=2, **answers)
+        gradio.on(
+            [many.change, *_changes(how_often_many)], show_many, [many, *how_often_many], table,
+            concurrency_id="many", concurrency_limit=2, trigger_mode="always_last", **answers,
+        )  # fmt: skip
         page.unload(forget)
     page.queue(max_size=MOST_WAITING)
     page.has_launched = True  # Gradio's own check of paths: off in a page that is mounted, as this is, and not launched
     return page
+
+
+def _changes(how_often: list[Any]) -> list[Any]:
+    """When another prevalence was chosen: not at each sign that is typed."""
+    choice, *shares = how_often
+    return [choice.change, *(event for share in shares for event in (share.blur, share.submit))]
 
 
 def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "") -> FastAPI:
@@ -166,8 +188,9 @@ def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "")
         is_own: whether a host's name is one that this server is served by.
         password: that every request must have, but for the health check; empty: none.
     """
-    memory = Memory()
-    page = build_page(engine, memory)
+    memory: Memory[Explanation] = Memory()
+    rows: Memory[Row] = Memory()
+    page = build_page(engine, memory, rows)
 
     @contextlib.asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
@@ -187,7 +210,7 @@ def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "")
         return response
 
     app.add_middleware(Guard, is_own=is_own, uploads=UPLOADS, password=password)  # the last that is added comes first
-    UPLOADS.keep_sweeping(SWEEP_EVERY, UNASKED_SECONDS, memory.sweep)
+    UPLOADS.keep_sweeping(SWEEP_EVERY, UNASKED_SECONDS, memory.sweep, rows.sweep)
     theme = gradio.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",

@@ -7,6 +7,7 @@ it is all in here; `tests/test_app_memory.py` and `tests/test_app_attacks.py` lo
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,7 @@ UNREAD_EVERY = (
     10  # seconds: of an answer that waits for its reader, who is gone if nothing was read since the last look
 )
 MOST_FILES = 1000  # of one upload
+SESSION = re.compile(r"\w{1,40}")
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -46,6 +48,28 @@ class Page(gradio.Blocks):
         super().__init__(analytics_enabled=False, **named)
         self.state_session_capacity = MOST_WAITING
         self.upload_file_set = _Nothing()
+
+    def queue(self, *given: Any, **named: Any) -> "Page":
+        """The queue, which forgets a call once it is answered."""
+        super().queue(*given, **named)
+        queue = self._queue
+        queue.ANALYTICS_MAX_EVENTS = 1
+        push, process = queue.push, queue.process_events
+
+        async def checked(body: Any, *rest: Any, **more: Any) -> Any:
+            if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
+                return False, STRANGE, "error"
+            return await push(body, *rest, **more)
+
+        async def forgotten(events: list[Any], *rest: Any, **more: Any) -> None:
+            try:
+                await process(events, *rest, **more)
+            finally:
+                for event in events:  # the queue's loop holds the last one until another comes
+                    event.data = event.request = None
+
+        queue.push, queue.process_events = checked, forgotten  # type: ignore[method-assign]
+        return self
 
     async def process_api(
         self, block_fn: BlockFunction | int, inputs: list[Any], state: Any = None, *rest: Any, **named: Any
@@ -81,6 +105,9 @@ class Page(gradio.Blocks):
                     await self._queue.clean_events(session_hash=session)
                 elif head is not None:
                     heads[session] = head
+            for session, calls in list(self._queue.pending_event_ids_session.items()):
+                if not calls and session not in heads:
+                    self._queue.pending_event_ids_session.pop(session, None)
 
 
 class _Nothing(set[str]):
@@ -98,6 +125,8 @@ class _File(route_utils.GradioUploadFile):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        if Path(self.filename or "").name in ("", ".."):
+            self.filename = "picture"
         self.sha.update(secrets.token_bytes(32))
 
 
@@ -109,14 +138,17 @@ class _Parser(route_utils.GradioMultiPartParser):
 
     async def parse(self) -> Any:
         """The form."""
+        kept: set[str] = set()
         try:
-            return await super().parse()
-        except BaseException:
+            form = await super().parse()
+            kept = {one.file.name for field, one in self.items if field == "files" and not isinstance(one, str)}
+            return form
+        finally:
             for file in self._files_to_close_on_error:
-                with contextlib.suppress(OSError):
-                    file.close()
-                    Path(file.name).unlink()
-            raise
+                if file.name not in kept:
+                    with contextlib.suppress(OSError):
+                        file.close()
+                        Path(file.name).unlink()
 
 
 route_utils.GradioUploadFile = _File  # type: ignore[misc]
@@ -142,9 +174,13 @@ def _paths(payload: ListFiles | FileData | None) -> list[str]:
 def _files(value: Any) -> list[dict[str, Any]]:
     """Uploads as Gradio describes them, with nothing in it that the client said but their paths."""
     given = [] if value is None else value if isinstance(value, list) else [value]
+    if len(given) > MOST_FILES:
+        refuse(STRANGE)
     paths = [UPLOADS.known(one.get("path") if isinstance(one, dict) else None) for one in given]
-    if None in paths:
-        refuse(NOT_HERE)
+    for path in paths:
+        if path is None:
+            refuse(NOT_HERE)
+        UPLOADS.touch(path)  # it was asked about, and isn't swept before its turn
     return [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
 
 

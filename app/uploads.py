@@ -86,6 +86,11 @@ class Uploads:
                 if Path(own).parent != self.folder:
                     Path(own).parent.rmdir()
 
+    def touch(self, path: str) -> None:
+        """Has it swept later."""
+        with contextlib.suppress(OSError):
+            os.utime(path, follow_symlinks=False)
+
     def size(self) -> int:
         """Bytes of all uploads."""
         return sum(status.st_size for _, status in self._files())

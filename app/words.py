@@ -70,11 +70,13 @@ def example(case: Case, info: ModelInfo) -> dict[str, str]:
     return {"id": case.image_id, "name": name, "picture": picture}
 
 
-def in_words(prevalence: str) -> str:
-    """How the page calls a choice of prevalence."""
-    return {"equal": "at equal prevalence", "training": "at the training data’s prevalence"}.get(
-        prevalence, "at your clinic’s prevalence"
-    )
+def in_words(prevalence: str, stated: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
+    """How the page calls a choice of prevalence; the clinic's own with its shares `[C]`, so that it can be checked."""
+    known = {"equal": "at equal prevalence", "training": "at the training data’s prevalence"}
+    if prevalence in known or stated is None:
+        return known[prevalence]
+    shares = ", ".join(f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, stated, strict=True))
+    return f"at your clinic’s prevalence ({shares})"
 
 
 def answer(
@@ -95,7 +97,10 @@ def answer(
     said, info = lesion.verdict, engine.info
     refused = [(n, p.verdict.refused) for n, p in zip(names, lesion.pictures, strict=True) if p.verdict.refused]
     if said.refused:
-        return TEMPLATES.get_template("refused.html.jinja").render(reason=said.refused, refused=refused)
+        return TEMPLATES.get_template("refused.html.jinja").render(
+            reason=said.refused, refused=refused, info=info, digest=engine.classifier.digest,
+            now=datetime.now().astimezone().isoformat(" ", "minutes"),
+        )  # fmt: skip
     probabilities = lesion.at(stated)
     name_of = dict(zip(info.codes, info.names, strict=True))
     headline, sentence = doubt(probabilities, info.names, [code in said.classes for code in info.codes])
@@ -123,7 +128,7 @@ def answer(
     return TEMPLATES.get_template("answer.html.jinja").render(
         triage=said.triage,
         rule=info.triage,
-        score=info.score,
+        tested=info.score.scored_on.replace("the run's own test split", "test images that it never saw"),
         members=listed([name_of[code] for code in said.classes]),
         count=len(said.classes),
         left=listed([name_of[code] for code in said.not_ruled_out] or [""]),
@@ -134,7 +139,10 @@ def answer(
         sentence=sentence,
         rows=rows,
         together=percent(float(sum(probabilities[info.codes.index(code)] for code in MALIGNANT))),
-        prevalence=in_words(prevalence),
+        prevalence=in_words(prevalence, stated, info),
+        alone=[n for n, p in zip(names, lesion.pictures, strict=True) if p.verdict.refer]
+        if len(lesion.accepted) > 1
+        else [],
         shifted=stated is not None,
         pictures=pictures,
         refused=refused,

@@ -19,7 +19,7 @@ from dermrw.pixels import IMAGE_SUFFIXES
 from dermrw.predict import BATCH, Classifier, Shown
 from dermrw.prevalence import at_prevalence, combine, parse_prevalence
 from dermrw.refusal import CHECKS
-from dermrw.verdict import Verdict, verdict
+from dermrw.verdict import Verdict, of_lesion, verdict
 
 
 class Found(NamedTuple):
@@ -224,7 +224,11 @@ def predict(
         # a refused picture has no say in what its lesion is
         accepted = [i for i, v in enumerate(verdicts) if not v.refused]
         values[accepted] = combine(values[accepted], [lesion_of[kept[i]] for i in accepted], info.lesion_rule)
-        verdicts = classified.verdicts(values, info)
+        alone: dict[str, list[Verdict]] = {}
+        for i in accepted:
+            alone.setdefault(lesion_of[kept[i]], []).append(verdicts[i])
+        said_of = zip(kept, classified.verdicts(values, info), strict=True)
+        verdicts = [of_lesion(said, alone.get(lesion_of[name], [])) for name, said in said_of]
     if stated is not None:
         impossible = [name for name, share in zip(kept, values @ stated, strict=True) if not share > 0]
         if impossible:

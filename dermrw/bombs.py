@@ -7,88 +7,138 @@ of scans, each of which goes over all pixels again (libjpeg-turbo, "Two Issues w
 
 import re
 import struct
+from typing import NamedTuple
 
 MOST_SCANS = 40  # a progressive JPEG has some ten
 MOST_EXIF = 2  # segments of one JPEG: of 64 kB each, and Pillow joins them
+MOST_SEGMENTS = 10_000  # of one JPEG; an ICC profile or a thumbnail takes some tens
 
 # bytes of a value, by its type's number (TIFF 6.0, section 2; BigTIFF has the last three)
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-STRIP_OFFSETS, COMPRESSION, TILE_OFFSETS = 273, 259, 324
+COMPRESSION, TILE_WIDTH, TILE_LENGTH = 259, 322, 323
+PIECES = ((273, 279), (324, 325))  # where strips and tiles lie, and how long they are
+FURTHER = (330, 34665, 34853, 40965)  # tags that lead to a directory of their own
 BY_JPEG = (6, 7)  # TIFF compressions
+TIFF = tuple(mark + number for mark in (b"II", b"MM") for number in (b"*\0", b"\0*", b"+\0", b"\0+"))
 
 # in compressed data 0xFF is followed by 0x00, a restart's number, or fill bytes; anything else begins a segment
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 
 
-def tiff_tags(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    """The first directory's entries: tag, type, count, and the four or eight bytes of its value or of where it lies.
+class Tag(NamedTuple):
+    """One entry of a directory."""
 
-    An unreadable directory, or the unreadable rest of one, has none: Pillow reads it no further either.
+    number: int
+    kind: int
+    length: int
+    value: bytes  # or, where it doesn't fit in, where it lies
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value, where it lies elsewhere."""
+        size = self.length * SIZES.get(self.kind, 0)
+        return size if size > len(self.value) else 0
+
+
+class Directories:
+    """What a TIFF or an EXIF block says that it holds, read as classic TIFF or as BigTIFF (`big`).
+
+    Which of the two a decoder takes it for is its own affair, so both are looked at. An unreadable rest of a directory
+    has no entries: Pillow reads it no further either.
     """
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None or len(data) < 8:
+
+    def __init__(self, data: bytes, big: bool) -> None:
+        self.data, self.order = data, "<" if data[:2] == b"II" else ">"
+        self.word, self.number, self.entry = ("Q", "Q", "HHQ8s") if big else ("L", "H", "HHL4s")
+        self.first = self._read(self._at(8 if big else 4))
+        self.all = list(self.first)
+        seen: set[int] = set()
+        waiting = list(self.first)
+        while waiting:
+            tag = waiting.pop()
+            start = int.from_bytes(tag.value, "little" if self.order == "<" else "big")
+            if tag.number in FURTHER and tag.length == 1 and start not in seen and len(seen) < 20:
+                seen.add(start)
+                more = self._read(start)
+                self.all += more
+                waiting += more
+
+    def _at(self, place: int) -> int:
+        try:
+            return int(struct.unpack_from(self.order + self.word, self.data, place)[0])
+        except struct.error:
+            return len(self.data)
+
+    def _read(self, start: int) -> list[Tag]:
+        entries: list[Tag] = []
+        step = struct.calcsize(self.order + self.entry)
+        try:
+            (number,) = struct.unpack_from(self.order + self.number, self.data, start)
+            start += struct.calcsize(self.order + self.number)
+            for i in range(min(number, len(self.data) // step)):
+                entries.append(Tag(*struct.unpack_from(self.order + self.entry, self.data, start + i * step)))
+        except (struct.error, OverflowError):
+            pass
+        return entries
+
+    def values(self, number: int) -> list[int]:
+        """A tag's whole numbers; none where it has none."""
+        for tag in self.first:
+            kind = {3: "H", 4: "L", 16: "Q"}.get(tag.kind)
+            if tag.number == number and kind:
+                count = min(tag.length, len(self.data))
+                size = struct.calcsize(self.order + kind)
+                place = int.from_bytes(tag.value, "little" if self.order == "<" else "big")
+                content = self.data[place : place + count * size] if tag.size else tag.value
+                count = min(count, len(content) // size)
+                return list(struct.unpack_from(f"{self.order}{count}{kind}", content))
         return []
-    big = data[2] == 43 or data[3] == 43
-    at, entry, count = (8, "HHQ8s", "Q") if big else (4, "HHL4s", "H")
-    entries = []
-    try:
-        (start,) = struct.unpack_from(order + ("Q" if big else "L"), data, at)
-        (number,) = struct.unpack_from(order + count, data, start)
-        start += struct.calcsize(order + count)
-        step = struct.calcsize(order + entry)
-        for i in range(min(number, len(data) // step)):
-            entries.append(struct.unpack_from(order + entry, data, start + i * step))
-    except struct.error:
-        pass
-    return entries
+
+    def wrong(self, most_pixels: int) -> str:
+        """What is wrong with it; empty: nothing."""
+        if sum(tag.size for tag in self.all) > len(self.data):
+            return "has tags that lie in the same place"
+        side = [max(self.values(number), default=0) for number in (TILE_WIDTH, TILE_LENGTH)]
+        if side[0] * side[1] > most_pixels:
+            return f"has tiles of {side[0]} × {side[1]} pixels"
+        if set(self.values(COMPRESSION)) & set(BY_JPEG):
+            for places, lengths in PIECES:
+                for place, length in zip(self.values(places), self.values(lengths), strict=False):
+                    if self.data.count(bytes([0xFF, _SOS]), place, place + length) > MOST_SCANS:
+                        return "goes over its pixels too many times"
+        return ""
 
 
-def tags_overlap(data: bytes) -> bool:
-    """Whether the values of a TIFF's (or EXIF block's) first directory are larger than the whole of it together."""
-    inline = 8 if data[2:3] == b"\x2b" or data[3:4] == b"\x2b" else 4
-    sizes = [count * SIZES.get(kind, 0) for _, kind, count, _ in tiff_tags(data)]
-    return sum(size for size in sizes if size > inline) > len(data)
+def of_tiff(data: bytes, most_pixels: int) -> str:
+    """What is wrong with a TIFF, or an EXIF block without its name; empty: nothing."""
+    return Directories(data, False).wrong(most_pixels) or Directories(data, True).wrong(most_pixels)
 
 
-def scans_of_tiff(data: bytes) -> float:
-    """How often, at most, its pixels are gone over by JPEG scans."""
-    tags = tiff_tags(data)
-    order = "<" if data[:2] == b"II" else ">"
-    if not any(tag == COMPRESSION and struct.unpack(order + "H", value[:2])[0] in BY_JPEG for tag, _, _, value in tags):
-        return 0
-    pieces = max((count for tag, _, count, _ in tags if tag in (STRIP_OFFSETS, TILE_OFFSETS)), default=1)
-    return data.count(bytes([0xFF, _SOS])) / max(1, pieces)
-
-
-def scans_of_jpeg(data: bytes) -> tuple[int, int]:
-    """How often its pixels are gone over, and how many EXIF segments it has."""
-    scans = exif = 0
+def of_jpeg(data: bytes) -> str:
+    """What is wrong with a JPEG; empty: nothing."""
+    scans = exif = segments = 0
     at = 2
     while found := _MARKER.search(data, at):
         kind, at = found[1][0], found.end()
         if kind == _EOI:
             break
+        segments += 1
+        if segments > MOST_SEGMENTS:
+            return "has too many segments"
         if kind in (0x01, 0xD8):  # these stand alone
             continue
         length = int.from_bytes(data[at : at + 2], "big")
         scans += kind == _SOS
         exif += kind == _APP1 and data[at + 2 : at + 8] == b"Exif\0\0"
         at += length
-    return scans, exif
+    if scans > MOST_SCANS:
+        return f"goes over its pixels {scans} times"
+    return f"has {exif} EXIF blocks" if exif > MOST_EXIF else ""
 
 
-def reason(data: bytes) -> str:
+def reason(data: bytes, most_pixels: int) -> str:
     """What is wrong with a JPEG's or TIFF's content; empty where nothing is, and for every other format."""
     if data[:2] == b"\xff\xd8":
-        scans, exif = scans_of_jpeg(data)
-        if scans > MOST_SCANS:
-            return f"goes over its pixels {scans} times"
-        if exif > MOST_EXIF:
-            return f"has {exif} EXIF blocks"
-    elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        if tags_overlap(data):
-            return "has tags that lie in the same place"
-        if scans_of_tiff(data) > MOST_SCANS:
-            return "goes over its pixels too many times"
-    return ""
+        return of_jpeg(data)
+    return of_tiff(data, most_pixels) if data[:4] in TIFF else ""

@@ -30,6 +30,7 @@ warnings.filterwarnings("ignore", module=r"pydicom\b")
 
 # whatever unpacks the whole file at once, and says beforehand nothing of how large it gets
 DEFLATED = b"1.2.840.10008.1.2.1.99"
+ITEM, MOST_ITEMS = b"\xfe\xff\x00\xe0", 10_000  # of sequences and frames, each of which takes its time to be read
 UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 BY_PILLOW = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
 # all that a picture is read from (PS3.3, C.7.6.3); what isn't named here never leaves the file
@@ -52,6 +53,8 @@ def dicom_image(file: BinaryIO, name: object, most_pixels: int) -> Image.Image:
         UserError: it holds no picture, several, a grey one or one too large, or can't be decoded here.
     """
     content = file.read()
+    if content.count(ITEM) > MOST_ITEMS:
+        raise UserError(f"the image {name} is a DICOM file of more than {MOST_ITEMS:,} items: it isn't opened")
     if DEFLATED in content:
         raise UserError(f"the image {name} is a deflated DICOM file, which isn't read: save it as JPEG or uncompressed")
     try:
@@ -74,11 +77,15 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
     width, height, syntax = int(data.Columns), int(data.Rows), data.file_meta.TransferSyntaxUID
     if width * height > most_pixels:
         raise UserError(f"the image {name} has {width} × {height} pixels, more than {most_pixels:,}: shrink it")
+    allocated = int(data.BitsAllocated)
+    # run lengths unpack to a multiple, whatever the picture's size says
+    if allocated > 16 or len(data.PixelData) > width * height * int(samples) * allocated // 4 + 100_000:
+        raise ValueError(f"{allocated} bits, {len(data.PixelData)} bytes")
     if syntax in BY_PILLOW:
         (frame,) = generate_frames(data.PixelData, number_of_frames=1)
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as inside:
             # else the picture in it could be larger than it says, or gone over thousands of times: a bomb
-            if inside.size != (width, height) or reason(frame):
+            if inside.size != (width, height) or reason(frame, most_pixels):
                 raise ValueError(f"{inside.size}")
     elif syntax not in (*UNCOMPRESSED, RLELossless):
         raise UserError(f"the image {name} is a DICOM file in {syntax.name}, which isn't read here: save it as JPEG")

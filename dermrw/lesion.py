@@ -10,7 +10,7 @@ from dermrw.errors import UserError
 from dermrw.model_file import ModelInfo
 from dermrw.predict import Explanation
 from dermrw.prevalence import at_prevalence, combine
-from dermrw.verdict import Verdict, judged
+from dermrw.verdict import Verdict, judged, of_lesion
 
 
 class Lesion(NamedTuple):
@@ -68,4 +68,4 @@ def together(pictures: Sequence[Explanation], info: ModelInfo) -> Lesion:
         return Lesion(tuple(pictures), None, Verdict(reason, (), None))
     each = np.stack([picture.probabilities for picture in accepted]).astype(np.float64)  # [N, C]
     one = combine(each, [0] * len(each), info.lesion_rule)[0]
-    return Lesion(tuple(pictures), one, judged(one, info))
+    return Lesion(tuple(pictures), one, of_lesion(judged(one, info), [picture.verdict for picture in accepted]))

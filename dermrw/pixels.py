@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dermrw.bombs import reason, tags_overlap
+from dermrw.bombs import of_tiff, reason
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 
@@ -24,13 +24,14 @@ STD = (0.229, 0.224, 0.225)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm"}
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # Pillow's others are rare here, and some call other programs
-MOST_PIXELS = 90_000_000  # more than any dermatoscope has; what says so with a few bytes is a decompression bomb
+MOST_PIXELS = 50_000_000  # more than dermatoscopes have; what says so with a few bytes is a decompression bomb
 LEAST_SIDE = 16  # pixels; on less no lesion can be seen
 MOST_EXIF_TEXT = 200_000  # characters of EXIF that ImageMagick writes into a PNG's texts as hexadecimal digits
 MOST_ELONGATED = 10  # longer side over shorter
 
 # the limit above is checked by ourselves: a warning turned into an error is not safe among threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\b")  # of damaged files, with numbers from them
 
 
 # what undoes each of EXIF's orientations
@@ -44,8 +45,10 @@ UPRIGHT = {
 def _upright(image: Image.Image) -> Image.Image:
     """The picture turned by its EXIF orientation; where the EXIF can't be read, as it is."""
     image.load()  # first, so that damaged pixels are told from damaged EXIF
-    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if tags_overlap(exif) or len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_TEXT:
+    exif = image.info.get("exif", b"")
+    while exif.startswith(b"Exif\0\0"):  # Pillow takes them all away, too
+        exif = exif[6:]
+    if of_tiff(exif, MOST_PIXELS) or len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_TEXT:
         return image
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -60,7 +63,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit grey at 255 when converting, which would turn the picture white
-        values = np.asarray(image, dtype=np.int64).clip(0, 65535)
+        values = np.asarray(image)
+        if values.dtype != np.uint16:
+            values = values.clip(0, 65535).astype(np.uint16)
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -89,7 +94,7 @@ def _open(source: Any) -> Iterator[Image.Image]:
 
             yield dicom_image(source, getattr(source, "name", None) or "given", MOST_PIXELS)
             return
-        if head[:2] in (b"\xff\xd8", b"II", b"MM") and (wrong := reason(source.read())):
+        if head[:2] in (b"\xff\xd8", b"II", b"MM") and (wrong := reason(source.read(), MOST_PIXELS)):
             raise UserError(f"the image {getattr(source, 'name', None) or 'given'} {wrong}: it isn't opened")
         source.seek(0)
         with Image.open(source, formats=FORMATS) as image:

@@ -3,6 +3,7 @@
 The same function answers `dermrw predict`, the Python class and the demo. No torch in here.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -59,3 +60,11 @@ def judged(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:
         score = sum(float(p) for p, code in zip(probabilities, info.codes, strict=True) if code in MALIGNANT)
         refer = score >= info.triage.threshold
     return Verdict(None, tuple(info.codes[c] for c in order), refer)
+
+
+def of_lesion(said: Verdict, alone: Iterable[Verdict]) -> Verdict:
+    """What is said of a lesion's pictures together, which is refer where any of them is to be referred alone.
+
+    A mean hides one suspicious picture among others, all the more where one of another lesion slipped in.
+    """
+    return said._replace(refer=True) if said.refer is False and any(one.refer for one in alone) else said

@@ -115,6 +115,26 @@ def test_refused_pictures_have_no_say(model: Path) -> None:
         together([], engine.info)
 
 
+def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
+    engine = with_info(model)
+    calm, alarming = explanation(engine, 0.1, 0.9), explanation(engine, 0.9, 0.1)
+    calm = calm._replace(verdict=calm.verdict._replace(refer=False))
+    lesion = together([calm, calm, calm, alarming], engine.info)
+    assert lesion.verdict.refer and not together([calm, calm], engine.info).verdict.refer
+    page = said(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    assert "4 pictures, judged as one lesion" in page and "lesion in <bdi>d.jpg</bdi>" in page
+    assert "judged as one lesion" not in said(engine, together([calm], engine.info), "a.jpg")
+
+
+def test_the_clinics_prevalence_can_be_checked(model: Path) -> None:
+    engine = with_info(model)
+    stated = _stated("own", ("4", "96", *["0"] * 5), engine)
+    page = answer(together([explanation(engine, 0.9, 0.1)], engine.info), ["a.jpg"], engine, "own", stated).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert "at your clinic’s prevalence (melanoma 4 %, melanocytic nevus 96 %, basal cell carcinoma 0 %" in page
+
+
 def test_no_file_name_is_a_formula_in_the_csv() -> None:
     for name in ("=1+1", "+1", "-1", "@x", "\t=x", " =x", "＝x", "a;=x", "a,+x", "a\t -x", 'a;"@x', "';=x"):
         assert re.search(r"(?:^|[;,\t])[\s'\"]*[=+@＝-]", name) and not re.search(
@@ -129,7 +149,7 @@ def test_a_name_shows_what_it_is() -> None:
 
 
 def test_a_page_is_remembered_for_a_while(model: Path) -> None:
-    engine, memory = with_info(model), Memory(seconds=0.2)
+    engine, memory = with_info(model), Memory[Explanation](seconds=0.2)
     seen = {"/x/one.jpg": explanation(engine, 0.9, 0.1)}
     memory.keep("hers", seen)
     assert memory.of("hers") == seen and memory.of("his") == {}
@@ -140,6 +160,12 @@ def test_a_page_is_remembered_for_a_while(model: Path) -> None:
     assert memory.of("0") == {} and memory.of(str(MOST_PAGES)) == seen
     memory.keep("204", {})
     assert memory.of("204") == {}
+    memory.close("hers")  # while its picture was judged
+    memory.keep("hers", seen)
+    assert memory.of("hers") == {}
+    assert memory.of("hers", still_open=True) == {}  # the line was cut, and she is back
+    memory.keep("hers", seen)
+    assert memory.of("hers") == seen
 
 
 def test_uploads_are_taken_once_and_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,13 +203,16 @@ def test_the_clinics_shares(model: Path) -> None:
     assert _stated("equal", (), engine) is None
     training = _stated("training", (), engine)
     assert training is not None and training.sum() == pytest.approx(1) and training[1] == training.max()
-    own = _stated("own", (5, 80, 5, 2, 6, 1, 1), engine)
+    own = _stated("own", ("5", "80 %", "5,0", "2", "6.0", " 1", "1"), engine)
     assert own is not None and own[1] == 0.8
+    thirds = _stated("own", ("33.3", "33.3", "33.3", *["0"] * 4), engine)
+    assert thirds is not None and thirds.sum() == 1
     for shares, wrong in (
-        ((5,) * 7, "not to 35 %"),
-        ((-5, 105, 0, 0, 0, 0, 0), "0 % or more"),
-        ((None,) * 7, "say what share of your patients"),
-        ((0,) * 7, "say what share of your patients"),
+        (("5",) * 7, "not to 35 %"),
+        (("-5", "105", *["0"] * 5), "say what share"),
+        (("",) * 7, "say what share of your patients"),
+        (("٥", "95", *["0"] * 5), "say what share"),
+        (("0",) * 7, "not to 0 %"),
     ):
         with pytest.raises(UserError, match=wrong):
             _stated("own", shares, engine)

@@ -78,15 +78,24 @@ def test_another_prevalence_and_another_picture_of_it(visit: Visit, lesion: Path
     for name, q in zip(classifier.info.names, at_prevalence(p, training)[0], strict=True):
         assert percent(q) in visit.page.inner_text(f"#result tr:has(th:has-text('{name}'))")
     visit.page.click("#one-prevalence label:has-text('my clinic')")
-    field = visit.page.get_by_label("melanocytic nevus, %").first
-    field.fill("1")
+    visit.page.wait_for_selector("#result .fault:has-text('say what share')")
+    for share, name in zip((90, 4, 1, 1, 1, 1, 1), reversed(classifier.info.names), strict=True):
+        field = visit.page.get_by_label(f"{name}, %").first
+        field.fill(str(share))
+        field.blur()
+    visit.page.wait_for_selector("#result .fault:has-text('must sum to 100 %, not to 99 %')")
+    field.fill("2")
     field.blur()
-    visit.page.wait_for_selector("#result .fault:has-text('must sum to 100 %')")
+    visit.page.wait_for_selector("#result caption:has-text('vascular lesion 90')")
+    visit.page.get_by_label("Reference").fill("patient 7")
     visit.page.click("#one-prevalence label:has-text('equally often')")
     visit.page.wait_for_selector("#result caption:has-text('at equal prevalence')")
+    assert visit.page.input_value("#result .remark input") == "patient 7"
     visit.page.set_input_files("#upload input[type=file]", str(draw(tmp_path / "second.png", 9)))
     visit.page.wait_for_selector("#result figcaption:has-text('second.png')")
     assert visit.page.locator("#result .views img").count() == 4
+    assert "2 pictures, judged as one lesion" in visit.page.inner_text("#result")
+    assert visit.page.input_value("#result .remark input") == ""
 
 
 def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path, model: Path) -> None:
@@ -109,7 +118,15 @@ def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path,
     assert "dark" in rows[2]["refused"] and "not an image" in rows[3]["refused"] and rows[3]["MEL"] == ""
     with visit.page.expect_download() as download:
         visit.page.click("#table a[download]")
-    assert download.value.suggested_filename == "dermrw.csv"
+    assert re.fullmatch(r"dermrw-20[0-9-]{8}\.csv", download.value.suggested_filename)
+    # another prevalence, and another picture, without a new upload of those that are there
+    visit.page.click("#many-prevalence label:has-text('training data')")
+    visit.page.wait_for_selector("#table caption:has-text('at the training data’s prevalence')")
+    visit.page.set_input_files("#many input[type=file]", str(draw(tmp_path / "third.png", 5)))
+    visit.page.wait_for_selector("#table h2:has-text('5 images')")
+    assert "2 not judged" in visit.page.inner_text("#table h2")
+    visit.page.click("#many button[aria-label='Clear']")
+    visit.page.wait_for_selector("#table .answer", state="detached")
 
 
 def test_what_isnt_an_image_gets_a_sentence(visit: Visit, server: Server, tmp_path: Path, lesion: Path) -> None:

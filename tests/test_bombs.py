@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from test_pixels import picture, saved
 
-from dermrw.bombs import MOST_SCANS, scans_of_jpeg, scans_of_tiff, tags_overlap, tiff_tags
+from dermrw.bombs import MOST_SCANS, Directories, of_jpeg, of_tiff
 from dermrw.errors import UserError
 from dermrw.pixels import read_image
+
+MANY = 50_000_000
 
 
 def overlapping(order: str, tags: int, size: int, big: bool = False) -> bytes:
@@ -29,15 +31,15 @@ def overlapping(order: str, tags: int, size: int, big: bool = False) -> bytes:
 @pytest.mark.parametrize("big", [False, True])
 def test_tags_that_share_their_bytes(order: str, big: bool) -> None:
     bomb = overlapping(order, 1000, 100_000, big)
-    assert len(tiff_tags(bomb)) == 1000 and tags_overlap(bomb) and not tags_overlap(overlapping(order, 1, 100, big))
+    assert len(Directories(bomb, big).first) == 1000 and not of_tiff(overlapping(order, 1, 100, big), MANY)
     tracemalloc.start()
     with pytest.raises(UserError, match="tags that lie in the same place"):
         read_image(io.BytesIO(bomb))
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
     # as EXIF of other formats: the picture is read and its EXIF is not
-    for kind in ("PNG", "WEBP"):
-        file = saved(picture(), kind, exif=b"Exif\0\0" + bomb)
+    for kind, names in (("PNG", 1), ("PNG", 3), ("WEBP", 1)):
+        file = saved(picture(), kind, exif=b"Exif\0\0" * names + bomb)
         tracemalloc.start()
         assert read_image(file).size == (60, 45)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
@@ -60,8 +62,7 @@ def rescanned(times: int) -> bytes:
 
 
 def test_a_jpeg_of_thousands_of_scans() -> None:
-    ordinary = scans_of_jpeg(rescanned(0))[0]
-    assert 6 <= ordinary <= 12 and scans_of_jpeg(rescanned(7))[0] == ordinary + 7
+    ordinary = rescanned(0).count(b"\xff\xda")
     assert read_image(io.BytesIO(rescanned(MOST_SCANS - ordinary))).size == (64, 64)
     with pytest.raises(UserError, match=f"goes over its pixels {ordinary + 5000} times"):
         read_image(io.BytesIO(rescanned(5000)))
@@ -71,17 +72,55 @@ def test_a_scan_is_no_chance_pair_of_bytes() -> None:
     """Neither in a segment, such as a thumbnail's, nor behind the picture, such as a film's."""
     plain = saved(picture(), "JPEG").getvalue()
     segment = b"\xff\xe5" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
-    assert scans_of_jpeg(plain[:2] + segment + plain[2:] + b"\xff\xda" * 1000)[0] == 1
     assert read_image(io.BytesIO(plain[:2] + segment + plain[2:] + b"\xff\xda" * 1000))
 
 
 def test_a_tiff_of_jpegs() -> None:
     file = saved(picture(), "TIFF", compression="jpeg")
-    assert 0 < scans_of_tiff(file.getvalue()) <= 3 and read_image(file).size == (60, 45)
+    assert read_image(file).size == (60, 45)
+    content, read = file.getvalue(), Directories(file.getvalue(), False)
+    (place,), (length,) = read.values(273), read.values(279)
+    # its one strip is a JPEG of many scans: put at the end, and the directory led there
+    many = content[place : place + length - 2] + b"\xff\xda" * (MOST_SCANS + 1) + b"\xff\xd9"
+    moved = content.replace(struct.pack("<HHLL", 273, 4, 1, place), struct.pack("<HHLL", 273, 4, 1, len(content)))
+    moved = moved.replace(struct.pack("<HHLL", 279, 4, 1, length), struct.pack("<HHLL", 279, 4, 1, len(many)))
+    assert moved != content
     with pytest.raises(UserError, match="too many times"):
-        read_image(io.BytesIO(file.getvalue() + b"\xff\xda" * 1000))
-    deflated = saved(picture(), "TIFF", compression="tiff_deflate")
-    assert scans_of_tiff(deflated.getvalue() + b"\xff\xda" * 1000) == 0
+        read_image(io.BytesIO(moved + many))
+    # what other pages hold is no scan of the first
+    pages = saved(picture(), "TIFF", compression="jpeg", save_all=True, append_images=[picture()] * 60)
+    assert read_image(pages).size == (60, 45)
+
+
+@pytest.mark.parametrize("start", [b"MM*\0", b"II\0*", b"MM\0+", b"MM\0*", b"II*\0"])
+def test_every_beginning_that_pillow_takes_for_a_tiff(start: bytes) -> None:
+    bomb = start + overlapping("<" if start[:2] == b"II" else ">", 500, 100_000)[4:]
+    with pytest.raises(UserError, match="tags that lie in the same place"):
+        read_image(io.BytesIO(bomb))
+
+
+def test_a_directory_within() -> None:
+    content = saved(picture(), "TIFF").getvalue()
+    (start,) = struct.unpack_from("<L", content, 4)
+    (number,) = struct.unpack_from("<H", content, start)
+    inner, place = overlapping("<", 500, 100_000)[8:], len(content)
+    entries = content[start + 2 : start + 2 + 12 * number] + struct.pack("<HHLL", 34665, 4, 1, place)
+    behind = struct.pack("<H", number + 1) + entries + bytes(4)
+    whole = content[:4] + struct.pack("<L", place + len(inner)) + content[8:] + inner + behind
+    with pytest.raises(UserError, match="tags that lie in the same place"):
+        read_image(io.BytesIO(whole))
+
+
+def test_a_tile_larger_than_the_picture() -> None:
+    tags = [(256, 100), (257, 100), (258, 8), (259, 1), (262, 1), (322, 24_000), (323, 24_000), (324, 8), (325, 100)]
+    entries = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in tags)
+    with pytest.raises(UserError, match="tiles of 24000 × 24000"):
+        read_image(io.BytesIO(b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(200)))
+
+
+def test_fill_bytes_and_segments_without_end_take_no_time() -> None:
+    assert of_jpeg(b"\xff\xd8" + b"\xff" * 20_000_000 + b"\0") == ""  # quadratic, it would take days
+    assert of_jpeg(b"\xff\xd8" + b"\xff\xe5\0\2" * 1_000_000) == "has too many segments"
 
 
 def test_an_orientation_is_still_read() -> None:

@@ -127,6 +127,15 @@ def test_what_is_not_read_gets_a_sentence(tmp_path: Path, capfd: pytest.CaptureF
         (made("large.dcm", Rows=50_000, Columns=50_000), "50000 × 50000 pixels, more than"),
         # a JPEG that is larger than the file says
         (made("bomb.dcm", jpeg, JPEGBaseline8Bit, Rows=30), "damaged or breaks the standard"),
+        (
+            made("runs.dcm", encapsulate([bytes(64) + b"\x81\0" * 200_000]), RLELossless),
+            "damaged or breaks the standard",
+        ),
+        (made("wide.dcm", PIXELS.astype(np.uint16), BitsAllocated=32), "damaged or breaks the standard"),
+        (
+            made("items.dcm", encapsulate([b"xy"] * 11_000), JPEGBaseline8Bit),
+            "more than 10,000 items",
+        ),
         (made("ls.dcm", jpeg, JPEGLSLossless), "in JPEG-LS Lossless Image Compression, which isn't read here"),
     ):
         with pytest.raises(UserError, match=said) as caught:
