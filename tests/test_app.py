@@ -122,7 +122,7 @@ def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
     lesion = together([calm, calm, calm, alarming], engine.info)
     assert lesion.verdict.refer and not together([calm, calm], engine.info).verdict.refer
     page = said(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
-    assert "4 pictures, judged as one lesion" in page and "lesion in <bdi>d.jpg</bdi>" in page
+    assert "4 pictures, judged as one lesion" in page and "lesion in <bdi>d.jpg</bdi>, judged alone" in page
     assert "judged as one lesion" not in said(engine, together([calm], engine.info), "a.jpg")
 
 
