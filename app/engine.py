@@ -73,6 +73,7 @@ class Engine:
                 {
                     "name": name,
                     "refused": one.verdict.refused,
+                    "triage": one.verdict.triage or None,
                     "probabilities": None
                     if one.verdict.refused
                     else by_code(codes, shifted(one.probabilities, stated)),

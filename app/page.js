@@ -18,15 +18,19 @@
     const group = () => ["one-prevalence", "many-prevalence"].forEach((id) => {
         document.querySelectorAll(`#${id} input[type=radio]`).forEach((radio) => { radio.name = id; });
     });
-    // the reference outlasts another prevalence, and not another picture: that empties the answer first
-    let reference = "";
+    // the reference outlasts another prevalence, and not another choice of pictures
+    let reference = "", pictures = "";
     addEventListener("input", (event) => {
         if (event.target.matches(".remark input")) reference = event.target.value;
     });
     const refer = () => {
         const field = document.querySelector("#result .remark input");
-        if (!field) reference = "";
-        else if (!field.value) field.value = reference;
+        const now = document.querySelector("#upload .file-preview")?.textContent ?? "";
+        if (now !== pictures) {
+            pictures = now;
+            reference = "";
+            if (field) field.value = "";
+        } else if (field && !field.value) field.value = reference;
     };
     const mend = () => { name(); group(); refer(); };
     mend();

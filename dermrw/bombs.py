@@ -44,8 +44,7 @@ class Tag(NamedTuple):
 class Directories:
     """What a TIFF or an EXIF block says that it holds, read as classic TIFF or as BigTIFF (`big`).
 
-    Which of the two a decoder takes it for is its own affair, so both are looked at. An unreadable rest of a directory
-    has no entries: Pillow reads it no further either.
+    An unreadable rest of a directory has no entries: Pillow reads it no further either.
     """
 
     def __init__(self, data: bytes, big: bool) -> None:
@@ -112,7 +111,9 @@ class Directories:
 
 def of_tiff(data: bytes, most_pixels: int) -> str:
     """What is wrong with a TIFF, or an EXIF block without its name; empty: nothing."""
-    return Directories(data, False).wrong(most_pixels) or Directories(data, True).wrong(most_pixels)
+    return Directories(data, data[2:3] == b"+").wrong(
+        most_pixels
+    )  # so Pillow tells BigTIFF from TIFF, big-endian or not
 
 
 def of_jpeg(data: bytes) -> str:
@@ -138,7 +139,9 @@ def of_jpeg(data: bytes) -> str:
 
 
 def reason(data: bytes, most_pixels: int) -> str:
-    """What is wrong with a JPEG's or TIFF's content; empty where nothing is, and for every other format."""
+    """What is wrong with a JPEG's, TIFF's or BMP's content; empty where nothing is, and for every other format."""
     if data[:2] == b"\xff\xd8":
         return of_jpeg(data)
+    if data[:2] == b"BM" and int.from_bytes(data[30:34], "little") in (1, 2):
+        return "is a BMP of run lengths, which takes long to be read"
     return of_tiff(data, most_pixels) if data[:4] in TIFF else ""

@@ -94,7 +94,7 @@ def _open(source: Any) -> Iterator[Image.Image]:
 
             yield dicom_image(source, getattr(source, "name", None) or "given", MOST_PIXELS)
             return
-        if head[:2] in (b"\xff\xd8", b"II", b"MM") and (wrong := reason(source.read(), MOST_PIXELS)):
+        if head[:2] in (b"\xff\xd8", b"II", b"MM", b"BM") and (wrong := reason(source.read(), MOST_PIXELS)):
             raise UserError(f"the image {getattr(source, 'name', None) or 'given'} {wrong}: it isn't opened")
         source.seek(0)
         with Image.open(source, formats=FORMATS) as image:

@@ -79,6 +79,7 @@ def test_another_prevalence_and_another_picture_of_it(visit: Visit, lesion: Path
         assert percent(q) in visit.page.inner_text(f"#result tr:has(th:has-text('{name}'))")
     visit.page.click("#one-prevalence label:has-text('my clinic')")
     visit.page.wait_for_selector("#result .fault:has-text('say what share')")
+    assert visit.page.locator("#result .remark").count() == 0
     for share, name in zip((90, 4, 1, 1, 1, 1, 1), reversed(classifier.info.names), strict=True):
         field = visit.page.get_by_label(f"{name}, %").first
         field.fill(str(share))
@@ -88,6 +89,9 @@ def test_another_prevalence_and_another_picture_of_it(visit: Visit, lesion: Path
     field.blur()
     visit.page.wait_for_selector("#result caption:has-text('vascular lesion 90')")
     visit.page.get_by_label("Reference").fill("patient 7")
+    field.fill("3")
+    field.blur()
+    visit.page.wait_for_selector("#result .fault:has-text('must sum to 100 %')")
     visit.page.click("#one-prevalence label:has-text('equally often')")
     visit.page.wait_for_selector("#result caption:has-text('at equal prevalence')")
     assert visit.page.input_value("#result .remark input") == "patient 7"
