@@ -6,14 +6,13 @@ import io
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from app.engine import Engine, Picture, plain_name
-from app.words import TEMPLATES, in_words, percent
+from app.words import TEMPLATES, in_words, now, percent
 from dermrw.errors import UserError
 from dermrw.lesion import Lesion, together
 
@@ -106,7 +105,7 @@ def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalenc
     return TEMPLATES.get_template("table.html.jinja").render(
         rows=shown, total=total, done=done, left_out=left_out, prevalence=in_words(prevalence, stated, info),
         csv=base64.b64encode(_csv(engine, rows, prevalence, stated)).decode() if done else "",
-        info=info, digest=engine.classifier.digest, now=datetime.now().astimezone(),
+        info=info, digest=engine.classifier.digest, now=now(),
         referred=sum(row["triage"] == "refer" for row in shown), refused=sum(bool(row["fault"]) for row in shown),
     )  # fmt: skip
 

@@ -30,6 +30,11 @@ def percent(value: float) -> str:
     return f">{SPACE}99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
 
 
+def now() -> str:
+    """2026-11-22 08:25+00:00, for the head of a printed answer."""
+    return datetime.now().astimezone().isoformat(" ", "minutes")
+
+
 def doubt(probabilities: npt.NDArray[np.floating], names: tuple[str, ...], inside: Sequence[bool]) -> tuple[str, str]:
     """How sure the model is, in a headline and a sentence; never a diagnosis.
 
@@ -99,7 +104,7 @@ def answer(
     if said.refused:
         return TEMPLATES.get_template("refused.html.jinja").render(
             reason=said.refused, refused=refused, info=info, digest=engine.classifier.digest,
-            now=datetime.now().astimezone().isoformat(" ", "minutes"),
+            now=now(),
         )  # fmt: skip
     probabilities = lesion.at(stated)
     name_of = dict(zip(info.codes, info.names, strict=True))
@@ -149,7 +154,7 @@ def answer(
         cases=[example(case, info) for case in engine.cases(lesion)],
         info=info,
         digest=engine.classifier.digest,
-        now=datetime.now().astimezone().isoformat(" ", "minutes"),
+        now=now(),
         side=SIDE,
         size=info.size,
     )
