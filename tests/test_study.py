@@ -16,10 +16,11 @@ from dermrw.errors import UserError
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
 from dermrw.study.execute import Options, run_with_ray
-from dermrw.study.plan import Plan, read_plan
-from dermrw.study.report import build_sections, load_results, mean_sd, same_samples, write_report
+from dermrw.study.plan import Plan, Table, read_plan
+from dermrw.study.report import mean_sd, write_report
 from dermrw.study.result import found_by_weight, over_time, result_path
-from dermrw.study.statistics import paired_interval
+from dermrw.study.sections import Row, Section, build_sections, load_results, same_samples, verdict
+from dermrw.study.statistics import Paired, paired_interval
 
 
 def recalls_by_seed(decisions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -112,6 +113,25 @@ def test_weights_over_time_are_means_of_each_epoch() -> None:
     assert second["class_weight"] == [1, 0]
 
 
+def test_the_verdict_speaks_of_rows_with_seeds_enough_alone() -> None:
+    def row(name: str, seeds: int, against: Paired | None) -> Row:
+        return Row(name, name, "clean", [{"seed": seed} for seed in range(seeds)], against)
+
+    rows = [
+        row("reference", 3, None),
+        row("one", 3, Paired(0.05, 0.01, 0.09)),
+        row("two", 3, Paired(-0.05, -0.09, -0.01)),
+        row("three", 4, Paired(0.02, -0.01, 0.05)),
+        row("early", 2, Paired(0.50, 0.40, 0.60)),
+    ]
+    table = Table(title="", text="", against="reference", rows=[])
+    said = verdict(Section("key", table, rows, None, ""))
+    assert said == (
+        "Against it, by 3 seeds or more: better: one (+5.0); worse: two (-5.0); within chance: three (+2.0)."
+    )
+    assert verdict(Section("key", table, rows[:1] + rows[-1:], None, "")) == ""
+
+
 def test_means_and_deviations() -> None:
     assert mean_sd(np.array([0.5, 0.6, 0.7])) == "60.0 ± 10.0"
     assert (mean_sd(np.array([0.5])), mean_sd(np.array([np.nan]))) == ("50.0", "–")
@@ -178,6 +198,7 @@ def test_the_whole_way_on_the_sample(
         assert result["row"] == run.row and result["seed"] == run.seed
         assert len(result["sets"]["test"]["as_trained"]) == result["sets"]["test"]["images"]
         assert (result["wrong_labels"] is not None) == (run.row == "ham_reweight_uniform30")
+        assert not [line for line in result["differences_from_default"] if "/" in line]  # no path of the machine
         assert bool(result["weights_over_time"]) == run.row.startswith("ham_reweight")
         assert result_path(run).stat().st_size < 10_000
     before = {run.name: result_path(run).stat().st_mtime_ns for run in runs}

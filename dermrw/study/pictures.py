@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from dermrw.study.report import Section
+    from dermrw.study.sections import Section
 
 STYLE: Any = {
     "svg.fonttype": "none",

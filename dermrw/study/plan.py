@@ -16,6 +16,11 @@ STUDY = CONFIGS / "study" / "study.yaml"
 PLACE = {"data.root", "model.weights", "train.checkpoint_seconds", "data.workers", "train.device", "name"}
 
 
+def settings_of(config: Config) -> list[str]:
+    """What a config changes in the defaults, as far as it changes what a run gives: `train.epochs: 5, was 30`."""
+    return [line for line in differences(config, Config()) if line.partition(":")[0] not in PLACE]
+
+
 class Budget(BaseModel):
     """What a run may cost: how many seeds, and what is set in every run on each data set."""
 
@@ -63,13 +68,8 @@ class Run(NamedTuple):
         return load_config(CONFIGS / "study" / f"{self.config}.yaml", self.overrides(*more))
 
     def digest(self) -> str:
-        """Of what the config changes in the defaults, as far as it changes what the run gives.
-
-        So a key that dermrw learns later outdates no result.
-        """
-        changed = differences(self.load(), Config())
-        kept = sorted(line for line in changed if line.partition(":")[0] not in PLACE)
-        return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
+        """Of `settings_of` the config alone, so a key that dermrw learns later outdates no result."""
+        return hashlib.sha256("\n".join(sorted(settings_of(self.load()))).encode()).hexdigest()[:16]
 
 
 class Plan(BaseModel):

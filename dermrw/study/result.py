@@ -11,14 +11,13 @@ from sklearn.metrics import roc_auc_score
 
 import dermrw
 from dermrw.audit import by_weight
-from dermrw.config import Config, differences
 from dermrw.data import load_splits, resolve_root
 from dermrw.diagnoses import Classes
 from dermrw.evaluate import read_predictions
 from dermrw.files import write_atomic
 from dermrw.metrics import balanced_accuracy, decide
 from dermrw.runs import open_run, read_log, read_split
-from dermrw.study.plan import Run
+from dermrw.study.plan import Run, settings_of
 
 FIRST = 100  # images of the lowest weight, of which a curator would look at all
 
@@ -71,7 +70,7 @@ def collect(run: Run, folder: Path) -> dict[str, Any]:
         "config": f"configs/study/{run.config}.yaml",
         "settings": run.overrides(),
         "config_digest": run.digest(),
-        "differences_from_default": differences(config, Config()),
+        "differences_from_default": settings_of(config),
         "dermrw": dermrw.__version__,
         "weights": report["weights"],
         "environment": report["environment"],
