@@ -18,7 +18,7 @@ from dermrw.study import plan as plan_module
 from dermrw.study.execute import Options, run_with_ray
 from dermrw.study.plan import Plan, Table, read_plan
 from dermrw.study.report import mean_sd, write_report
-from dermrw.study.result import found_by_weight, over_time, result_path
+from dermrw.study.result import found_by_weight, over_time, result_path, same_again
 from dermrw.study.sections import Row, Section, build_sections, load_results, same_samples, verdict
 from dermrw.study.statistics import Paired, paired_interval
 
@@ -132,6 +132,17 @@ def test_the_verdict_speaks_of_rows_with_seeds_enough_alone() -> None:
     assert verdict(Section("key", table, rows[:1] + rows[-1:], None, "")) == ""
 
 
+def test_a_repeated_run_is_compared_decision_by_decision() -> None:
+    def result(truth: str, decided: str, score: float) -> dict:
+        return {"sets": {"test": {"truth": truth, "as_trained": decided, "balanced_accuracy_as_trained": score}}}
+
+    old = result("truth_a.csv", "0123-", 0.5)
+    assert same_again(old, result("truth_a.csv", "0124-", 0.4)) == (
+        "balanced accuracy as trained 40.00 % now, 50.00 % in the result; 4 of 5 test images are decided alike"
+    )
+    assert "the test splits differ" in same_again(old, result("truth_b.csv", "012", 0.4))
+
+
 def test_means_and_deviations() -> None:
     assert mean_sd(np.array([0.5, 0.6, 0.7])) == "60.0 ± 10.0"
     assert (mean_sd(np.array([0.5])), mean_sd(np.array([np.nan]))) == ("50.0", "–")
@@ -207,6 +218,10 @@ def test_the_whole_way_on_the_sample(
     assert capsys.readouterr().out == ""
     study(monkeypatch, "--run", runs[0].name)
     assert "is finished" in capsys.readouterr().out
+    study(monkeypatch, "--run", runs[0].name, "--again")
+    images = json.loads(result_path(runs[0]).read_text())["sets"]["test"]["images"]
+    assert f"{images} of {images} test images are decided alike" in capsys.readouterr().out
+    assert not [path for path in (tmp_path / "runs/study/tiny").iterdir() if path.name.endswith("again")]
     study(monkeypatch, "--jobs", "1")  # nothing to do but the report
     assert {run.name: result_path(run).stat().st_mtime_ns for run in runs} == before
     text = (tmp_path / "docs/study/tiny/report.md").read_text()
@@ -266,6 +281,8 @@ def test_mistakes_are_sentences(
         (["--run", "nonsense-0"], "the study has no run nonsense-0"),
         (["--weights", "nowhere.pth"], "nowhere.pth, which is not a file"),
         (["--report"], "holds no result yet"),
+        (["--run", "ham_reweight-0", "--again"], "ham_reweight-0 has no result yet"),
+        (["--again"], "--again repeats one run"),
     ]:
         with pytest.raises(SystemExit) as ended:
             study(monkeypatch, *arguments)

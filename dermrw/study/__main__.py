@@ -16,6 +16,9 @@ def main() -> None:
     parser.add_argument("--budget", default="cpu", help="cpu or full (default: %(default)s)")
     parser.add_argument("--table", action="append", help="this table alone; may be given several times")
     parser.add_argument("--run", metavar="NAME", help="this one run, such as ham_reweight-0, here and now")
+    parser.add_argument(
+        "--again", action="store_true", help="with --run: repeat a finished run and compare it with its result"
+    )
     parser.add_argument("--list", action="store_true", help="print the commands of the runs that are missing")
     parser.add_argument("--report", action="store_true", help="write the report from the results that are there")
     parser.add_argument("--jobs", type=int, help="runs beside each other (default: one a GPU, or a core)")
@@ -42,15 +45,26 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.report:
         _report(arguments.budget)
         return
-    from dermrw.study.execute import Options, command, execute, find_data, run_all, run_with_ray, workers
+    from dermrw.study.execute import (
+        Options,
+        command,
+        execute,
+        execute_again,
+        find_data,
+        run_all,
+        run_with_ray,
+        workers,
+    )
     from dermrw.study.result import finished
 
     if arguments.weights and not Path(arguments.weights).expanduser().is_file():
         raise UserError(f"--weights names {arguments.weights}, which is not a file")
     options = Options(arguments.weights, arguments.keep)
     if arguments.run:
-        execute(_named(runs, arguments.run), options)
+        (execute_again if arguments.again else execute)(_named(runs, arguments.run), options)
         return
+    if arguments.again:
+        raise UserError("--again repeats one run: name it, --run NAME --again")
     missing = [run for run in runs if not finished(run)]
     if arguments.list:
         for run in missing:

@@ -1,6 +1,7 @@
 """From a plan to results: one run at a time here, or as many beside each other as the machine, or Ray, has room for."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from dermrw.errors import UserError
 from dermrw.evaluate import evaluate
 from dermrw.runs import RUNS
 from dermrw.study.plan import Run
-from dermrw.study.result import collect, finished
+from dermrw.study.result import collect, finished, read_result, same_again, summarise
 from dermrw.train import train
 
 
@@ -42,17 +43,36 @@ def folder_of(run: Run) -> Path:
 def execute(run: Run, options: Options) -> None:
     """Trains (or goes on training), evaluates and collects one run; does nothing where its result is there."""
     if finished(run):
-        print(f"{run.name} is finished")
+        print(f"{run.name} is finished; --again repeats it and compares")
         return
-    more = [f"model.weights={options.weights}"] if options.weights and run.config.startswith("ham") else []
     folder = folder_of(run)
-    train(run.load(*more), folder)
-    evaluate(folder)
+    _train_and_evaluate(run, folder, options)
     result = collect(run, folder)
     if not options.keep:
         for name in ("last.pt", "best.pt"):
             (folder / name).unlink(missing_ok=True)
     print(f"{run.name}: balanced accuracy {100 * result['balanced_accuracy_as_trained']:.1f} % as trained")
+
+
+def execute_again(run: Run, options: Options) -> None:
+    """Repeats a finished run in a folder of its own and says how it compares; the result stays as it is.
+
+    Raises:
+        UserError: there is no result to compare with.
+    """
+    if not finished(run):
+        raise UserError(f"{run.name} has no result yet: without --again the same command makes it")
+    folder = folder_of(run).with_name(f"{run.name}.again")
+    _train_and_evaluate(run, folder, options)
+    print(f"{run.name} again: {same_again(read_result(run), summarise(run, folder))}")
+    if not options.keep:
+        shutil.rmtree(folder)  # else the next one would find it finished
+
+
+def _train_and_evaluate(run: Run, folder: Path, options: Options) -> None:
+    more = [f"model.weights={options.weights}"] if options.weights and run.config.startswith("ham") else []
+    train(run.load(*more), folder)
+    evaluate(folder)
 
 
 def workers() -> int:

@@ -35,16 +35,30 @@ def result_path(run: Run) -> Path:
     return results_folder(run.budget) / f"{run.name}.json"
 
 
+def read_result(run: Run) -> dict[str, Any]:
+    """What is in a run's result file."""
+    found: dict[str, Any] = json.loads(result_path(run).read_text(encoding="utf-8"))
+    return found
+
+
 def finished(run: Run) -> bool:
     """Whether the run has a result, of the config that the study asks for now."""
     try:
-        return json.loads(result_path(run).read_text(encoding="utf-8"))["config_digest"] == run.digest()
+        return bool(read_result(run)["config_digest"] == run.digest())
     except (OSError, ValueError, KeyError):
         return False
 
 
 def collect(run: Run, folder: Path) -> dict[str, Any]:
     """Writes a run's result file from its evaluated run folder; returns what is in it."""
+    result = summarise(run, folder)
+    lines = [f"{json.dumps(key)}: {json.dumps(_rounded(value), allow_nan=False)}" for key, value in result.items()]
+    write_atomic(result_path(run), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    return result
+
+
+def summarise(run: Run, folder: Path) -> dict[str, Any]:
+    """What is kept of an evaluated run folder; the file that says what its decisions are of is written if need be."""
     config = open_run(folder)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
@@ -63,7 +77,7 @@ def collect(run: Run, folder: Path) -> dict[str, Any]:
         }
     fitted = read_predictions(folder / "predictions.csv", splits.test.table["image_id"], splits.classes)
     sets["test"]["fitted"] = _digits(decide(fitted))
-    result = {
+    return {
         "row": run.row,
         "seed": run.seed,
         "budget": run.budget,
@@ -92,9 +106,18 @@ def collect(run: Run, folder: Path) -> dict[str, Any]:
         "wrong_labels": found_by_weight(folder / "weights.csv"),
         "sets": sets,
     }
-    lines = [f"{json.dumps(key)}: {json.dumps(_rounded(value), allow_nan=False)}" for key, value in result.items()]
-    write_atomic(result_path(run), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-    return result
+
+
+def same_again(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """How a run that was repeated compares with its result: both balanced accuracies, and the decisions that agree."""
+    before, now = (result["sets"]["test"] for result in (old, new))
+    key = "balanced_accuracy_as_trained"
+    said = f"balanced accuracy as trained {100 * now[key]:.2f} % now, {100 * before[key]:.2f} % in the result"
+    if before["truth"] != now["truth"]:
+        return f"{said}, but the test splits differ: this is other data"
+    pairs = list(zip(before["as_trained"], now["as_trained"], strict=True))
+    same = sum(one == other for one, other in pairs)
+    return f"{said}; {same:,} of {len(pairs):,} test images are decided alike"
 
 
 def _digits(decisions: np.ndarray) -> str:

@@ -1,6 +1,5 @@
 """The study's tables: which results stand in a row, how rows compare, and whether they may be compared at all."""
 
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 
 from dermrw.errors import UserError
 from dermrw.study.plan import Plan, Table
-from dermrw.study.result import finished, result_path, results_folder
+from dermrw.study.result import finished, read_result, results_folder
 from dermrw.study.statistics import Paired, paired_interval
 
 ENOUGH = 3  # seeds, before a comparison is called one
@@ -54,7 +53,7 @@ def load_results(plan: Plan, budget: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for run in plan.runs(budget):
         if finished(run):
-            found.setdefault(run.row, []).append(json.loads(result_path(run).read_text(encoding="utf-8")))
+            found.setdefault(run.row, []).append(read_result(run))
     return found
 
 
