@@ -29,7 +29,7 @@ from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
 from dermrw.machine import Choice, choose_device, environment, keep_freed_memory
-from dermrw.metrics import score_weights
+from dermrw.metrics import balanced_accuracy, bootstrap_interval, score_weights
 from dermrw.models import build_model
 from dermrw.report import write_html
 from dermrw.runs import open_run, read_split
@@ -78,6 +78,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     # for choosing between recipes: what was fitted on these images would flatter itself on them
     path = run / "predictions_validation_as_trained.csv"
     write_predictions(path, valid.table["image_id"], splits.classes, softmax(logits))
+    interval = bootstrap_interval(softmax(logits), valid.labels, lesions).balanced_accuracy
     fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
     calibration = {
         **fitted.calibration.to_dict(),
@@ -103,6 +104,11 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "calibration": calibration,
         "decisions": decisions.to_dict(),
         "lesion_rule": compare_lesion_rules(fitted.calibration(logits), valid.labels, lesions),
+        "validation": {
+            "images": len(valid),
+            "balanced_accuracy_as_trained": balanced_accuracy(softmax(logits), valid.labels),
+            "interval_95": list(interval),
+        },
         "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),
@@ -236,4 +242,10 @@ def print_report(report: dict[str, Any]) -> None:
     console.print(
         f"[bold]Balanced accuracy {percent(report['balanced_accuracy'])}[/] (95 % interval {percent(low)} to "
         f"{percent(high)}; as trained, before calibration, {percent(report['as_trained']['balanced_accuracy'])})"
+    )
+    valid = report["validation"]
+    low, high = valid["interval_95"]
+    console.print(
+        f"On the {valid['images']:,} validation images, which chose the epoch: "
+        f"{percent(valid['balanced_accuracy_as_trained'])} ({percent(low)} to {percent(high)}), as trained"
     )

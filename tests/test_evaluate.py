@@ -48,6 +48,17 @@ def test_the_report_is_of_the_predictions_as_written(run: Path) -> None:
     assert sum(group["images"] for group in report["groups"]["sex"]) == len(test)
 
 
+def test_the_validation_figure_is_what_the_network_itself_decides(run: Path) -> None:
+    told = json.loads((run / "report.json").read_text())["validation"]
+    split = pd.read_csv(run / "split.csv").set_index("image_id")
+    decided = pd.read_csv(run / "predictions_validation_as_trained.csv").set_index("image")
+    assert set(decided.index) == set(split.index[split["split"] == "validation"]) and told["images"] == len(decided)
+    truth = [COLUMNS.index(dx.upper()) for dx in split.loc[decided.index, "dx"]]
+    expected = balanced_accuracy_score(truth, decided[COLUMNS].to_numpy().argmax(1))
+    assert told["balanced_accuracy_as_trained"] == pytest.approx(expected, abs=1e-12)
+    assert told["interval_95"][0] <= expected <= told["interval_95"][1]
+
+
 def test_evaluating_again_gives_the_same(run: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     before = (run / "predictions.csv").read_bytes()
