@@ -77,8 +77,8 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     (logits, measures), lesions = look(valid, "the validation split"), valid.table["lesion_id"].to_numpy()
     # for choosing between recipes: what was fitted on these images would flatter itself on them
     path = run / "predictions_validation_as_trained.csv"
-    write_predictions(path, valid.table["image_id"], splits.classes, softmax(logits))
-    interval = bootstrap_interval(softmax(logits), valid.labels, lesions).balanced_accuracy
+    as_trained = softmax(logits)
+    write_predictions(path, valid.table["image_id"], splits.classes, as_trained)
     fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
     calibration = {
         **fitted.calibration.to_dict(),
@@ -106,8 +106,8 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "lesion_rule": compare_lesion_rules(fitted.calibration(logits), valid.labels, lesions),
         "validation": {
             "images": len(valid),
-            "balanced_accuracy_as_trained": balanced_accuracy(softmax(logits), valid.labels),
-            "interval_95": list(interval),
+            "balanced_accuracy_as_trained": balanced_accuracy(as_trained, valid.labels),
+            "interval_95": list(bootstrap_interval(as_trained, valid.labels, lesions).balanced_accuracy),
         },
         "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
         "evaluated": time.strftime("%Y-%m-%d"),
