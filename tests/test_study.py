@@ -238,6 +238,13 @@ def test_the_whole_way_on_the_sample(
     recalls = [(decided[truth["dx"] == c] == c).mean() for c in codes]
     assert np.mean(recalls) == pytest.approx(row.values("balanced_accuracy_as_trained")[0], abs=1e-5)
 
+    # a table of one method compares its conditions, one of several the methods under each
+    assert [row.against is None for row in sections[1].rows] == [True, False, True, False]
+    alone = tiny.tables["noise"].model_copy(update={"rows": ["ham_reweight"], "against": "ham_reweight"})
+    single = tiny.model_copy(update={"tables": {"noise": alone}})
+    (section,) = build_sections(single, "tiny", load_results(tiny, "tiny"))
+    assert [row.against is None for row in section.rows] == [True, False]
+
     # nor can a result of settings that the study no longer has
     path = result_path(runs[0])
     path.write_text(path.read_text().replace(runs[0].digest(), "0" * 16))

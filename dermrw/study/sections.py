@@ -96,7 +96,12 @@ def build_sections(plan: Plan, budget: str, results: dict[str, list[dict[str, An
 def _reference(
     table: Table, config: str, condition: str, plan: Plan, budget: str, results: dict[str, list[dict[str, Any]]]
 ) -> list[dict[str, Any]] | None:
-    """The row to compare with: the one that the table names, under the same condition where there is such a one."""
+    """The row to compare with: the one that the table names, under the same condition where there is such a one.
+
+    A table of one method compares its conditions, so there it is the row of that very name.
+    """
+    if len(table.rows) == 1:
+        return results.get(table.against)
     names = {(run.config, run.condition): run.row for run in plan.runs_of(budget, table, 0)}
     row = names.get((table.against, condition), table.against)
     return results.get(row)
