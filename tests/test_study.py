@@ -79,8 +79,8 @@ def test_paired_intervals_against_a_bootstrap_written_out() -> None:
 def test_a_method_is_no_better_than_itself_and_worse_the_other_way_round() -> None:
     labels, lesions = np.repeat([0, 1], 10), np.arange(20)
     right, wrong = np.tile(labels, (2, 1)), np.tile(1 - labels, (2, 1))
-    assert paired_interval(right, right, labels, lesions) == (0, 0, 0)
-    assert paired_interval(wrong, right, labels, lesions) == (-1, -1, -1)
+    assert paired_interval(right, right, labels, lesions)[:3] == (0, 0, 0)
+    assert paired_interval(wrong, right, labels, lesions)[:3] == (-1, -1, -1)
     with pytest.raises(ValueError, match="decisions"):
         paired_interval(right, right[:1], labels, lesions)
 
@@ -114,22 +114,25 @@ def test_weights_over_time_are_means_of_each_epoch() -> None:
 
 
 def test_the_verdict_speaks_of_rows_with_seeds_enough_alone() -> None:
-    def row(name: str, seeds: int, against: Paired | None) -> Row:
-        return Row(name, name, "clean", [{"seed": seed} for seed in range(seeds)], against)
+    def row(name: str, seeds: int, *against: float) -> Row:
+        """`against`: difference, low, high, and the seeds that the reference has, too."""
+        paired = Paired(*against[:3], int(against[3])) if against else None
+        return Row(name, name, "clean", [{"seed": seed} for seed in range(seeds)], paired)
 
     rows = [
-        row("reference", 3, None),
-        row("one", 3, Paired(0.05, 0.01, 0.09)),
-        row("two", 3, Paired(-0.05, -0.09, -0.01)),
-        row("three", 4, Paired(0.02, -0.01, 0.05)),
-        row("early", 2, Paired(0.50, 0.40, 0.60)),
+        row("reference", 4),
+        row("one", 3, 0.05, 0.01, 0.09, 3),
+        row("two", 3, -0.05, -0.09, -0.01, 3),
+        row("three", 4, 0.02, -0.01, 0.05, 4),
+        row("early", 2, 0.50, 0.40, 0.60, 2),
+        row("ahead of the reference", 5, 0.50, 0.40, 0.60, 2),
     ]
     table = Table(title="", text="", against="reference", rows=[])
     said = verdict(Section("key", table, rows, None, ""))
     assert said == (
         "Against it, by 3 seeds or more: better: one (+5.0); worse: two (-5.0); within chance: three (+2.0)."
     )
-    assert verdict(Section("key", table, rows[:1] + rows[-1:], None, "")) == ""
+    assert verdict(Section("key", table, rows[:1] + rows[-2:], None, "")) == ""
 
 
 def test_a_repeated_run_is_compared_decision_by_decision() -> None:
@@ -250,7 +253,7 @@ def test_the_whole_way_on_the_sample(
     path.write_text(path.read_text().replace(runs[0].digest(), "0" * 16))
     assert write_report("tiny").endswith("7 of 8 runs")
     text = (tmp_path / "docs/study/tiny/report.md").read_text()
-    assert "7 of 8 runs" in text and "1 more were made with other settings" in text
+    assert "7 of 8 runs" in text and "Left out: 1 made with other settings" in text
 
     # a row that saw other images can't stand in the table
     row.results[0]["samples"][0]["nv"] += 1

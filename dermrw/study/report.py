@@ -50,9 +50,11 @@ def cells(section: Section) -> tuple[list[str], list[list[str]]]:
             mean_sd(row.values("balanced_accuracy")),
         ]
         p = row.against
-        line += (
-            ["–", "–"] if p is None else [f"{100 * p.difference:+.1f}", f"{100 * p.low:+.1f} to {100 * p.high:+.1f}"]
-        )
+        if p is None:
+            line += ["–", "–"]
+        else:
+            over = "" if p.seeds == len(row.results) else f" ({p.seeds} of them)"  # the reference lacks the others
+            line += [f"{100 * p.difference:+.1f}{over}", f"{100 * p.low:+.1f} to {100 * p.high:+.1f}"]
         line += [mean_sd(row.values("recalls.mel"))] * skin
         line.append(mean_sd(row.values("calibration_error.training_prevalence"), 1, 3))
         if wrong:
@@ -112,6 +114,7 @@ def write_report(budget: str) -> str:
         UserError: there is no result yet, or a table's rows can't be compared.
     """
     plan, folder = read_plan(), results_folder(budget)
+    there = len(list(folder.glob("*-*.json")))  # counted first: a study under way may add to them meanwhile
     results = load_results(plan, budget)
     sections = build_sections(plan, budget, results)
     if not sections:
@@ -130,7 +133,7 @@ def write_report(budget: str) -> str:
         "overhead": overhead_cells(),
         "finished": finished_runs,
         "wanted": len(plan.runs(budget)),
-        "outdated": len(list(folder.glob("*-*.json"))) - finished_runs,
+        "outdated": max(0, there - finished_runs),
     }
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True)
     text = environment.get_template("report.md.jinja").render(**facts, table=markdown)

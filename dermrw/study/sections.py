@@ -137,11 +137,12 @@ def same_samples(rows: list[Row]) -> str:
 def verdict(section: Section) -> str:
     """Which rows are better or worse than the one that the table names, where the paired interval leaves zero out.
 
-    Only rows of `ENOUGH` seeds are spoken of: the interval of fewer holds too little of what another seed changes.
+    Only rows that share `ENOUGH` seeds with it are spoken of: the interval of fewer holds too little of what another
+    seed changes.
     """
     said: dict[str, list[str]] = {"better": [], "worse": [], "within chance": []}
     for row in section.rows:
-        if row.against is None or len(row.results) < ENOUGH:
+        if row.against is None or row.against.seeds < ENOUGH:
             continue
         kind = "better" if row.against.low > 0 else "worse" if row.against.high < 0 else "within chance"
         said[kind].append(f"{row.name} ({100 * row.against.difference:+.1f})")

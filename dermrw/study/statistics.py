@@ -14,6 +14,7 @@ class Paired(NamedTuple):
     difference: float
     low: float
     high: float
+    seeds: int  # that both have
 
 
 def paired_interval(
@@ -53,4 +54,4 @@ def paired_interval(
     seeds = rng.integers(len(a), size=per_seed.shape)
     values = np.take_along_axis(per_seed, seeds, 1).mean(1)
     low, high = np.quantile(values, [0.025, 0.975])
-    return Paired(float(exact), float(low), float(high))
+    return Paired(float(exact), float(low), float(high), len(a))
