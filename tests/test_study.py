@@ -79,8 +79,8 @@ def test_paired_intervals_against_a_bootstrap_written_out() -> None:
 def test_a_method_is_no_better_than_itself_and_worse_the_other_way_round() -> None:
     labels, lesions = np.repeat([0, 1], 10), np.arange(20)
     right, wrong = np.tile(labels, (2, 1)), np.tile(1 - labels, (2, 1))
-    assert paired_interval(right, right, labels, lesions)[:3] == (0, 0, 0)
-    assert paired_interval(wrong, right, labels, lesions)[:3] == (-1, -1, -1)
+    assert paired_interval(right, right, labels, lesions) == (0, 0, 0, 2)
+    assert paired_interval(wrong, right, labels, lesions) == (-1, -1, -1, 2)
     with pytest.raises(ValueError, match="decisions"):
         paired_interval(right, right[:1], labels, lesions)
 

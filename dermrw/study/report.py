@@ -114,7 +114,7 @@ def write_report(budget: str) -> str:
         UserError: there is no result yet, or a table's rows can't be compared.
     """
     plan, folder = read_plan(), results_folder(budget)
-    there = len(list(folder.glob("*-*.json")))  # counted first: a study under way may add to them meanwhile
+    there = {path.stem for path in folder.glob("*-*.json")}  # listed first: a study under way may add to them
     results = load_results(plan, budget)
     sections = build_sections(plan, budget, results)
     if not sections:
@@ -125,15 +125,15 @@ def write_report(budget: str) -> str:
         if picture is not None:
             write_atomic(folder / f"{section.key}.svg", picture.encode())
         drawn.append(section._replace(picture=f"{section.key}.svg" if picture is not None else None))
-    finished_runs = sum(map(len, results.values()))
+    finished_runs = {f"{row}-{r['seed']}" for row, mine in results.items() for r in mine}
     facts = {
         "budget": budget,
         "sections": [(s, verdict(s), *cells(s)) for s in drawn],
         "weights": weights_cells(sections),
         "overhead": overhead_cells(),
-        "finished": finished_runs,
+        "finished": len(finished_runs),
         "wanted": len(plan.runs(budget)),
-        "outdated": max(0, there - finished_runs),
+        "outdated": len(there - finished_runs),
     }
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True)
     text = environment.get_template("report.md.jinja").render(**facts, table=markdown)
