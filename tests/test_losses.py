@@ -76,5 +76,13 @@ def test_ldam_and_its_deferred_weights(logits: torch.Tensor) -> None:
     expected = -np.log(shares(torch.from_numpy(moved))[np.arange(5), Y.numpy()])
     loss = build_loss("ldam_drw", COUNTS)
     np.testing.assert_allclose(loss(30 * cosines, Y, 0.79), expected, rtol=1e-9)
-    weights = class_balanced_weights(COUNTS, 0.9999)[Y.numpy()]
-    np.testing.assert_allclose(loss(30 * cosines, Y, 0.8), weights * expected, rtol=1e-9)
+    weights = class_balanced_weights(COUNTS, 0.9999)
+    # on the whole training set it is what their code minimises: torch's weighted mean
+    everyone = torch.from_numpy(np.repeat([0, 1, 2], COUNTS))
+    scores = 30 * torch.tanh(torch.randn(len(everyone), 3, dtype=torch.float64))
+    shift = 30 * F.one_hot(everyone, 3) * torch.from_numpy(margins)
+    theirs = F.cross_entropy(scores - shift, everyone, weight=torch.from_numpy(weights))
+    torch.testing.assert_close(loss(scores, everyone, 0.8).mean(), theirs)
+    np.testing.assert_allclose(
+        loss(30 * cosines, Y, 0.8) / torch.from_numpy(expected), (weights * 523 / (weights @ COUNTS))[Y.numpy()]
+    )

@@ -49,7 +49,8 @@ def build_loss(name: LossName, counts: np.ndarray) -> Loss:
     balanced_softmax: that of f + log π, π the classes' shares in training; so f itself is fitted to equal shares (Ren
         et al. 2020, eq. 4; Menon et al. 2021 call it logit adjustment, τ = 1).
     ldam_drw: that of f − s Δ_y on the label's own logit, f = s cos (`model.head=cosine`); from DRW_FROM of the training
-        on, times the class-balanced weight (Cao et al. 2019, deferred re-weighting).
+        on, times the class-balanced weight (Cao et al. 2019, deferred re-weighting), of mean 1 over the training set:
+        their code divides by the sum of a batch's weights, which on average is the same.
     """
     if name == "focal":
         return _focal
@@ -93,6 +94,9 @@ def _balanced_softmax(counts: np.ndarray) -> Loss:
 def _ldam_drw(counts: np.ndarray) -> Loss:
     shift = np.diag(COSINE_SCALE * ldam_margins(counts))  # [C, C]
     weights = class_balanced_weights(counts, 0.9999)  # the β of their code
+    weights *= counts.sum() / (
+        weights @ counts
+    )  # its loss is divided by the batch's weights, so none is lost on average
 
     def loss(logits: Tensor, y: Tensor, progress: float) -> Tensor:
         losses = F.cross_entropy(logits - _like(shift, logits)[y], y, reduction="none")

@@ -21,6 +21,10 @@ class MetaWeightNet(Weighted):
         φ ← φ − Adam of ∇φ L_meta(θ̂(φ))    (eq. 6), where ∇φ L_meta = −α/B Σ ⟨∇L_meta(θ̂), ∇ℓᵢ(θ)⟩ ∇φ Vᵢ    (eq. 9)
         wᵢ = Vᵢ / Σ Vⱼ with the new φ.
 
+    Two things are not as in the paper. The training loss is normalised, Σ wᵢ ℓᵢ, where eq. 3 has 1/B Σ Vᵢ ℓᵢ (φ's own
+    step has it as there): AdamW takes little notice of a loss's scale, and SGD's rate then means what it means for any
+    other objective. And α is constant, where their code's follows the schedule.
+
     The inner products are one forward pass with tangents, as in reweighting; the virtual step costs one pass more.
     """
 

@@ -28,7 +28,10 @@ class Mixup(Objective):
 
 
 class FineTuneMeta(Objective):
-    """ERM, and for the last fifth of the steps the meta set alone: what the same clean images give without weights."""
+    """ERM, and for the last fifth of the steps the meta set alone: what the same clean images give without weights.
+
+    All of it in every such step, and not augmented: as the meta step sees it. The batch that is drawn is left unused.
+    """
 
     def minimise(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the batch, or of the meta set."""

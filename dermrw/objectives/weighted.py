@@ -103,7 +103,7 @@ class Reweight(Weighted):
         self._last_stage: frozenset[str] | None = None
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Exact weights, or what `objective.weights` asks for, or between refreshes those that they had."""
+        """Exact weights, or what `objective.weights` asks for, or between refreshes those of each one's last visit."""
         if self._weigh_now(batch):
             losses, scores = self._scores(model, batch)
             return losses, normalize(scores, batch.group)
