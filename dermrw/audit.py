@@ -35,6 +35,7 @@ class Audit(NamedTuple):
     neighbours: np.ndarray  # rows of the training set [count, NEIGHBOURS], nearest first
     wrong_share: float | None  # of the labels of the whole training set, where wrong ones were put in on purpose
     precision: float | None  # the share of wrong ones in the table
+    tied: int  # images of the training set that weigh as little as the last one of the table
 
 
 def by_weight(table: pd.DataFrame) -> pd.DataFrame:
@@ -47,6 +48,19 @@ def by_weight(table: pd.DataFrame) -> pd.DataFrame:
     mean = known.groupby("label")["weight"].transform("mean")
     relative = (known["weight"] / mean.where(mean > 0)).fillna(0.0)
     return known.assign(relative=relative).sort_values("relative", kind="stable")
+
+
+def wrong_in_lowest(ordered: pd.DataFrame, count: int) -> float:
+    """The share of wrong labels that `count` images of the lowest relative weight have, in `by_weight`'s order.
+
+    Reweighting gives thousands of images no weight at all. Of those that tie for the last places any may be meant, so
+    they count with the share of wrong ones among them all: what drawing lots would give on average.
+    """
+    wrong = (ordered["dx"] != ordered["label"]).to_numpy()
+    count = min(count, len(ordered))
+    relative = ordered["relative"].to_numpy()
+    below, tied = relative < relative[count - 1], relative == relative[count - 1]
+    return float((wrong[below].sum() + (count - below.sum()) * wrong[tied].mean()) / count)
 
 
 def read_weights(run: Path) -> pd.DataFrame:
@@ -104,7 +118,9 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     lesion = train.table["lesion_id"].to_numpy()
     likeness[lesion[rows][:, None] == lesion[None]] = -np.inf
     near = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBOURS]
-    return Audit(table, near, share, float(wrong[:count].mean()) if share is not None else None), splits, config
+    precision = float(wrong[:count].mean()) if share is not None else None
+    tied = int((lowest["relative"] == table["relative"].iloc[-1]).sum())
+    return Audit(table, near, share, precision, tied), splits, config
 
 
 def audit(run: Path, count: int = 100) -> Path:
@@ -144,6 +160,8 @@ def audit(run: Path, count: int = 100) -> Path:
     write_atomic(run / "audit.csv", table.to_csv(index=False, lineterminator="\n").encode())
     write_atomic(run / "audit.html", page.encode())
     print(f"{len(cards)} of {len(ids):,} training images, those of the lowest weight within their class")
+    if found.tied > 1:
+        print(f"{found.tied:,} weigh as little as the last of them: which of those are here is by their image_id")
     if found.precision is not None and found.wrong_share is not None:
         print(
             f"{100 * found.precision:.0f} % of them have a wrong label, "

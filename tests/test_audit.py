@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import TINY, command
 
-from dermrw.audit import NEIGHBOURS, audit, by_weight, find
+from dermrw.audit import NEIGHBOURS, audit, by_weight, find, wrong_in_lowest
 from dermrw.config import load_config
 from dermrw.errors import UserError
 from dermrw.train import train
@@ -36,6 +36,16 @@ def test_lowest_within_its_class() -> None:
     assert by_weight(table.assign(weight=0.0))["relative"].tolist() == [0.0] * 5
 
 
+def test_images_that_tie_for_the_last_places_count_as_by_lot() -> None:
+    ordered = pd.DataFrame(
+        {"relative": [0.0, 0.1, 0.1, 0.1, 0.1, 1.0], "dx": list("anannn"), "label": list("nnnnnn")}
+    )  # wrong, right, wrong, right, right, right
+    found = [wrong_in_lowest(ordered, count) for count in (1, 2, 3, 5, 6, 9)]
+    assert found == pytest.approx([1, (1 + 0.25) / 2, (1 + 0.5) / 3, 2 / 5, 2 / 6, 2 / 6])
+    shuffled = [wrong_in_lowest(ordered.iloc[[0, *order, 5]], 3) for order in ([1, 2, 3, 4], [2, 4, 3, 1])]
+    assert shuffled == pytest.approx([0.5, 0.5])  # whatever the order within the tie
+
+
 def test_neighbours_are_the_nearest_by_the_embedding_and_of_other_lesions(flipped: Path) -> None:
     found, splits, _ = find(flipped, 20)
     images = splits.train
@@ -52,6 +62,7 @@ def test_the_gallery(flipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     command(monkeypatch, "audit", str(flipped), "--count", "12")
     said = capsys.readouterr().out
     assert "12 of 123 training images" in said and "have a wrong label" in said
+    assert "weigh as little as the last of them" in said  # most have no weight at all
     page, table = (flipped / "audit.html").read_text(), pd.read_csv(flipped / "audit.csv")
     assert page.count("<li>") == len(table) == 12
     assert page.count("data:image/jpeg") == 12 * (1 + NEIGHBOURS)
