@@ -96,7 +96,8 @@ class Objective(_Section):
     refresh_every: int = Field(
         1,
         ge=1,
-        description="steps from one meta gradient to the next; between them reweight keeps weights, noise_weights κ",
+        description="steps from one meta gradient to the next; between, reweight gives each image the weight of its "
+        "last visit (an epoch ago; the first epoch is exact), and noise_weights keeps κ",
     )
     odds: float | None = Field(
         None,

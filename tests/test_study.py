@@ -1,26 +1,39 @@
 """The study: what is planned, what is kept, how methods are compared, and the whole way on the embedded sample."""
 
 import json
+import os
 import shlex
-import subprocess
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import ttest_ind
 
 from dermrw.config import CONFIGS
 from dermrw.errors import UserError
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
-from dermrw.study.execute import Options, run_with_ray
+from dermrw.study.execute import Options, Processes, check_weights, run_with_ray
 from dermrw.study.plan import Plan, Table, read_plan
 from dermrw.study.report import mean_sd, write_report
-from dermrw.study.result import found_by_weight, over_time, result_path, same_again
+from dermrw.study.result import (
+    _labels,
+    finished,
+    found_by_weight,
+    over_time,
+    read_result,
+    result_path,
+    same_again,
+    same_origin,
+)
 from dermrw.study.sections import Row, Section, build_sections, load_results, same_samples, verdict
-from dermrw.study.statistics import Paired, paired_interval
+from dermrw.study.statistics import Paired, _seed_noise, paired_interval
 
 
 def recalls_by_seed(decisions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -53,27 +66,56 @@ def test_a_digest_knows_what_a_run_gives_and_not_where() -> None:
     assert run._replace(seed=1).digest() != run.digest()
 
 
-def test_paired_intervals_against_a_bootstrap_written_out() -> None:
+def test_the_lesions_part_of_an_interval_against_a_bootstrap_written_out() -> None:
+    """Every seed decides alike, so nothing but the lesions is uncertain."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [40, 20, 10])
     lesions = np.array([f"L{i // 2}" for i in range(70)])  # two images a lesion
-    b = np.where(rng.random((3, 70)) < 0.6, labels, (labels + 1) % 3)
-    a = np.where(rng.random((3, 70)) < 0.3, labels, b)
-    found = paired_interval(a, b, labels, lesions)
+    b = np.where(rng.random(70) < 0.6, labels, (labels + 1) % 3)
+    a = np.where(rng.random(70) < 0.3, labels, b)
+    found = paired_interval(np.tile(a, (3, 1)), np.tile(b, (3, 1)), labels, lesions)
     assert found.difference == pytest.approx(
-        np.nanmean(recalls_by_seed(a, labels, 3)) - np.nanmean(recalls_by_seed(b, labels, 3))
+        recalls_by_seed(a[None], labels, 3).mean() - recalls_by_seed(b[None], labels, 3).mean()
     )
     values = []
     for _ in range(1500):
-        rows = []
+        gains = []
         for c in range(3):
             ids = np.unique(lesions[labels == c])
-            rows.append(np.concatenate([np.flatnonzero(lesions == i) for i in rng.choice(ids, len(ids))]))
-        seeds = rng.integers(3, size=3)
-        gains = [[(a[s, r] == labels[r]).mean() - (b[s, r] == labels[r]).mean() for r in rows] for s in seeds]
+            rows = np.concatenate([np.flatnonzero(lesions == i) for i in rng.choice(ids, len(ids))])
+            gains.append((a[rows] == labels[rows]).mean() - (b[rows] == labels[rows]).mean())
         values.append(np.mean(gains))
-    low, high = np.quantile(values, [0.025, 0.975])
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.015)
+    assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.015)
+
+
+def test_the_seeds_part_of_an_interval_is_welchs() -> None:
+    a, b = np.array([0.5, 0.62, 0.55]), np.array([0.6, 0.61, 0.59])
+    drawn = np.concatenate([_seed_noise(a, b, np.random.default_rng(i)) for i in range(100)])
+    welch = ttest_ind(a, b, equal_var=False).confidence_interval()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (a.mean() - b.mean() + low, a.mean() - b.mean() + high) == pytest.approx((welch.low, welch.high), abs=0.005)
+
+
+def test_an_interval_of_three_seeds_covers_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two methods of the same expected accuracy, one of which is good or bad by its seed: zero is to be within."""
+    monkeypatch.setattr("dermrw.study.statistics.REPLICATES", 300)
+    labels, lesions = np.repeat([0, 1, 2], [60, 40, 20]), np.arange(120) // 2
+    covered = 0
+    for trial in range(300):
+        rng = np.random.default_rng(trial)
+        hard = np.repeat(rng.uniform(size=60), 2)  # a lesion's difficulty, the same for both
+        seeds = rng.normal(0, [[[0.06]], [[0.02]]], (2, 3, 1))
+        right = hard + rng.normal(0, 0.15, (2, 3, 120)) < 0.5 + seeds
+        a, b = np.where(right, labels, (labels + 1) % 3)
+        found = paired_interval(a, b, labels, lesions)
+        covered += found.low <= 0 <= found.high
+    assert 0.92 < covered / 300 <= 0.995
+
+
+def test_one_seed_has_no_interval() -> None:
+    labels = np.repeat([0, 1], 10)
+    found = paired_interval(labels[None], 1 - labels[None], labels, np.arange(20))
+    assert found.difference == 1 and np.isnan([found.low, found.high]).all()
 
 
 def test_a_method_is_no_better_than_itself_and_worse_the_other_way_round() -> None:
@@ -186,6 +228,7 @@ def tiny(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     path.write_text(yaml.safe_dump(TINY))
     monkeypatch.setattr(plan_module, "STUDY", path)
     monkeypatch.setattr(command_line, "read_plan", lambda: read_plan(path))
+    monkeypatch.setattr("dermrw.study.execute.read_plan", lambda: read_plan(path))
     monkeypatch.setattr("dermrw.study.report.read_plan", lambda: read_plan(path))
     return read_plan(path)
 
@@ -268,19 +311,116 @@ def test_runs_are_processes_beside_each_other(tiny: Plan, monkeypatch: pytest.Mo
     """What is run is the command; a failed one is named, and the others' report is written."""
     done: list[str] = []
 
-    def instead(line: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def instead(_: Processes, line: list[str], **options: object) -> int:
         name = line[line.index("--run") + 1]
         done.append(name)
         if name == "ham_reweight-1":
-            return subprocess.CompletedProcess(line, 2)
+            return 2
         study(monkeypatch, "--run", name)
-        return subprocess.CompletedProcess(line, 0)
+        return 0
 
-    monkeypatch.setattr("dermrw.study.execute.subprocess.run", instead)
+    monkeypatch.setattr("dermrw.study.execute.Processes.call", instead)
     with pytest.raises(SystemExit, match="1 runs failed \\(ham_reweight-1\\)"):
         study(monkeypatch, "--table", "methods", "--jobs", "1")
     assert sorted(done) == sorted(f"{row}-{seed}" for row in ("ham_cross_entropy", "ham_reweight") for seed in (0, 1))
     assert "3 of 8 runs" in (tmp_path / "docs/study/tiny/report.md").read_text()
+
+
+def test_a_study_that_is_stopped_stops_its_runs(
+    tiny: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """SIGTERM to the study reaches the run under way, which has time to end well; no other is started."""
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_): pathlib.Path(sys.argv[1] + '.ended').touch(); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, end); pathlib.Path(sys.argv[1] + '.began').touch(); time.sleep(60)"
+    )
+    monkeypatch.setattr(
+        "dermrw.study.execute.command", lambda run, _: [sys.executable, "-c", script, str(tmp_path / run.name)]
+    )
+
+    def when_it_runs() -> None:
+        while not list(tmp_path.glob("*.began")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=when_it_runs).start()
+    with pytest.raises(SystemExit) as ended:
+        study(monkeypatch, "--jobs", "1")
+    assert ended.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("*.ended"))) == len(list(tmp_path.glob("*.began"))) == 1
+
+
+def damaged(text: str, **changes: object) -> str:
+    """A result file with other values."""
+    return json.dumps({**json.loads(text), **changes})
+
+
+def test_a_damaged_result_is_named_and_never_in_a_mean(tiny: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.runs("tiny")[0]
+    study(monkeypatch, "--run", run.name)
+    path = result_path(run)
+    text = path.read_text()
+    assert finished(run)
+    good = json.loads(text)
+    decided = good["sets"]["test"]["as_trained"]
+
+    def with_test(**changes: object) -> str:
+        return damaged(text, sets={**good["sets"], "test": {**good["sets"]["test"], **changes}})
+
+    for bad in [
+        text[: len(text) // 2],
+        "[]",
+        "null",
+        "[" * 100_000,
+        "{}",
+        json.dumps({"config_digest": run.digest()}),
+        damaged(text, balanced_accuracy_as_trained=float("nan")),
+        damaged(text, balanced_accuracy=good["balanced_accuracy"] + 0.01),
+        damaged(text, seed=1),
+        with_test(as_trained=decided[:-3]),
+        with_test(as_trained="-" * len(decided)),
+        with_test(as_trained="x" + decided[1:]),
+        with_test(truth="truth_of_another.csv"),
+    ]:
+        path.write_text(bad)
+        for action in ("--list", "--report"):
+            with pytest.raises(SystemExit) as ended:
+                study(monkeypatch, action)
+            assert ended.value.code == 2
+    path.write_text(text)
+    assert finished(run)
+    truth = path.parent / good["sets"]["test"]["truth"]
+    truth.write_text(truth.read_text().replace(",nv", ",mel", 1))
+    _labels.cache_clear()
+    with pytest.raises(UserError, match="is not what it was"):
+        finished(run)
+
+
+def test_other_weights_are_another_study(tiny: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What finished runs started from is what the others start from: found out before anything is trained."""
+    first, second = tiny.runs("tiny")[:2]
+    study(monkeypatch, "--run", first.name)
+    path = result_path(first)
+    path.write_text(path.read_text().replace("trained from scratch", "weights from mine.pth (sha256 0123456789ab)"))
+    with pytest.raises(UserError, match=r"started from weights from mine\.pth .*would from trained from scratch"):
+        check_weights([second], Options(None, False))
+    with pytest.raises(SystemExit):
+        study(monkeypatch, "--run", second.name)
+    assert not (tmp_path / "runs/study/tiny" / second.name).exists()
+    result = read_result(first)
+    rows = [Row("a", "a", "clean", [result], None), Row("b", "b", "clean", [{**result, "weights": "other"}], None)]
+    with pytest.raises(UserError, match="started from different weights"):
+        same_samples(rows)
+
+
+def test_weights_are_the_same_by_what_is_in_them() -> None:
+    assert same_origin("weights from a.pth (sha256 01ab)") == same_origin("weights from b.pth (sha256 01ab)")
+    assert same_origin("weights from a.pth (sha256 01ab)") != same_origin("weights from a.pth (sha256 02ab)")
+    assert same_origin("ImageNet weights V1 of torchvision 0.29") == same_origin(
+        "ImageNet weights V1 of torchvision 0.30"
+    )
+    assert same_origin("ImageNet weights V1 of torchvision 0.29") != same_origin("trained from scratch")
 
 
 def test_mistakes_are_sentences(
@@ -293,6 +433,11 @@ def test_mistakes_are_sentences(
         (["--report"], "holds no result yet"),
         (["--run", "ham_reweight-0", "--again"], "ham_reweight-0 has no result yet"),
         (["--again"], "--again repeats one run"),
+        (["--jobs", "-1"], "a number from 1 on, not -1"),
+        (["--jobs", "two"], "a number from 1 on, not two"),
+        (["--hours", "nan"], "a number of hours, not nan"),
+        (["--hours", "-2"], "a number of hours, not -2"),
+        (["--list", "--report"], "name one of them"),
     ]:
         with pytest.raises(SystemExit) as ended:
             study(monkeypatch, *arguments)

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from dermrw.errors import UserError, plain_endings
-from dermrw.study.plan import Run, read_plan
+from dermrw.study.plan import RESULTS, Run, read_plan
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def main() -> None:
     )
     parser.add_argument("--list", action="store_true", help="print the commands of the runs that are missing")
     parser.add_argument("--report", action="store_true", help="write the report from the results that are there")
-    parser.add_argument("--jobs", type=int, help="runs beside each other (default: one a GPU, or a core)")
-    parser.add_argument("--hours", type=float, help="start no run after so many hours")
+    parser.add_argument("--jobs", type=_jobs, help="runs beside each other (default: one a GPU, or a core)")
+    parser.add_argument("--hours", type=_hours, help="start no run after so many hours")
     parser.add_argument("--ray", action="store_true", help="spread the runs with Ray")
     parser.add_argument(
         "--weights", help="a file of ImageNet weights for the HAM10000 runs (default: torchvision's own)"
@@ -34,6 +34,22 @@ def main() -> None:
         _run(arguments)
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text}")
+    return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 <= hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"a number of hours, not {text}")
+    return hours
+
+
 def _run(arguments: argparse.Namespace) -> None:
     plan = read_plan()
     if arguments.budget not in plan.budgets:
@@ -41,12 +57,17 @@ def _run(arguments: argparse.Namespace) -> None:
     unknown = [name for name in arguments.table or [] if name not in plan.tables]
     if unknown:
         raise UserError(f"there is no table {unknown[0]}: the tables are {', '.join(plan.tables)}")
+    if sum([arguments.report, arguments.list, bool(arguments.run)]) > 1:
+        raise UserError("--report, --list and --run are three things: name one of them")
+    if not RESULTS.is_dir() and not arguments.run:
+        print(f"dermrw.study: there is no {RESULTS} in this folder: results begin anew here", file=sys.stderr)
     runs = plan.runs(arguments.budget, arguments.table)
     if arguments.report:
         _report(arguments.budget)
         return
     from dermrw.study.execute import (
         Options,
+        check_weights,
         command,
         execute,
         execute_again,
@@ -61,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--weights names {arguments.weights}, which is not a file")
     options = Options(arguments.weights, arguments.keep)
     if arguments.run:
-        (execute_again if arguments.again else execute)(_named(runs, arguments.run), options)
+        (execute_again if arguments.again else execute)(_named(plan.runs(arguments.budget), arguments.run), options)
         return
     if arguments.again:
         raise UserError("--again repeats one run: name it, --run NAME --again")
@@ -73,6 +94,7 @@ def _run(arguments: argparse.Namespace) -> None:
     jobs = arguments.jobs or workers()
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished; {len(missing)} to go, {jobs} at a time")
     find_data(missing)
+    check_weights(missing, options)
     seconds = None if arguments.hours is None else 3600 * arguments.hours
     failed = []
     for run, status in run_with_ray(missing, options) if arguments.ray else run_all(missing, options, jobs, seconds):

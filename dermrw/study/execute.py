@@ -2,22 +2,35 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from dermrw.data import resolve_root
+from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.evaluate import evaluate
+from dermrw.models import build_model
 from dermrw.runs import RUNS
-from dermrw.study.plan import Run
-from dermrw.study.result import collect, finished, read_result, same_again, summarise
+from dermrw.study.plan import Run, read_plan
+from dermrw.study.result import (
+    collect,
+    finished,
+    read_result,
+    results_folder,
+    same_again,
+    same_origin,
+    summarise,
+)
 from dermrw.train import train
 
 
@@ -45,6 +58,7 @@ def execute(run: Run, options: Options) -> None:
     if finished(run):
         print(f"{run.name} is finished; --again repeats it and compares")
         return
+    check_weights([run], options)
     folder = folder_of(run)
     _train_and_evaluate(run, folder, options)
     result = collect(run, folder)
@@ -70,9 +84,12 @@ def execute_again(run: Run, options: Options) -> None:
 
 
 def _train_and_evaluate(run: Run, folder: Path, options: Options) -> None:
-    more = [f"model.weights={options.weights}"] if options.weights and run.config.startswith("ham") else []
-    train(run.load(*more), folder)
+    train(run.load(*_weights(run, options)), folder)
     evaluate(folder)
+
+
+def _weights(run: Run, options: Options) -> list[str]:
+    return [f"model.weights={options.weights}"] if options.weights and run.config.startswith("ham") else []
 
 
 def workers() -> int:
@@ -87,12 +104,75 @@ def find_data(runs: list[Run]) -> None:
         resolve_root(kind.load().data)
 
 
+def check_weights(runs: list[Run], options: Options) -> None:
+    """Makes sure, before anything is trained, that the HAM10000 runs start from what the finished ones started from.
+
+    Raises:
+        UserError: the weights can't be had, or are others than those of the results that are there.
+    """
+    skin = [run for run in runs if run.config.startswith("ham")]
+    if not skin:
+        return
+    _, origin = build_model(skin[0].load(*_weights(skin[0], options)).model, len(DIAGNOSES))
+    planned = [run for run in read_plan().runs(skin[0].budget) if run.config.startswith("ham")]
+    there = next((run for run in planned if finished(run)), None)
+    if there is None:
+        return
+    before = read_result(there)["weights"]
+    if same_origin(before) != same_origin(origin):
+        raise UserError(
+            f"the finished runs, such as {there.name}, started from {before}, and this one would from {origin}: name "
+            f"the same, --weights FILE, or begin a study of your own, without {results_folder(there.budget)}"
+        )
+
+
+class Processes:
+    """The runs under way, which end when the study does."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._ended = threading.Lock(), set[subprocess.Popen[bytes]](), False
+
+    def call(self, line: list[str], **options: Any) -> int:
+        """Runs a command to its end; its exit status."""
+        with self._lock:
+            if self._ended:
+                return -signal.SIGTERM
+            process = subprocess.Popen(line, **options)
+            self._running.add(process)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+    def end(self) -> None:
+        """Asks every run to write its checkpoint and stop; none is started any more."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A scheduler's SIGTERM ends the study as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("the runs under way keep their checkpoints: the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def run_all(runs: list[Run], options: Options, jobs: int, seconds: float | None) -> Iterator[tuple[Run, int]]:
     """Runs each as a process of its own, `jobs` at a time; yields each with its exit status as it ends.
 
-    After `seconds` no new one is started: what is under way ends by itself.
+    After `seconds` no new one is started: what is under way ends by itself. Ctrl-C and SIGTERM stop them all.
     """
-    gpus, started = torch.cuda.device_count(), time.monotonic()
+    gpus, started, processes = torch.cuda.device_count(), time.monotonic(), Processes()
     free = list(range(jobs))
     (RUNS / "study").mkdir(parents=True, exist_ok=True)
 
@@ -106,11 +186,11 @@ def run_all(runs: list[Run], options: Options, jobs: int, seconds: float | None)
         log = RUNS / "study" / f"{run.name}.log"
         try:
             with log.open("ab") as file:
-                return subprocess.run(command(run, options), stdout=file, stderr=file, env=environment).returncode
+                return processes.call(command(run, options), stdout=file, stderr=file, env=environment)
         finally:
             free.append(place)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with _terminable(), ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(one, run): run for run in runs}
         try:
             for future in as_completed(waiting):
@@ -118,7 +198,8 @@ def run_all(runs: list[Run], options: Options, jobs: int, seconds: float | None)
                 if status is not None:
                     yield waiting[future], status
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            processes.end()
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 

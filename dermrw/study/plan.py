@@ -12,6 +12,7 @@ from dermrw.config import CONFIGS, Config, differences, load_config
 from dermrw.errors import UserError
 
 STUDY = CONFIGS / "study" / "study.yaml"
+RESULTS = Path("docs/study")  # from the root of a checkout: a folder a budget
 # where a run happens and how fast, not what it gives
 PLACE = {"data.root", "model.weights", "train.checkpoint_seconds", "data.workers", "train.device", "name"}
 

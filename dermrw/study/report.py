@@ -13,7 +13,7 @@ from dermrw.files import write_atomic
 from dermrw.study.pictures import draw
 from dermrw.study.plan import read_plan
 from dermrw.study.result import results_folder
-from dermrw.study.sections import Section, build_sections, load_results, verdict
+from dermrw.study.sections import ENOUGH, Section, build_sections, load_results, verdict
 
 HERE = Path(__file__).parent
 
@@ -33,35 +33,40 @@ def cells(section: Section) -> tuple[list[str], list[list[str]]]:
     skin = "mel" in section.rows[0].results[0]["recalls"]
     header = [
         "row",
+        "seeds",
         "validation, as trained",
         "test, as trained",
-        "test, offsets fitted",
         "as trained, against",
         "95 %",
+        "test, offsets fitted",
     ]
-    header += ["melanoma sensitivity"] * skin + ["calibration error"]
-    header += ["wrong labels: AUROC", "within the class", "in the first 100"] * wrong + ["min", "seeds"]
+    header += ["melanoma sensitivity, fitted"] * skin + ["calibration error, fitted"]
+    header += ["wrong labels: share", "AUROC", "within the class", "in the first 100"] * wrong + ["min"]
     body = []
     for row in section.rows:
         line = [
             row.name,
+            ", ".join(map(str, row.seeds)),
             mean_sd(row.values("sets.validation.balanced_accuracy_as_trained")),
             mean_sd(row.values("balanced_accuracy_as_trained")),
-            mean_sd(row.values("balanced_accuracy")),
         ]
         p = row.against
         if p is None:
             line += ["–", "–"]
         else:
             over = "" if p.seeds == len(row.results) else f" ({p.seeds} of them)"  # the reference lacks the others
-            line += [f"{100 * p.difference:+.1f}{over}", f"{100 * p.low:+.1f} to {100 * p.high:+.1f}"]
+            line.append(f"{100 * p.difference:+.1f}{over}")
+            line.append("–" if p.seeds < ENOUGH else f"{100 * p.low:+.1f} to {100 * p.high:+.1f}")
+        line.append(mean_sd(row.values("balanced_accuracy")))
         line += [mean_sd(row.values("recalls.mel"))] * skin
         line.append(mean_sd(row.values("calibration_error.training_prevalence"), 1, 3))
         if wrong:
+            share = row.values("wrong_labels.share")
+            line.append(f"{100 * share.mean():.0f}" if np.isfinite(share).all() else "–")
             line.append(mean_sd(row.values("wrong_labels.auroc"), 1, 2))
             line.append(mean_sd(row.values("wrong_labels.auroc_within_class"), 1, 2))
             line.append(mean_sd(row.values("wrong_labels.precision_of_first_100")))
-        line += [mean_sd(row.values("training_seconds"), 1 / 60, 0), ", ".join(map(str, row.seeds))]
+        line.append(mean_sd(row.values("training_seconds"), 1 / 60, 0))
         body.append(line)
     return header, body
 

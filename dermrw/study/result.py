@@ -1,7 +1,10 @@
 """What a finished run leaves behind: a small JSON file, so that the report can be made from the repository alone."""
 
 import hashlib
+import io
 import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +13,17 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import dermrw
-from dermrw.audit import by_weight
+from dermrw.audit import by_weight, wrong_in_lowest
 from dermrw.data import load_splits, resolve_root
 from dermrw.diagnoses import Classes
+from dermrw.errors import UserError
 from dermrw.evaluate import read_predictions
 from dermrw.files import write_atomic
 from dermrw.metrics import balanced_accuracy, decide
 from dermrw.runs import open_run, read_log, read_split
-from dermrw.study.plan import Run, settings_of
+from dermrw.study.plan import RESULTS, Run, settings_of
 
 FIRST = 100  # images of the lowest weight, of which a curator would look at all
-
-
-RESULTS = Path("docs/study")
 
 
 def results_folder(budget: str) -> Path:
@@ -36,16 +37,80 @@ def result_path(run: Run) -> Path:
 
 
 def read_result(run: Run) -> dict[str, Any]:
-    """What is in a run's result file."""
-    found: dict[str, Any] = json.loads(result_path(run).read_text(encoding="utf-8"))
+    """What is in a run's result file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged, or was changed by hand: its own decisions give other figures than it states.
+    """
+    path = result_path(run)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        _check(found, run)
+    except FileNotFoundError as error:
+        if error.filename == str(path):
+            raise
+        raise UserError(f"{path}: {error.filename}, which says what it decided on, is not there; {RESTORE}") from None
+    except RecursionError:
+        raise UserError(f"{path} is no result: {RESTORE}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {RESTORE}") from None
     return found
 
 
+RESTORE = "take it back from version control, or delete it and run it again"
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no figure")
+
+
+def _check(result: dict[str, Any], run: Run) -> None:
+    """Raises ValueError or KeyError where a result is not the run's, or contradicts itself."""
+    if (result["row"], result["seed"], result["budget"]) != (run.row, run.seed, run.budget):
+        raise ValueError(f"it is of {result['row']}-{result['seed']}")
+    for key in ("config_digest", "weights", "sampler", "samples", "training_lesions", "weights_over_time",
+                "wrong_labels", "training_seconds", "calibration_error"):  # fmt: skip
+        result[key]
+    codes = list(result["recalls"])
+    for name, which, stated in [
+        ("validation", "as_trained", result["sets"]["validation"]["balanced_accuracy_as_trained"]),
+        ("test", "as_trained", result["balanced_accuracy_as_trained"]),
+        ("test", "fitted", result["balanced_accuracy"]),
+    ]:
+        part = result["sets"][name]
+        labels = _labels(results_folder(run.budget) / part["truth"], tuple(codes))
+        decided = np.array([-1 if d == "-" else int(d) for d in part[which]])
+        if not len(decided) == len(labels) == part["images"]:
+            raise ValueError(f"{len(decided)} decisions on {len(labels)} images of {name}")
+        recalls = [(decided[labels == c] == c).mean() for c in np.unique(labels)]
+        if not abs(np.mean(recalls) - stated) < 1e-5:
+            raise ValueError(f"its decisions on {name} are {np.mean(recalls):.4f} right, not {stated}")
+
+
+@cache
+def _labels(path: Path, codes: tuple[str, ...]) -> np.ndarray:
+    """The true classes of a truth file, whose name says what is in it."""
+    text = path.read_bytes()
+    if path.name != _truth_name(text):
+        raise ValueError(f"{path.name} is not what it was")
+    dx = pd.read_csv(io.BytesIO(text), dtype=str)["dx"]
+    return np.array([codes.index(code) for code in dx])
+
+
+def _truth_name(text: bytes) -> str:
+    return f"truth_{hashlib.sha256(text).hexdigest()[:12]}.csv"
+
+
 def finished(run: Run) -> bool:
-    """Whether the run has a result, of the config that the study asks for now."""
+    """Whether the run has a result, of the config that the study asks for now.
+
+    Raises:
+        UserError: it has one that is damaged.
+    """
     try:
         return bool(read_result(run)["config_digest"] == run.digest())
-    except (OSError, ValueError, KeyError):
+    except FileNotFoundError:
         return False
 
 
@@ -108,6 +173,12 @@ def summarise(run: Run, folder: Path) -> dict[str, Any]:
     }
 
 
+def same_origin(weights: str) -> str:
+    """What two phrases of `build_model` have in common where they are of the same weights: digest, or release."""
+    digest = re.search(r"sha256 (\w+)", weights)
+    return digest[1] if digest else weights.partition(" of torchvision")[0]
+
+
 def same_again(old: dict[str, Any], new: dict[str, Any]) -> str:
     """How a run that was repeated compares with its result: both balanced accuracies, and the decisions that agree."""
     before, now = (result["sets"]["test"] for result in (old, new))
@@ -129,7 +200,7 @@ def write_truth(run: Run, ids: pd.Series, lesions: pd.Series, labels: np.ndarray
     """The file that says what the characters of a result stand for, once for all runs on the same images; its name."""
     table = pd.DataFrame({"image_id": ids, "lesion_id": lesions, "dx": [classes.codes[c] for c in labels]})
     text = table.to_csv(index=False, lineterminator="\n").encode()
-    path = results_folder(run.budget) / f"truth_{hashlib.sha256(text).hexdigest()[:12]}.csv"
+    path = results_folder(run.budget) / _truth_name(text)
     if not path.is_file():
         write_atomic(path, text)
     return path.name
@@ -160,7 +231,7 @@ def found_by_weight(path: Path) -> dict[str, Any] | None:
         "share": float(wrong.mean()),
         "auroc": float(roc_auc_score(wrong, -table["weight"])),
         "auroc_within_class": float(roc_auc_score(ordered["dx"] != ordered["label"], -ordered["relative"])),
-        f"precision_of_first_{FIRST}": float((ordered["dx"] != ordered["label"]).iloc[:FIRST].mean()),
+        f"precision_of_first_{FIRST}": wrong_in_lowest(ordered, FIRST),
     }
 
 

@@ -7,10 +7,10 @@ import pandas as pd
 
 from dermrw.errors import UserError
 from dermrw.study.plan import Plan, Table
-from dermrw.study.result import finished, read_result, results_folder
+from dermrw.study.result import finished, read_result, results_folder, same_origin
 from dermrw.study.statistics import Paired, paired_interval
 
-ENOUGH = 3  # seeds, before a comparison is called one
+ENOUGH = 3  # seeds, before a comparison has an interval and is called one
 
 
 class Row(NamedTuple):
@@ -108,7 +108,7 @@ def _reference(
 
 
 def same_samples(rows: list[Row]) -> str:
-    """Makes sure that a table's rows drew as many images an epoch and lost the same lesions.
+    """Makes sure that a table's rows drew as many images an epoch, lost the same lesions and began alike.
 
     With the same sampler, seed and labels they must have drawn the same of every class, too.
 
@@ -130,8 +130,13 @@ def same_samples(rows: list[Row]) -> str:
     for condition, seen in by_condition.items():
         if len(seen) != 1:
             raise UserError(f"the rows of a table differ in what they trained on ({condition or 'all rows'}): {seen}")
+    origins = {result["weights"] for row in rows for result in row.results}
+    if len({same_origin(origin) for origin in origins}) > 1:
+        raise UserError(f"the rows of a table started from different weights: {', '.join(sorted(origins))}")
     counts = sorted({n for seen in by_condition.values() for n, _ in seen})
-    return f"{' or '.join(f'{n:,}' for n in counts)} images an epoch in every run, from the same training lesions."
+    return (
+        f"{' or '.join(f'{n:,}' for n in counts)} images an epoch drawn in every run, from the same training lesions."
+    )
 
 
 def verdict(section: Section) -> str:
