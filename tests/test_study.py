@@ -15,7 +15,7 @@ import pytest
 import yaml
 from scipy.stats import ttest_ind
 
-from dermrw.config import CONFIGS
+from dermrw.config import CONFIGS, Config
 from dermrw.errors import UserError
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
@@ -64,6 +64,19 @@ def test_a_digest_knows_what_a_run_gives_and_not_where() -> None:
     assert moved.digest() == run.digest()
     assert run._replace(settings={**run.settings, "train.lr": 0.5}).digest() != run.digest()
     assert run._replace(seed=1).digest() != run.digest()
+
+
+def test_the_defaults_are_those_that_the_results_rest_on() -> None:
+    """A result knows by its digest what its config changes, not what it leaves as it is.
+
+    Who changes a default names the former one in configs/study/study.yaml, or runs the study again; then this file too
+    can change.
+    """
+    was = json.loads((Path(__file__).parents[1] / "docs/study/defaults.json").read_text())
+    now = Config().model_dump(mode="json")
+    flat = {f"{section}.{key}": value for section in now if isinstance(now[section], dict)
+            for key, value in now[section].items()}  # fmt: skip
+    assert {key: flat[key] for key in was} == was
 
 
 def test_the_lesions_part_of_an_interval_against_a_bootstrap_written_out() -> None:

@@ -69,7 +69,10 @@ class Run(NamedTuple):
         return load_config(CONFIGS / "study" / f"{self.config}.yaml", self.overrides(*more))
 
     def digest(self) -> str:
-        """Of `settings_of` the config alone, so a key that dermrw learns later outdates no result."""
+        """Of `settings_of` the config alone, so a key that dermrw learns later outdates no result.
+
+        Nor would a change of a default: docs/study/defaults.json holds those of the results, and a test compares.
+        """
         return hashlib.sha256("\n".join(sorted(settings_of(self.load()))).encode()).hexdigest()[:16]
 
 
