@@ -19,7 +19,7 @@ from dermrw.config import CONFIGS, Config
 from dermrw.errors import UserError
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
-from dermrw.study.execute import Options, Processes, check_weights, run_with_ray
+from dermrw.study.execute import Options, Processes, check_weights, execute, run_with_ray
 from dermrw.study.plan import Plan, Table, read_plan
 from dermrw.study.report import mean_sd, write_report
 from dermrw.study.result import (
@@ -34,6 +34,7 @@ from dermrw.study.result import (
 )
 from dermrw.study.sections import Row, Section, build_sections, load_results, same_samples, verdict
 from dermrw.study.statistics import Paired, _seed_noise, paired_interval
+from dermrw.train import train
 
 
 def recalls_by_seed(decisions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -286,7 +287,7 @@ def test_the_whole_way_on_the_sample(
     text = (tmp_path / "docs/study/tiny/report.md").read_text()
     assert "8 of 8 runs" in text and "ham_reweight_uniform30" in text
     page = (tmp_path / "docs/study/tiny/report.html").read_text()
-    assert "left\nout" not in text and page.count("<table>") == 4 and "<script" not in page and "src=" not in page
+    assert "left\nout" not in text and page.count("<table>") == 3 and "<script" not in page and "src=" not in page
 
     # the balanced accuracy of the file's own decisions is the one that it states
     sections = build_sections(tiny, "tiny", load_results(tiny, "tiny"))
@@ -303,6 +304,15 @@ def test_the_whole_way_on_the_sample(
     single = tiny.model_copy(update={"tables": {"noise": alone}})
     (section,) = build_sections(single, "tiny", load_results(tiny, "tiny"))
     assert [row.against is None for row in section.rows] == [True, False]
+
+    # the benchmark's table is there where its file is
+    assert "What the weights cost" not in page
+    (tmp_path / "docs/bench.json").write_text("{}")
+    with pytest.raises(UserError, match="is not what `make bench` writes"):
+        write_report("tiny")
+    (tmp_path / "docs/bench.json").write_bytes((Path(__file__).parents[1] / "docs/bench.json").read_bytes())
+    write_report("tiny")
+    assert "What the weights cost" in (tmp_path / "docs/study/tiny/report.html").read_text()
 
     # nor can a result of settings that the study no longer has
     path = result_path(runs[0])
@@ -408,6 +418,13 @@ def test_a_damaged_result_is_named_and_never_in_a_mean(tiny: Plan, monkeypatch: 
     _labels.cache_clear()
     with pytest.raises(UserError, match="is not what it was"):
         finished(run)
+
+
+def test_a_run_that_began_with_other_settings_does_not_go_on(tiny: Plan, tmp_path: Path) -> None:
+    run = tiny.runs("tiny")[0]
+    train(run._replace(settings={**run.settings, "train.lr": 0.5}).load(), tmp_path / "runs/study/tiny" / run.name)
+    with pytest.raises(UserError, match="holds a run of other settings than the study has now: delete it"):
+        execute(run, Options(None, False))
 
 
 def test_other_weights_are_another_study(tiny: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

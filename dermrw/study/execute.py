@@ -20,8 +20,8 @@ from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.evaluate import evaluate
 from dermrw.models import build_model
-from dermrw.runs import RUNS
-from dermrw.study.plan import Run, read_plan
+from dermrw.runs import RUNS, open_run
+from dermrw.study.plan import Run, read_plan, settings_of
 from dermrw.study.result import (
     collect,
     finished,
@@ -84,7 +84,12 @@ def execute_again(run: Run, options: Options) -> None:
 
 
 def _train_and_evaluate(run: Run, folder: Path, options: Options) -> None:
-    train(run.load(*_weights(run, options)), folder)
+    config = run.load(*_weights(run, options))
+    if (folder / "config.yaml").is_file() and settings_of(open_run(folder)) != settings_of(config):
+        raise UserError(
+            f"{folder} holds a run of other settings than the study has now: delete it, then run this again"
+        )
+    train(config, folder)
     evaluate(folder)
 
 

@@ -97,12 +97,15 @@ def overhead_cells() -> tuple[list[str], list[list[str]]]:
     if not path.is_file():
         return header, []
     body = []
-    for network in json.loads(path.read_text(encoding="utf-8"))["networks"]:
-        for way, row in network["rows"].items():
-            name = f"{network['network']}, {network['size']} px, {network['batch']} + {network['meta']}"
-            precision = network["precision"] + (", channels-last" if network["channels_last"] else "")
-            ratios = [f"{row[key]:.2f}" for key in ("time_ratio", "flops_ratio", "memory_ratio")]
-            body.append([name, precision, way, *ratios])
+    try:
+        for network in json.loads(path.read_text(encoding="utf-8"))["networks"]:
+            for way, row in network["rows"].items():
+                name = f"{network['network']}, {network['size']} px, {network['batch']} + {network['meta']}"
+                precision = network["precision"] + (", channels-last" if network["channels_last"] else "")
+                ratios = [f"{row[key]:.2f}" for key in ("time_ratio", "flops_ratio", "memory_ratio")]
+                body.append([name, precision, way, *ratios])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is not what `make bench` writes: take it back from version control") from None
     return header, body
 
 
