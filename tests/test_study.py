@@ -23,11 +23,11 @@ from dermrw.study.execute import Options, Processes, check_weights, execute, run
 from dermrw.study.plan import Plan, Table, read_plan
 from dermrw.study.report import mean_sd, write_report
 from dermrw.study.result import (
-    _labels,
     finished,
     found_by_weight,
     over_time,
     read_result,
+    read_truth,
     result_path,
     same_again,
     same_origin,
@@ -415,7 +415,7 @@ def test_a_damaged_result_is_named_and_never_in_a_mean(tiny: Plan, monkeypatch: 
     assert finished(run)
     truth = path.parent / good["sets"]["test"]["truth"]
     truth.write_text(truth.read_text().replace(",nv", ",mel", 1))
-    _labels.cache_clear()
+    read_truth.cache_clear()
     with pytest.raises(UserError, match="is not what it was"):
         finished(run)
 

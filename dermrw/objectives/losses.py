@@ -94,9 +94,8 @@ def _balanced_softmax(counts: np.ndarray) -> Loss:
 def _ldam_drw(counts: np.ndarray) -> Loss:
     shift = np.diag(COSINE_SCALE * ldam_margins(counts))  # [C, C]
     weights = class_balanced_weights(counts, 0.9999)  # the β of their code
-    weights *= counts.sum() / (
-        weights @ counts
-    )  # its loss is divided by the batch's weights, so none is lost on average
+    # their loss is divided by the batch's weights: so the switch leaves its scale as it was
+    weights *= counts.sum() / (weights @ counts)
 
     def loss(logits: Tensor, y: Tensor, progress: float) -> Tensor:
         losses = F.cross_entropy(logits - _like(shift, logits)[y], y, reduction="none")

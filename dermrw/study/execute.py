@@ -24,6 +24,7 @@ from dermrw.runs import RUNS, open_run
 from dermrw.study.plan import Run, read_plan, settings_of
 from dermrw.study.result import (
     collect,
+    current_result,
     finished,
     read_result,
     results_folder,
@@ -120,14 +121,12 @@ def check_weights(runs: list[Run], options: Options) -> None:
         return
     _, origin = build_model(skin[0].load(*_weights(skin[0], options)).model, len(DIAGNOSES))
     planned = [run for run in read_plan().runs(skin[0].budget) if run.config.startswith("ham")]
-    there = next((run for run in planned if finished(run)), None)
-    if there is None:
-        return
-    before = read_result(there)["weights"]
-    if same_origin(before) != same_origin(origin):
+    there = next((result for run in planned if (result := current_result(run)) is not None), None)
+    if there is not None and same_origin(there["weights"]) != same_origin(origin):
         raise UserError(
-            f"the finished runs, such as {there.name}, started from {before}, and this one would from {origin}: name "
-            f"the same, --weights FILE, or begin a study of your own, without {results_folder(there.budget)}"
+            f"the finished runs, such as {there['row']}-{there['seed']}, started from {there['weights']}, and this one "
+            f"would from {origin}: name the same, --weights FILE, or begin a study of your own, without "
+            f"{results_folder(there['budget'])}"
         )
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from dermrw.files import write_atomic
 from dermrw.metrics import balanced_accuracy, decide
 from dermrw.runs import open_run, read_log, read_split
 from dermrw.study.plan import RESULTS, Run, settings_of
+from dermrw.study.statistics import balanced_accuracies
 
 FIRST = 100  # images of the lowest weight, of which a curator would look at all
 
@@ -79,39 +80,52 @@ def _check(result: dict[str, Any], run: Run) -> None:
         ("test", "fitted", result["balanced_accuracy"]),
     ]:
         part = result["sets"][name]
-        labels = _labels(results_folder(run.budget) / part["truth"], tuple(codes))
-        decided = np.array([-1 if d == "-" else int(d) for d in part[which]])
+        labels = read_truth(results_folder(run.budget) / part["truth"], tuple(codes)).labels
+        decided = decisions(part[which])
         if not len(decided) == len(labels) == part["images"]:
             raise ValueError(f"{len(decided)} decisions on {len(labels)} images of {name}")
-        recalls = [(decided[labels == c] == c).mean() for c in np.unique(labels)]
-        if not abs(np.mean(recalls) - stated) < 1e-5:
-            raise ValueError(f"its decisions on {name} are {np.mean(recalls):.4f} right, not {stated}")
+        (right,) = balanced_accuracies(decided[None], labels)
+        if not abs(right - stated) < 1e-5:
+            raise ValueError(f"its decisions on {name} are {right:.4f} right, not {stated}")
+
+
+class Truth(NamedTuple):
+    """What a result's decisions are of."""
+
+    labels: np.ndarray  # [N]
+    lesions: np.ndarray  # [N]
 
 
 @cache
-def _labels(path: Path, codes: tuple[str, ...]) -> np.ndarray:
-    """The true classes of a truth file, whose name says what is in it."""
+def read_truth(path: Path, codes: tuple[str, ...]) -> Truth:
+    """A truth file, whose name says what is in it."""
     text = path.read_bytes()
     if path.name != _truth_name(text):
         raise ValueError(f"{path.name} is not what it was")
-    dx = pd.read_csv(io.BytesIO(text), dtype=str)["dx"]
-    return np.array([codes.index(code) for code in dx])
+    table = pd.read_csv(io.BytesIO(text), dtype=str)
+    return Truth(np.array([codes.index(code) for code in table["dx"]]), table["lesion_id"].to_numpy())
 
 
 def _truth_name(text: bytes) -> str:
     return f"truth_{hashlib.sha256(text).hexdigest()[:12]}.csv"
 
 
-def finished(run: Run) -> bool:
-    """Whether the run has a result, of the config that the study asks for now.
+def current_result(run: Run) -> dict[str, Any] | None:
+    """The run's result, where it has one of the config that the study asks for now.
 
     Raises:
         UserError: it has one that is damaged.
     """
     try:
-        return bool(read_result(run)["config_digest"] == run.digest())
+        result = read_result(run)
     except FileNotFoundError:
-        return False
+        return None
+    return result if result["config_digest"] == run.digest() else None
+
+
+def finished(run: Run) -> bool:
+    """Whether there is a `current_result`."""
+    return current_result(run) is not None
 
 
 def collect(run: Run, folder: Path) -> dict[str, Any]:
@@ -194,6 +208,11 @@ def same_again(old: dict[str, Any], new: dict[str, Any]) -> str:
 def _digits(decisions: np.ndarray) -> str:
     """Decisions as one character an image, `-` where there was none (a tie)."""
     return "".join("-" if d < 0 else str(d) for d in decisions)
+
+
+def decisions(digits: str) -> np.ndarray:
+    """What `_digits` wrote `[N]`: -1 where there was none."""
+    return np.array([-1 if d == "-" else int(d) for d in digits])
 
 
 def write_truth(run: Run, ids: pd.Series, lesions: pd.Series, labels: np.ndarray, classes: Classes) -> str:

@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from dermrw.errors import UserError
 from dermrw.study.plan import Plan, Table
-from dermrw.study.result import finished, read_result, results_folder, same_origin
+from dermrw.study.result import current_result, decisions, read_truth, results_folder, same_origin
 from dermrw.study.statistics import Paired, paired_interval
 
 ENOUGH = 3  # seeds, before a comparison has an interval and is called one
@@ -52,14 +51,14 @@ def load_results(plan: Plan, budget: str) -> dict[str, list[dict[str, Any]]]:
     """The results of a budget, by row, in the order of their seeds; not those of settings that it no longer has."""
     found: dict[str, list[dict[str, Any]]] = {}
     for run in plan.runs(budget):
-        if finished(run):
-            found.setdefault(run.row, []).append(read_result(run))
+        if (result := current_result(run)) is not None:
+            found.setdefault(run.row, []).append(result)
     return found
 
 
 def _decisions(results: list[dict[str, Any]], part: str, which: str) -> np.ndarray:
     """Decisions `[S, N]`, -1 where there was none."""
-    return np.array([[-1 if d == "-" else int(d) for d in result["sets"][part][which]] for result in results])
+    return np.array([decisions(result["sets"][part][which]) for result in results])
 
 
 def compare(
@@ -70,11 +69,8 @@ def compare(
     one, other = ([r for r in results if r["seed"] in seeds] for results in (a, b))
     if not seeds or len({r["sets"][part]["truth"] for r in one + other}) != 1:
         return None
-    truth = pd.read_csv(results_folder(budget) / one[0]["sets"][part]["truth"], dtype=str)
-    codes = list(one[0]["recalls"])
-    labels = truth["dx"].map({code: i for i, code in enumerate(codes)}).to_numpy()
-    first, second = _decisions(one, part, which), _decisions(other, part, which)
-    return paired_interval(first, second, labels, truth["lesion_id"].to_numpy())
+    truth = read_truth(results_folder(budget) / one[0]["sets"][part]["truth"], tuple(one[0]["recalls"]))
+    return paired_interval(_decisions(one, part, which), _decisions(other, part, which), truth.labels, truth.lesions)
 
 
 def build_sections(plan: Plan, budget: str, results: dict[str, list[dict[str, Any]]]) -> list[Section]:

@@ -53,14 +53,13 @@ def paired_interval(
         drawn = rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES)  # [R, L]
         by_class[:, k] = (drawn @ sums) / (drawn @ images)[:, None]
     by_lesions = by_class.mean((1, 2))  # [R]
-    values = by_lesions + _seed_noise(_balanced(a, y), _balanced(b, y), rng)
-    low, high = np.quantile(values, [0.025, 0.975])
-    exact = np.mean([gain[:, y == c].mean() for c in present])
-    return Paired(float(exact), float(low), float(high), len(a))
+    one, other = balanced_accuracies(a, y), balanced_accuracies(b, y)
+    low, high = np.quantile(by_lesions + _seed_noise(one, other, rng), [0.025, 0.975])
+    return Paired(float(one.mean() - other.mean()), float(low), float(high), len(a))
 
 
-def _balanced(decisions: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Balanced accuracy of each seed `[S]`."""
+def balanced_accuracies(decisions: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Balanced accuracy of each row `[S]` of decisions `[S, N]` on true classes `[N]`."""
     return np.mean([(decisions[:, y == c] == c).mean(1) for c in np.unique(y)], axis=0)
 
 
