@@ -61,7 +61,7 @@ class Data(_Section):
         None,
         description="a CSV with a column image_id: other images of these lesions take no part either",
     )
-    augment: Literal["dermoscopy", "strong", "cameras", "none"] = "dermoscopy"
+    augment: Literal["dermoscopy", "strong", "cutout", "cameras", "none"] = "dermoscopy"
     views: Literal[1, 8] = Field(
         1, description="8: evaluation and the model file average the logits of all flips and quarter turns"
     )

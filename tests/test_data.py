@@ -101,7 +101,7 @@ def test_a_batch_larger_than_the_set_is_the_set() -> None:
     assert epoch_batches(np.zeros(5, int), "shuffled", 64, 0, 0).shape == (1, 5)
 
 
-@pytest.mark.parametrize("name", ["dermoscopy", "strong", "cameras"])
+@pytest.mark.parametrize("name", ["dermoscopy", "strong", "cutout", "cameras"])
 def test_augmented_pixels_rest_on_their_seed_alone(name: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 53, 3), dtype=np.uint8)
     change, again = augmenter(name, 32), augmenter(name, 32)
@@ -110,6 +110,17 @@ def test_augmented_pixels_rest_on_their_seed_alone(name: str) -> None:
     assert first.shape == (32, 32, 3) and first.dtype == np.uint8
     assert (change(pixels, 6) != first).any()
     np.testing.assert_array_equal(again(pixels, 5), first)
+
+
+def test_cutout_blackens_one_square_in_seven_of_ten() -> None:
+    change = augmenter("cutout", 32)
+    assert change is not None
+    pale = np.full((40, 53, 3), 200, dtype=np.uint8)
+    black = np.array([(change(pale, seed) == 0).all(axis=2) for seed in range(400)])
+    holes = black.any(axis=(1, 2))
+    assert abs(holes.mean() - 0.7) < 5 * np.sqrt(0.7 * 0.3 / 400)
+    rows, columns = black[holes].any(axis=2).sum(axis=1), black[holes].any(axis=1).sum(axis=1)
+    assert (black[holes].sum(axis=(1, 2)) == 12 * 12).all() and (rows == 12).all() and (columns == 12).all()
 
 
 def test_augment_none_and_seeds() -> None:
