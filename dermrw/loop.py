@@ -243,11 +243,12 @@ class Loop:
             self.save("best.pt")
         self.save("last.pt")
         zero = f"; all weights were zero in {self.all_zero:.0f} steps so far" if self.all_zero else ""
-        left = (time.monotonic() - self.started) / (self.epoch * self.steps - self.done_before)
-        left *= (self.config.train.epochs - self.epoch) * self.steps
+        left, now = "", self.epoch * self.steps
+        if now > self.done_before:  # else resumed after the epoch's last step: nothing shows the pace yet
+            left = f", {duration(self.seconds_left(self.started, self.done_before, now))} left"
         tqdm.write(
             f"epoch {self.epoch}/{self.config.train.epochs}: balanced validation accuracy {score:.3f}"
-            f"{' (best so far)' if better else ''}, {duration(left)} left{zero}"
+            f"{' (best so far)' if better else ''}{left}{zero}"
         )
 
     def best_guess(self) -> nn.Module:
@@ -262,16 +263,27 @@ class Loop:
         kept = " and keeps its last checkpoint" if (self.run / "last.pt").exists() else ""
         return UserError(f"{what}: the run stopped{kept}; try a lower rate in a new run, such as {mend}")
 
+    def work(self, steps: int) -> float:
+        """What the first so many steps cost, in steps of `data.size`: time goes with the pixels of an image."""
+        train = self.config.train
+        small = min(steps, train.first_epochs * self.steps)
+        return small * (train.first_size / self.config.data.size) ** 2 + steps - small
+
+    def seconds_left(self, since: float, before: int, now: int) -> float:
+        """Until the end, if the rest goes as the steps `before` to `now` did, which began at the time `since`."""
+        pace = (time.monotonic() - since) / (self.work(now) - self.work(before))
+        return pace * (self.work(self.steps * self.config.train.epochs) - self.work(now))
+
     def estimate(self) -> None:
         """After the first steps, once: how long it all will take and, where that is hours, what shortens it."""
-        done = self.epoch * self.steps + self.step - self.done_before
+        now = self.epoch * self.steps + self.step
+        done = now - self.done_before
         if done == WARM_UP:
             self.warm = time.monotonic()
         if done != 3 * WARM_UP:
             return
         train = self.config.train
-        left = self.steps * train.epochs - self.done_before - done
-        seconds = (time.monotonic() - self.warm) / (done - WARM_UP) * left
+        seconds = self.seconds_left(self.warm, now - done + WARM_UP, now)
         text = f"About {duration(seconds)} to go on this machine."
         if seconds > 3600:
             epochs = max(1, int(train.epochs * 1800 / seconds))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -130,6 +131,42 @@ def test_the_first_epochs_see_smaller_images(sample: Path, tmp_path: Path, monke
     monkeypatch.setattr(Loop, "train_step", noting)
     train(config(sample, "train.first_share=0.5", "train.first_size=32", "data.size=40"), tmp_path / "run")
     assert set(seen) == {(0, 32, 32), (1, 40, 40)}
+
+
+def test_the_time_left_knows_that_later_images_are_larger(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, clock, steps = Loop.train_step, [0.0], []
+
+    def timed(self: Loop, images: Tensor, *args: Tensor) -> dict:
+        clock[0] += 60 * (images.shape[1] / 64) ** 2
+        steps.append(images.shape[1])
+        return step(self, images, *args)
+
+    monkeypatch.setattr(Loop, "train_step", timed)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))  # others' clocks go on
+    train(config(sample, "train.first_share=0.5", "train.first_size=32", "data.size=64"), tmp_path / "run")
+    said, large = capsys.readouterr().out, steps.count(64)
+    assert large == steps.count(32) and 2 * large > 9
+    assert "epoch 1/2: balanced validation accuracy" in said and f", {large} min left" in said
+    assert f"About {2 * large - 9} min to go" in said
+
+
+def test_a_crash_between_the_last_step_and_validation(
+    whole: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crashing(self: Loop) -> None:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Loop, "validate", crashing)
+    asked = config(sample, "train.checkpoint_seconds=1e-9")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(asked, tmp_path / "run")
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert state["epoch"] == 0 and state["step"] == read_log(whole)[0]["step"] > 0
+    monkeypatch.undo()
+    train(asked, tmp_path / "run")
+    assert_same_end(whole, tmp_path / "run")
 
 
 def start(sample: Path, run: Path) -> subprocess.Popen:
