@@ -127,7 +127,9 @@ class Train(_Section):
     first_share: float = Field(
         0.0, ge=0, lt=1, description="this share of the epochs sees images of first_size, the rest of data.size"
     )
-    first_size: int = Field(128, ge=32, le=1024, description="side in pixels; small images are quick to learn from")
+    first_size: int = Field(
+        128, ge=32, le=1024, description="side in pixels; small images are quick to learn from, larger ones unused"
+    )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="each block's rate is so many times that of the block above"
     )
@@ -138,11 +140,6 @@ class Train(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     checkpoint_seconds: float = Field(120.0, gt=0, description="at most so much work is lost when a run is killed")
-
-    @property
-    def first_epochs(self) -> int:
-        """How many epochs see images of `first_size`."""
-        return int(self.first_share * self.epochs)
 
 
 class Config(_Section):
@@ -179,6 +176,11 @@ class Config(_Section):
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self
+
+    @property
+    def first_epochs(self) -> int:
+        """How many epochs see images of `train.first_size`: none where that isn't smaller than `data.size`."""
+        return int(self.train.first_share * self.train.epochs) if self.train.first_size < self.data.size else 0
 
 
 def known_keys() -> list[str]:

@@ -127,7 +127,7 @@ class Loop:
     def read_images(self) -> None:
         """Has the training and the meta images in memory, of the size that the present epoch asks for."""
         train = self.config.train
-        size = train.first_size if self.epoch < train.first_epochs else self.config.data.size
+        size = train.first_size if self.epoch < self.config.first_epochs else self.config.data.size
         if size == self.size:
             return
         if self.size:
@@ -265,9 +265,8 @@ class Loop:
 
     def work(self, steps: int) -> float:
         """What the first so many steps cost, in steps of `data.size`: time goes with the pixels of an image."""
-        train = self.config.train
-        small = min(steps, train.first_epochs * self.steps)
-        return small * (train.first_size / self.config.data.size) ** 2 + steps - small
+        small = min(steps, self.config.first_epochs * self.steps)
+        return small * (self.config.train.first_size / self.config.data.size) ** 2 + steps - small
 
     def seconds_left(self, since: float, before: int, now: int) -> float:
         """Until the end, if the rest goes as the steps `before` to `now` did, which began at the time `since`."""

@@ -47,7 +47,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
     model, origin = job.in_turn(lambda: build_model(config.model, classes))
-    for size in {config.data.size, *([config.train.first_size] if config.train.first_epochs else [])}:
+    for size in {config.data.size, *([config.train.first_size] if config.first_epochs else [])}:
         check_fit(model, config.model.backbone, size)
     freeze(model, config.model.freeze)
     steps = steps_per_epoch(len(splits.train), config.train.batch_size) * config.train.epochs
@@ -95,8 +95,8 @@ def _choose(
 
 
 def _sizes(config: Config) -> str:
-    first = f"{config.train.first_size} px for {config.train.first_epochs} epochs, then "
-    return f"{first if config.train.first_epochs else ''}{config.data.size} px"
+    first = f"{config.train.first_size} px for {config.first_epochs} epochs, then "
+    return f"{first if config.first_epochs else ''}{config.data.size} px"
 
 
 def _resolved(config: Config, choice: Choice) -> Config:

@@ -133,6 +133,12 @@ def test_the_first_epochs_see_smaller_images(sample: Path, tmp_path: Path, monke
     assert set(seen) == {(0, 32, 32), (1, 40, 40)}
 
 
+@pytest.mark.parametrize(("size", "epochs"), [(32, 0), (128, 0), (129, 5), (224, 5)])
+def test_the_first_images_are_never_the_larger_ones(size: int, epochs: int) -> None:
+    asked = load_config(None, ["train.epochs=10", "train.first_share=0.5", "train.first_size=128", f"data.size={size}"])
+    assert asked.first_epochs == epochs
+
+
 def test_the_time_left_knows_that_later_images_are_larger(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import argparse
 import shlex
 import sys
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 
 from dermrw.errors import UserError, plain_endings
@@ -108,7 +109,9 @@ def _run(arguments: argparse.Namespace) -> None:
 def _named(runs: list[Run], name: str) -> Run:
     found = [run for run in runs if run.name == name]
     if not found:
-        raise UserError(f"the study has no run {name}: --list prints those that it has")
+        names = [run.name for run in runs]
+        close = (get_close_matches(name, names, 1) or names)[0]  # --list prints only what is missing
+        raise UserError(f"the study has no run {name}: a run is a row and a seed of it, such as {close}")
     return found[0]
 
 
