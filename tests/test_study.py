@@ -459,7 +459,7 @@ def test_mistakes_are_sentences(
     for arguments, said in [
         (["--table", "nonsense"], "there is no table nonsense"),
         (["--run", "nonsense-0"], "the study has no run nonsense-0"),
-        (["--run", "ham_focal"], "a run is a row and a seed of it, such as ham_focal-"),
+        (["--run", "ham_reweight"], "a run is a row and a seed of it, such as ham_reweight-"),
         (["--weights", "nowhere.pth"], "nowhere.pth, which is not a file"),
         (["--report"], "holds no result yet"),
         (["--run", "ham_reweight-0", "--again"], "ham_reweight-0 has no result yet"),
