@@ -282,7 +282,7 @@ class Loop:
         if done != 3 * WARM_UP:
             return
         train = self.config.train
-        seconds = self.seconds_left(self.warm, now - done + WARM_UP, now)
+        seconds = self.seconds_left(self.warm, self.done_before + WARM_UP, now)
         text = f"About {duration(seconds)} to go on this machine."
         if seconds > 3600:
             epochs = max(1, int(train.epochs * 1800 / seconds))
