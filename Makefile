@@ -69,7 +69,7 @@ export: $(READY) ## write a run's (the latest's) model.onnx and MODEL_CARD.md
 	$(PY) -m export $(if $(RUN),"$(RUN)") $(ARGS)
 
 challenge: $(READY) ## show a run's exported model pictures that it should refuse, and damaged lesions
-	$(PY) -m export.challenge $(if $(RUN),"$(RUN)") $(ARGS)
+	$(PY) -m export.stress_test $(if $(RUN),"$(RUN)") $(ARGS)
 
 index: $(READY) ## let the demo show the nearest cases of your HAM10000 beside its answer (MODEL=file.onnx)
 	$(PY) -m export.index $(if $(MODEL)$(RUN),"$(or $(MODEL),$(RUN))") $(ARGS)
@@ -84,7 +84,7 @@ reproduce: $(READY) ## run what is missing of the study, then write its report (
 	$(PY) -m dermrw.study --budget $(BUDGET) $(ARGS)
 
 box: $(READY) ## make RUN, exported and challenged, the model that comes with dermrw
-	$(PY) -m export.box "$(RUN)" $(ARGS)
+	$(PY) -m export.ship "$(RUN)" $(ARGS)
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)

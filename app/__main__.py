@@ -8,13 +8,14 @@ import socket
 import sys
 from pathlib import Path
 
-from app.guard import own_names
-from app.uploads import clear_stale
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import open_regular
-from dermrw.neighbours import Index, index_of
-from dermrw.predict import Classifier
+from dermrw.inference.case_index import Index, index_of
+from dermrw.inference.classifier import Classifier
+
+from .middleware import own_names
+from .uploads import clear_stale
 
 HOST, PORT = "127.0.0.1", 7860
 
@@ -113,8 +114,8 @@ def main() -> None:
         bound = free_port(arguments.host, arguments.port)
         import uvicorn
 
-        from app.engine import Engine
-        from app.page import UPLOADS, build_app
+        from .engine import Engine
+        from .page import UPLOADS, build_app
 
         clear_stale()
         index = find_index(classifier)

@@ -9,11 +9,12 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 
-from app.engine import MOST_BYTES, MOST_PICTURES, Engine, Picture
-from app.guard import MOST_REQUEST
+from dermrw.decisions.prevalence import parse_prevalence
 from dermrw.errors import UserError
-from dermrw.lesion import together
-from dermrw.prevalence import parse_prevalence
+from dermrw.inference.lesion import together
+
+from .engine import MOST_BYTES, MOST_PICTURES, Engine, Picture
+from .middleware import MOST_REQUEST
 
 MOST_WAITING = 40  # requests; one more is told to come back
 SECONDS = 60  # that a request may take to arrive

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.lesion import Lesion, shifted
-from dermrw.neighbours import Case, Index
-from dermrw.predict import Classifier, Explanation
+from dermrw.inference.case_index import Case, Index
+from dermrw.inference.classifier import Classifier, Explanation
+from dermrw.inference.lesion import Lesion, shifted
 
 MOST_BYTES = 30_000_000  # of one file
 MOST_PICTURES = 10  # of one lesion

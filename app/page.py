@@ -7,23 +7,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from app.strict import MOST_WAITING, NOT_HERE, UPLOADS, Page, upload  # isort: skip  (before Gradio, which it restrains)
+from .gradio_hardening import MOST_WAITING, NOT_HERE, UPLOADS, Page, upload  # isort: skip  (before Gradio, which it restrains)
 
 import gradio
 import numpy as np
 from fastapi import FastAPI, Request, Response
 
-from app.api import add_api
-from app.engine import MOST_BYTES, MOST_PICTURES, Engine, Picture, plain_name
-from app.guard import MOST_REQUEST, Guard
-from app.many import MOST_IMAGES, Row, classify_many
-from app.memory import Memory
-from app.words import answer, fault, fixed
+from dermrw.decisions.prevalence import parse_prevalence
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
-from dermrw.lesion import together
-from dermrw.predict import Explanation
-from dermrw.prevalence import parse_prevalence
+from dermrw.inference.classifier import Explanation
+from dermrw.inference.lesion import together
+
+from .api import add_api
+from .engine import MOST_BYTES, MOST_PICTURES, Engine, Picture, plain_name
+from .middleware import MOST_REQUEST, Guard
+from .page_cache import Memory
+from .render import answer, fault, fixed
+from .table import MOST_IMAGES, Row, classify_many
 
 HERE = Path(__file__).parent
 CSS = (HERE / "page.css").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ Importing this package imports nothing else; take what you need from its modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dermrw.predict import Classifier as Classifier
+    from dermrw.inference.classifier import Classifier as Classifier
 
 __version__ = "0.3.0"
 
@@ -15,7 +15,7 @@ __version__ = "0.3.0"
 def __getattr__(name: str) -> Any:
     # on demand (PEP 562): `import dermrw` stays instant, and training needs no ONNX Runtime
     if name == "Classifier":
-        from dermrw.predict import Classifier
+        from dermrw.inference.classifier import Classifier
 
         return Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def _training_config(name: str, overrides: list[str]) -> "Config":
     """The config, or the embedded sample's where HAM10000 is asked for without a place and is at none."""
     from dermrw.config import CONFIGS, find_config, load_config
-    from dermrw.tables import find_ham10000
+    from dermrw.datasets.ham10000 import find_ham10000
 
     config = load_config(find_config(name), overrides)
     if config.data.name == "ham10000" and find_ham10000(config.data.root) is None:
@@ -72,23 +72,23 @@ def _training_config(name: str, overrides: list[str]) -> "Config":
 def _run(arguments: argparse.Namespace) -> None:
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # torch's own, on import of functorch
     if arguments.command == "download":
-        from dermrw.download import download
+        from dermrw.datasets.download import download
 
         download(arguments.folder, source=arguments.source, official=not arguments.no_official)
     elif arguments.command == "check":
-        from dermrw.check import check
+        from dermrw.datasets.verify import check
 
         check(arguments.folder)
     elif arguments.command == "train":
-        from dermrw.launch import launch
-        from dermrw.processes import launched, speaks
+        from dermrw.training.distributed import launched, speaks
+        from dermrw.training.launch import launch
 
         if arguments.processes < 1:
             raise UserError(f"--processes takes a number from 1 on, not {arguments.processes}")
         if arguments.processes > 1 and not launched():
             launch(arguments.processes, sys.argv[1:])
             return
-        from dermrw.train import train
+        from dermrw.training.train import train
 
         if "=" in arguments.config:  # overrides alone: the default config
             arguments.overrides.insert(0, str(arguments.config))
@@ -100,12 +100,12 @@ def _run(arguments: argparse.Namespace) -> None:
         if config.data.name == "sample" and speaks():
             print(SAMPLE_NOTICE)
     elif arguments.command == "audit":
-        from dermrw.audit import audit
-        from dermrw.runs import latest_run
+        from dermrw.evaluation.audit import audit
+        from dermrw.training.run_folder import latest_run
 
         audit(arguments.run or latest_run(), arguments.count)
     elif arguments.command == "predict":
-        from dermrw.batch import predict
+        from dermrw.inference.predict_files import predict
 
         predict(
             arguments.model,
@@ -116,8 +116,8 @@ def _run(arguments: argparse.Namespace) -> None:
             device=arguments.device,
         )
     else:
-        from dermrw.evaluate import evaluate
-        from dermrw.runs import latest_run
+        from dermrw.evaluation.evaluate import evaluate
+        from dermrw.training.run_folder import latest_run
 
         if arguments.run is not None and "=" in str(arguments.run):
             arguments.overrides.insert(0, str(arguments.run))

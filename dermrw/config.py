@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dermrw.errors import UserError
 from dermrw.files import expand_home
-from dermrw.yaml_text import parse_value, read_yaml, short
+from dermrw.strict_yaml import parse_value, read_yaml, short
 
 _HERE = Path(__file__).resolve().parent
 # in an installed package the configs lie inside it, in a checkout beside it

@@ -12,7 +12,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from dermrw.config import Model
 from dermrw.errors import UserError
-from dermrw.pixels import MEAN, STD
+from dermrw.images.preprocess import MEAN, STD
 
 # googlenet and inception_v3 return auxiliary logits in train mode; squeezenet ends in a convolution
 UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}

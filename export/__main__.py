@@ -11,25 +11,26 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 import dermrw
-from dermrw.calibration import EqualPrevalence
-from dermrw.checks import Checks
-from dermrw.cifar import CIFAR_CLASSES
 from dermrw.config import Config
-from dermrw.data import load_splits, resolve_root
+from dermrw.datasets.cifar10 import CIFAR_CLASSES
+from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
-from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError, plain_endings
-from dermrw.evaluate import load_best, with_overrides
-from dermrw.familiarity import Familiarity
+from dermrw.evaluation.calibration import EqualPrevalence
+from dermrw.evaluation.evaluate import load_best, with_overrides
+from dermrw.evaluation.image_checks import Checks
+from dermrw.evaluation.ood_score import Familiarity
 from dermrw.files import open_regular, require_writable, write_atomic
-from dermrw.model_file import ModelInfo, Proportion, Score, Triage, first_fault
-from dermrw.pixels import read_image
-from dermrw.runs import latest_run, open_run, read_split
-from export.build import build, check
-from export.card import model_card
-from export.diagram import reliability_diagram
-from export.network import Exported
-from export.report import Part, Report, official_reports, report_of
+from dermrw.images.preprocess import read_image
+from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault
+from dermrw.training.run_folder import latest_run, open_run, read_split
+
+from .build import build, check
+from .card import model_card
+from .diagram import reliability_diagram
+from .network import Exported
+from .report import Part, Report, official_reports, report_of
 
 PICTURES = 12  # that the check compares
 HAM_LICENCE = (

@@ -14,10 +14,11 @@ import torch
 from onnx import compose
 
 from dermrw.errors import UserError
-from dermrw.model_file import INPUT, OUTPUTS, ModelInfo
-from dermrw.predict import Classifier
-from export.network import Exported
-from export.pillow_resize import resize_graph
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
+
+from .network import Exported
+from .pillow_resize import resize_graph
 
 OPSET = 20
 TOLERANCE = 1e-4  # of a probability, and of the activation map and the embedding relative to their largest value

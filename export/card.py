@@ -8,10 +8,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.config import Config
-from dermrw.model_file import ModelInfo
+from dermrw.inference.model_file import ModelInfo
 from dermrw.study.plan import PLACE
-from export.report import Report
-from export.strangers import LIKENESSES
+
+from .foreign_pictures import LIKENESSES
+from .report import Report
 
 
 def _percent(value: float | None) -> str:
@@ -54,7 +55,7 @@ def model_card(
         info: the model file's metadata.
         file_digest: SHA-256 of the model file.
         config: of the run.
-        doubt: what `export.challenge` found, where it ran.
+        doubt: what `export.stress_test` found, where it ran.
         official: of the same checkpoint, on ISIC 2018's official sets.
     """
     environment = Environment(

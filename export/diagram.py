@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dermrw.decisions.prevalence import at_prevalence
 from dermrw.errors import UserError
-from dermrw.metrics import class_balanced_weights, prevalence_weights, score_weights
-from dermrw.model_file import ModelInfo
-from dermrw.prevalence import at_prevalence
-from dermrw.reliability import expected_calibration_error, reliability_curve
+from dermrw.inference.model_file import ModelInfo
+from dermrw.metrics.calibration_error import expected_calibration_error, reliability_curve
+from dermrw.metrics.classification import class_balanced_weights, prevalence_weights, score_weights
 
 
 def reliability_diagram(run: Path, info: ModelInfo) -> bytes:

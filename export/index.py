@@ -11,14 +11,14 @@ import onnx
 import onnxruntime
 from tqdm import tqdm
 
+from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import require_writable, write_atomic
-from dermrw.model_file import INPUT
-from dermrw.neighbours import CASES, Index, index_of
-from dermrw.pixels import evaluation_pixels
-from dermrw.predict import Classifier
-from dermrw.runs import read_split
-from dermrw.tables import find_ham10000, read_ham10000, with_images
+from dermrw.images.preprocess import evaluation_pixels
+from dermrw.inference.case_index import CASES, Index, index_of
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.model_file import INPUT
+from dermrw.training.run_folder import read_split
 
 BATCH = 32
 IN_THE_BOX = Path("app/model.onnx")

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dermrw.calibration import EqualPrevalence
-from dermrw.checks import Checks
-from dermrw.familiarity import Watch
+from dermrw.evaluation.calibration import EqualPrevalence
+from dermrw.evaluation.image_checks import Checks
+from dermrw.evaluation.ood_score import Watch
 from dermrw.models import last_linear, to_input, views
-from export.parts import cut, logits_and_map
+
+from .backbone_head import cut, logits_and_map
 
 
 class Exported(nn.Module):

@@ -45,7 +45,7 @@ def _grey(total: DOUBLE) -> DOUBLE:
 
 
 def resize_graph(size: int) -> onnx.ModelProto:
-    """`dermrw.pixels.resize` and `center_crop`: images uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
+    """`preprocess.resize` and `center_crop`: images uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
 
     @script()
     def resize(images: UINT8["N", "H", "W", 3]) -> UINT8["N", size, size, 3]:  # noqa: F821

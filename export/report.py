@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dermrw.config import Config
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
-from dermrw.evaluate import evaluate
+from dermrw.evaluation.evaluate import evaluate
 from dermrw.files import open_regular
-from dermrw.model_file import first_fault
+from dermrw.inference.model_file import first_fault
 
 
 class _Part(BaseModel):

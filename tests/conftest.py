@@ -13,9 +13,9 @@ from PIL import Image
 from serving import Server
 
 from dermrw.__main__ import main
-from dermrw.drawing import draw_lesion
-from dermrw.runs import latest_run
-from dermrw.synthetic import write_sample
+from dermrw.datasets.sample import write_sample
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.training.run_folder import latest_run
 from export.__main__ import export
 
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -55,7 +55,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("HAM10000_DIR", raising=False)
-        patch.setattr("dermrw.data.write_sample", lambda _: sample)
+        patch.setattr("dermrw.datasets.dataset.write_sample", lambda _: sample)
         command(patch, "train", *TINY)
         command(patch, "eval")
         export(latest_run(), [])

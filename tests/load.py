@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from serving import Client, Server
 
-from dermrw.drawing import draw_lesion
+from dermrw.datasets.sample_drawing import draw_lesion
 
 
 def megabytes(server: Server) -> int:

@@ -13,18 +13,18 @@ import pytest
 from serving import ROOT
 
 from app.engine import Engine, plain_name
-from app.guard import own_names
 from app.heatmap import SIDE, heat, overlay
-from app.many import _cell
-from app.memory import MOST_PAGES, Memory
+from app.middleware import own_names
 from app.page import _stated
+from app.page_cache import MOST_PAGES, Memory
+from app.render import answer, doubt, fault, fixed, percent
+from app.table import _cell
 from app.uploads import Uploads
-from app.words import answer, doubt, fault, fixed, percent
 from dermrw.config import load_config
 from dermrw.errors import UserError
-from dermrw.lesion import Lesion, together
-from dermrw.predict import Classifier, Explanation
-from dermrw.verdict import Verdict
+from dermrw.inference.classifier import Classifier, Explanation
+from dermrw.inference.lesion import Lesion, together
+from dermrw.inference.verdict import Verdict
 from export.card import model_card
 from export.report import Report
 

@@ -11,8 +11,8 @@ from conftest import command, draw
 from PIL import Image
 from serving import Server, basic
 
-from app.guard import MOST_ELSE, MOST_REQUEST
-from dermrw.predict import Classifier
+from app.middleware import MOST_ELSE, MOST_REQUEST
+from dermrw.inference.classifier import Classifier
 
 
 def rows(path: Path) -> dict[str, dict[str, str]]:

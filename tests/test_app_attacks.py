@@ -20,7 +20,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from app.guard import Guard, own_names
+from app.middleware import Guard, own_names
 from app.uploads import Uploads
 
 META = {"meta": {"_type": "gradio.FileData"}}
@@ -172,7 +172,7 @@ def test_a_wrong_password_is_slow(model: Path, tmp_path: Path) -> None:
 
 
 def test_many_guesses_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.guard.WRONG_SECONDS", 0.2)
+    monkeypatch.setattr("app.middleware.WRONG_SECONDS", 0.2)
     uploads = Uploads()
     guarded = Guard(PlainTextResponse("in"), own_names("localhost"), uploads, "long enough")
 
@@ -206,7 +206,7 @@ def test_many_guesses_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_sends_too_slowly_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.guard.FIRST_SECONDS", 0.3)
+    monkeypatch.setattr("app.middleware.FIRST_SECONDS", 0.3)
 
     async def reads(scope: Scope, receive: Receive, send: Send) -> None:
         size = len(await Request(scope, receive).body())

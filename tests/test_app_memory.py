@@ -18,7 +18,7 @@ from serving import Client
 from app.__main__ import free_port
 from app.engine import Engine
 from app.page import build_app
-from dermrw.predict import Classifier
+from dermrw.inference.classifier import Classifier
 
 NAME = "-".join(["mrs", "smith", "4711"])  # so that no constant of this file holds it
 REST = ["equal", *[None] * 7]
@@ -64,7 +64,7 @@ def holders(text: str) -> list[str]:
 
 
 def test_nothing_is_left_of_a_closed_page(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.strict.UNREAD_EVERY", 0.2)
+    monkeypatch.setattr("app.gradio_hardening.UNREAD_EVERY", 0.2)
     picture = draw(tmp_path / "x.jpg").read_bytes()
     with serving(model) as client:
         functions = json.loads(client.ask("/config")[1])["dependencies"]

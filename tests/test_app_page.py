@@ -19,9 +19,9 @@ from serving import Server, Visit
 
 from app.heatmap import SIDE
 from app.page import MOST_PICTURES
-from app.words import percent
-from dermrw.predict import Classifier
-from dermrw.prevalence import at_prevalence
+from app.render import percent
+from dermrw.decisions.prevalence import at_prevalence
+from dermrw.inference.classifier import Classifier
 
 WIDE, NARROW = {"width": 1180, "height": 900}, {"width": 360, "height": 780}
 LOOKS = [(size, theme) for size in (WIDE, NARROW) for theme in ("light", "dark")]

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from conftest import TINY, command
 
-from dermrw.audit import NEIGHBOURS, audit, by_weight, find, wrong_in_lowest
 from dermrw.config import load_config
 from dermrw.errors import UserError
-from dermrw.train import train
+from dermrw.evaluation.audit import NEIGHBOURS, audit, by_weight, find, wrong_in_lowest
+from dermrw.training.train import train
 
 
 @pytest.fixture(scope="module")

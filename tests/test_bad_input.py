@@ -17,11 +17,11 @@ import pytest
 import torch
 from conftest import TINY, command
 
-from dermrw.checkpoint import load_checkpoint
 from dermrw.config import known_keys, load_config
+from dermrw.datasets.ham10000 import read_ham10000
 from dermrw.errors import UserError, plain_endings
-from dermrw.runs import sole_training
-from dermrw.tables import read_ham10000
+from dermrw.training.checkpoint import load_checkpoint
+from dermrw.training.run_folder import sole_training
 from export.__main__ import main as export_main
 
 SMALL = [*TINY, "name=small", "data.name=sample", "data.meta=rule", "model.backbone=small_cnn", "model.weights=none"]
@@ -215,7 +215,7 @@ def test_one_bad_image_of_many(
 def test_two_trainings_into_one_run(sample: Path, tmp_path: Path, says: Callable[..., str]) -> None:
     run = tmp_path / "run"
     code = (
-        "import sys, time; from pathlib import Path; from dermrw.runs import sole_training\n"
+        "import sys, time; from pathlib import Path; from dermrw.training.run_folder import sole_training\n"
         "with sole_training(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)

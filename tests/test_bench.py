@@ -9,7 +9,7 @@ import torch
 from dermrw.bench import __main__ as module
 from dermrw.bench.distances import distance, measure
 from dermrw.bench.measure import autocast, build, flops, peak_memory
-from dermrw.bench.ways import EXACT, WAYS, run, ways
+from dermrw.bench.methods import EXACT, WAYS, run, ways
 
 CPU = torch.device("cpu")
 

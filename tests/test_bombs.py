@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from test_pixels import picture, saved
 
-from dermrw.bombs import MOST_SCANS, Directories, of_jpeg, of_tiff
 from dermrw.errors import UserError
-from dermrw.pixels import read_image
+from dermrw.images.bombs import MOST_SCANS, Directories, of_jpeg, of_tiff
+from dermrw.images.preprocess import read_image
 
 MANY = 50_000_000
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime, minimize
 
-from dermrw import metrics, reliability
-from dermrw.calibration import (
+from dermrw.decisions.prevalence import at_prevalence
+from dermrw.evaluation.calibration import (
     T_BOUNDS,
     EqualPrevalence,
     clustered_mean,
@@ -16,7 +16,8 @@ from dermrw.calibration import (
     fit_at,
     objective,
 )
-from dermrw.prevalence import at_prevalence
+from dermrw.metrics import calibration_error as reliability
+from dermrw.metrics import classification as metrics
 
 PRIOR = np.array([1113, 6705, 514, 327, 1099, 115, 142]) / 10015
 ALL = np.ones(7, bool)
@@ -208,7 +209,7 @@ def test_the_table():
 
 def test_held_out_means_held_out(monkeypatch):
     """No fold is fitted to a lesion that it is then judged on, and every image is judged once per strength."""
-    import dermrw.calibration as module
+    import dermrw.evaluation.calibration as module
 
     z, y, lesions = world([12, 40, 8, 5, 9, 5, 6], 0, 1)
     z[:, 0] = np.arange(len(y)) * 1e-9  # a mark to know images by

@@ -8,13 +8,13 @@ from PIL import Image
 
 from dermrw.config import differences, load_config
 from dermrw.errors import UserError
-from dermrw.predict import Classifier
+from dermrw.inference.classifier import Classifier
 from dermrw.study.plan import PLACE
 from export import challenge as module
-from export.box import box
 from export.card import recipe
-from export.challenge import DAMAGES, FATES, challenge
-from export.strangers import LIKENESSES, composed, from_lesions, shipped
+from export.foreign_pictures import LIKENESSES, composed, from_lesions, shipped
+from export.ship import box
+from export.stress_test import DAMAGES, FATES, challenge
 
 
 def test_the_first_degree_of_every_damage_leaves_the_picture_as_it_is() -> None:

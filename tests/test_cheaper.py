@@ -9,9 +9,9 @@ import torchvision.models as tv
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dermrw.cheaper import finite_difference_scores, last_stage_scores
 from dermrw.models import last_stage
-from dermrw.reweight import losses_along, meta_gradient, normalize
+from dermrw.reweight.approximations import finite_difference_scores, last_stage_scores
+from dermrw.reweight.meta_step import losses_along, meta_gradient, normalize
 
 CLASSES = 7
 Case = tuple[nn.Module, tuple[Tensor, Tensor, Tensor, Tensor]]

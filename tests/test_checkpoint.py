@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dermrw.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
+from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {
     "model": {"w": torch.arange(3.0)}, "optimizer": {}, "schedule": {}, "objective": {}, "classes": ["a"], "origin": "",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dermrw.conformal import ROUNDING, fit_thresholds, prediction_sets
+from dermrw.decisions.conformal import ROUNDING, fit_thresholds, prediction_sets
 
 
 def cases(rng: np.random.Generator, lesions: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from dermrw.augment import augmenter, example_seed
 from dermrw.config import Data
-from dermrw.data import Pixels, Splits, epoch_batches, in_order, load_splits, loader
+from dermrw.datasets.augment import augmenter, example_seed
+from dermrw.datasets.dataset import Pixels, Splits, epoch_batches, in_order, load_splits, loader
 from dermrw.errors import UserError
-from dermrw.pixels import evaluation_pixels
+from dermrw.images.preprocess import evaluation_pixels
 
 DATA = Data(name="sample", size=32, meta="rule")
 

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermrw.decisions import Decisions, Predicted
+from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import DX
-from dermrw.refusal import CHECKS
+from dermrw.evaluation.decision_rules import Decisions, Predicted
 
 THRESHOLDS = np.array([0.2, 0.3, 0.25, 0.2, 0.15, 0.4, 0.35])
 RULE = Decisions(

@@ -24,9 +24,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dermrw.drawing import draw_lesion
+from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
-from dermrw.pixels import read_image
+from dermrw.images.preprocess import read_image
 
 PIXELS = draw_lesion("mel", np.random.default_rng(0), np.random.default_rng(1), 60, 80)  # [60, 80, 3]
 
@@ -161,7 +161,7 @@ SAMPLES = sorted((Path(pydicom.__file__).parent / "data/test_files").glob("*.dcm
 def test_nothing_in_a_file_is_printed(tmp_path: Path) -> None:
     odd = dicom(tmp_path / "odd.dcm")
     odd.write_bytes(odd.read_bytes().replace(b"19500101", b"Mary1950"))
-    code = "import sys; from dermrw.pixels import read_image; read_image(sys.argv[1])"
+    code = "import sys; from dermrw.images.preprocess import read_image; read_image(sys.argv[1])"
     for path in (odd, next(p for p in SAMPLES if p.name == "SC_rgb_jpeg.dcm")):  # pydicom warns of both
         ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
         assert (ended.stdout, ended.stderr) == ("", "")

@@ -18,8 +18,8 @@ import pooch
 import pytest
 import requests
 
-from dermrw import download as module
-from dermrw.download import DOI, STAGING, download
+from dermrw.datasets import download as module
+from dermrw.datasets.download import DOI, STAGING, download
 from dermrw.errors import UserError
 
 LISTING = "/api/datasets/:persistentId/"

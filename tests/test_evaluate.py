@@ -11,13 +11,13 @@ import torch
 from conftest import TINY, command
 from sklearn.metrics import balanced_accuracy_score
 
-from dermrw.data import ImageSet
+from dermrw.datasets.dataset import ImageSet
 from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
-from dermrw.evaluate import evaluate, read_predictions, write_predictions
-from dermrw.figures import looks
-from dermrw.report import training_figures
-from dermrw.scores import Scored, age_band, build_report
+from dermrw.evaluation.evaluate import evaluate, read_predictions, write_predictions
+from dermrw.reports.figures import looks
+from dermrw.reports.report_html import training_figures
+from dermrw.reports.report_json import Scored, age_band, build_report
 
 COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 

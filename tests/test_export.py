@@ -16,22 +16,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dermrw.calibration import EqualPrevalence
-from dermrw.checkpoint import load_checkpoint
-from dermrw.checks import Checks
 from dermrw.config import Model, load_config
+from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
-from dermrw.familiarity import Familiarity, Watch, describe, middle
-from dermrw.model_file import ModelInfo, Score
+from dermrw.evaluation.calibration import EqualPrevalence
+from dermrw.evaluation.image_checks import Checks
+from dermrw.evaluation.ood_score import Familiarity, Watch, describe, middle
+from dermrw.images.preprocess import center_crop, evaluation_pixels, resize
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.model_file import ModelInfo, Score
 from dermrw.models import backbones, build_model, to_input
-from dermrw.pixels import center_crop, evaluation_pixels, resize
-from dermrw.predict import Classifier
-from dermrw.refusal import CHECKS
+from dermrw.training.checkpoint import load_checkpoint
 from export.__main__ import export, main
+from export.backbone_head import _ClassToken, cut, logits_and_map
 from export.build import build, check
 from export.network import Exported
-from export.parts import _ClassToken, cut, logits_and_map
 from export.pillow_resize import resize_graph
 from export.report import report_of
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torchvision import models as tv
 
-from dermrw.familiarity import Familiarity, Watch, describe, middle
+from dermrw.evaluation.ood_score import Familiarity, Watch, describe, middle
 from dermrw.models import SmallCNN
 
 

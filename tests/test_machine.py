@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from dermrw import machine
 from dermrw.config import Train
-from dermrw.machine import choose
+from dermrw.training import device as machine
+from dermrw.training.device import choose
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_sample_weight
 
-from dermrw import metrics, reliability
 from dermrw.diagnoses import COLUMNS, DX
+from dermrw.metrics import calibration_error as reliability
+from dermrw.metrics import classification as metrics
 
 ORACLE = Path(__file__).parent / "isic_oracle"
 ANSWERS = json.loads((ORACLE / "answers.json").read_text())

@@ -7,13 +7,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from app.__main__ import find_index, find_model
 from app.engine import Engine
-from app.words import answer, example
+from app.render import answer, example
+from dermrw.datasets.ham10000 import read_ham10000
 from dermrw.errors import UserError
-from dermrw.lesion import together
-from dermrw.neighbours import Index, index_of
-from dermrw.predict import Classifier
-from dermrw.tables import read_ham10000
-from dermrw.verdict import judged
+from dermrw.inference.case_index import Index, index_of
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.lesion import together
+from dermrw.inference.verdict import judged
 from export.index import write_index
 
 

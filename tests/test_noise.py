@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 
 from dermrw.config import load_config
-from dermrw.data import Splits, load_splits, true_labels
+from dermrw.datasets.dataset import Splits, load_splits, true_labels
+from dermrw.datasets.label_noise import MISTAKEN_FOR, with_wrong_labels
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.noise import MISTAKEN_FOR, with_wrong_labels
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dermrw.config import load_config
 from dermrw.errors import UserError
 from dermrw.objectives import Batch, build_objective
 from dermrw.objectives.noise_weights import START, NoiseWeights, margin, noise_weights
-from dermrw.reweight import losses_along, meta_gradient, outputs_along
+from dermrw.reweight.meta_step import losses_along, meta_gradient, outputs_along
 
 
 def test_the_weight_is_what_the_likelihood_of_a_noisy_label_does_to_cross_entropys_gradient() -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from dermrw.config import load_config
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.objectives.meta_weight_net import MetaWeightNet
-from dermrw.reweight import reweighted_losses
+from dermrw.reweight.meta_step import reweighted_losses
 
 
 def objective_of(*overrides: str, examples: int = 20, classes: int = 3, steps: int = 100) -> Objective:

@@ -4,9 +4,9 @@ import torchvision
 from torch import nn
 
 from dermrw.config import Train
-from dermrw.loop import running_mean
 from dermrw.models import trainable_blocks, views
-from dermrw.optim import build_optimizer, build_schedule
+from dermrw.training.loop import running_mean
+from dermrw.training.optim import build_optimizer, build_schedule
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "vit_b_16", "densenet121"])

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from dermrw.errors import UserError
-from dermrw.pixels import evaluation_pixels, read_image, resize, resized_pixels
+from dermrw.images.preprocess import evaluation_pixels, read_image, resize, resized_pixels
 
 
 def picture(height: int = 45, width: int = 60) -> Image.Image:

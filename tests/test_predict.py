@@ -16,15 +16,15 @@ import pytest
 from conftest import command
 from PIL import Image
 
-from dermrw.batch import decisions_file, find_images, read_lesions
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.decisions.prevalence import at_prevalence, combine
+from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX
-from dermrw.drawing import draw_lesion
 from dermrw.errors import UserError
-from dermrw.model_file import ModelInfo
-from dermrw.predict import Classifier
-from dermrw.prevalence import at_prevalence, combine
-from dermrw.refusal import CHECKS
-from dermrw.verdict import verdict
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.model_file import ModelInfo
+from dermrw.inference.predict_files import decisions_file, find_images, read_lesions
+from dermrw.inference.verdict import verdict
 
 
 @pytest.fixture
@@ -331,7 +331,10 @@ def test_graphs_that_give_what_no_classifier_gives(
 
 
 def test_importing_leaves_torch_out() -> None:
-    code = "import dermrw.predict, dermrw.__main__, sys; print(sorted({'torch', 'pandas', 'scipy'} & set(sys.modules)))"
+    code = (
+        "import dermrw.inference.classifier, dermrw.__main__, sys;"
+        "print(sorted({'torch', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -382,7 +385,7 @@ def test_the_csv_replaces_nothing_that_is_read(
 def test_a_place_that_cant_be_written_is_found_before_the_images_are_read(
     model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dermrw.batch._shown", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("dermrw.inference.predict_files._shown", lambda *_: pytest.fail("an image was read"))
     said = sentence(model_file, pictures, "--csv", pictures / f"{'n' * 251}.csv")
     assert "can't be written" in said and "choose a shorter" in said and "space" not in said
     if sys.platform == "linux":  # where not even root can make a file

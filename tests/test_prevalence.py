@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermrw.decisions.prevalence import at_prevalence, combine, parse_prevalence
 from dermrw.errors import UserError
-from dermrw.prevalence import at_prevalence, combine, parse_prevalence
 
 
 def test_at_prevalence_by_sampling():

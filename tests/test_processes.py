@@ -15,12 +15,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from dermrw.checkpoint import load_checkpoint
 from dermrw.config import load_config
-from dermrw.processes import Job
-from dermrw.reweight import reweighted_losses
-from dermrw.runs import read_log
-from dermrw.train import train
+from dermrw.reweight.meta_step import reweighted_losses
+from dermrw.training.checkpoint import load_checkpoint
+from dermrw.training.distributed import Job
+from dermrw.training.run_folder import read_log
+from dermrw.training.train import train
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from dermrw.checks import quality
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.decisions.refusal import CHECKS, fit_limits, refusal, too_small
 from dermrw.diagnoses import DX
-from dermrw.drawing import draw_lesion
-from dermrw.refusal import CHECKS, fit_limits, refusal, too_small
+from dermrw.evaluation.image_checks import quality
 
 
 def drawn(n: int = 40) -> np.ndarray:

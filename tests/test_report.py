@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dermrw import report, scores
-from dermrw.cifar import CIFAR_CLASSES
-from dermrw.data import ImageSet
+from dermrw.datasets.cifar10 import CIFAR_CLASSES
+from dermrw.datasets.dataset import ImageSet
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
-from dermrw.scores import Scored, build_report
+from dermrw.reports import report_html as report
+from dermrw.reports import report_json as scores
+from dermrw.reports.report_json import Scored, build_report
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(\"1\")</script>&"
 HTML = "{http://www.w3.org/1999/xhtml}"

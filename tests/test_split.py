@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from dermrw.config import CONFIGS
+from dermrw.datasets.ham10000 import read_ham10000
+from dermrw.datasets.split import SPLIT_COLUMNS, curated_list, meta_set, split_lesions
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.split import SPLIT_COLUMNS, curated_list, meta_set, split_lesions
-from dermrw.tables import read_ham10000
 
 CURATED = "ham10000_meta_3_per_class.csv"
 

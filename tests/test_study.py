@@ -34,7 +34,7 @@ from dermrw.study.result import (
 )
 from dermrw.study.sections import Row, Section, build_sections, load_results, same_samples, verdict
 from dermrw.study.statistics import Paired, _seed_noise, paired_interval
-from dermrw.train import train
+from dermrw.training.train import train
 
 
 def recalls_by_seed(decisions: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -237,7 +237,7 @@ TINY = {
 def tiny(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """A study of eight short runs on the embedded sample, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dermrw.data.write_sample", lambda _: sample)
+    monkeypatch.setattr("dermrw.datasets.dataset.write_sample", lambda _: sample)
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(TINY))
     monkeypatch.setattr(plan_module, "STUDY", path)

@@ -6,16 +6,16 @@ import pandas as pd
 import pytest
 from numpy.random import default_rng
 
-from dermrw import synthetic
-from dermrw.diagnoses import DX
-from dermrw.drawing import contact_sheet, draw_lesion
-from dermrw.errors import UserError
-from dermrw.synthetic import (
+from dermrw.datasets import sample as synthetic
+from dermrw.datasets.sample import (
     HAM_IMAGES,
     HAM_LESIONS,
     sample_metadata,
     write_sample,
 )
+from dermrw.datasets.sample_drawing import contact_sheet, draw_lesion
+from dermrw.diagnoses import DX
+from dermrw.errors import UserError
 
 FEWEST = 112
 LESION_COLUMNS = ["dx", "dx_type", "age", "sex", "localization"]

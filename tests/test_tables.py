@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermrw.check import check, read_all, readable
+from dermrw.datasets.ham10000 import find_ham10000, find_official, read_ham10000, with_images
+from dermrw.datasets.split import meta_set
+from dermrw.datasets.verify import check, read_all, readable
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
-from dermrw.split import meta_set
-from dermrw.tables import find_ham10000, find_official, read_ham10000, with_images
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from dermrw.reweight import reweighted_losses
+from dermrw.reweight.meta_step import reweighted_losses
 
 
 def batches(*shape: int, b: int = 6, m: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:

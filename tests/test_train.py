@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dermrw import loop as module
-from dermrw.checkpoint import load_checkpoint
 from dermrw.config import Config, load_config
-from dermrw.data import load_splits
+from dermrw.datasets.dataset import load_splits
 from dermrw.errors import UserError
-from dermrw.loop import Loop
-from dermrw.metrics import balanced_accuracy
-from dermrw.runs import Log, latest_run, new_run, read_log, read_split
-from dermrw.train import train
+from dermrw.metrics.classification import balanced_accuracy
+from dermrw.training import loop as module
+from dermrw.training.checkpoint import load_checkpoint
+from dermrw.training.loop import Loop
+from dermrw.training.run_folder import Log, latest_run, new_run, read_log, read_split
+from dermrw.training.train import train
 
 # mobilenet_v3_small has dropout and batch norm: what a resume must restore
 SETTINGS = [
@@ -274,11 +274,11 @@ def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_balanced_score_is_logged(whole: Path) -> None:
     """The validation score is that of best.pt's predictions, computed anew."""
-    from dermrw.data import Pixels, load_splits
-    from dermrw.loop import predict_logits
-    from dermrw.machine import Choice
+    from dermrw.datasets.dataset import Pixels, load_splits
     from dermrw.models import build_model
-    from dermrw.runs import read_split
+    from dermrw.training.device import Choice
+    from dermrw.training.loop import predict_logits
+    from dermrw.training.run_folder import read_split
 
     stored = load_config(whole / "config.yaml")
     assert stored.data.root is not None

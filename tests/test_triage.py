@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dermrw.triage import choose, measure, share_of
+from dermrw.decisions.triage import choose, measure, share_of
 
 
 def cases(seed: int, lesions: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

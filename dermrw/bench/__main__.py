@@ -16,14 +16,14 @@ from torchvision.models import list_models
 
 from dermrw.bench.distances import measure
 from dermrw.bench.measure import build, compare
+from dermrw.bench.methods import WAYS, Step, ways
 from dermrw.bench.pipeline import images_per_second, waiting_share
 from dermrw.bench.plot import plot
-from dermrw.bench.ways import WAYS, Step, ways
 from dermrw.config import find_config, load_config
+from dermrw.datasets.ham10000 import find_ham10000
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
-from dermrw.machine import choose_device, environment, keep_freed_memory
-from dermrw.tables import find_ham10000
+from dermrw.training.device import choose_device, environment, keep_freed_memory
 
 META, SIZE = 21, 64
 NETWORKS = ("resnet18", "efficientnet_b0", "resnet50", "convnext_tiny")

@@ -9,15 +9,15 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from dermrw.bench.ways import WAYS, Case, run
+from dermrw.bench.methods import WAYS, Case, run
 from dermrw.config import load_config
-from dermrw.data import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
-from dermrw.evaluate import load_best
+from dermrw.datasets.dataset import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.evaluation.evaluate import load_best
 from dermrw.models import to_input
 from dermrw.objectives import Batch, Reweight
-from dermrw.optim import build_optimizer
-from dermrw.reweight import normalize
-from dermrw.runs import open_run, read_split
+from dermrw.reweight.meta_step import normalize
+from dermrw.training.optim import build_optimizer
+from dermrw.training.run_folder import open_run, read_split
 
 CPU = torch.device("cpu")
 

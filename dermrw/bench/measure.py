@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dermrw.bench.ways import Case, Step, run
+from dermrw.bench.methods import Case, Step, run
 
 CLASSES = 7
 MEBIBYTE = 2**20

@@ -11,13 +11,13 @@ import torch
 import torchvision.transforms.v2 as tv
 from torchvision.io import ImageReadMode, decode_image
 
-from dermrw.augment import augmenter
 from dermrw.config import Config
-from dermrw.data import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
-from dermrw.machine import Choice, choose_device
+from dermrw.datasets.augment import augmenter
+from dermrw.datasets.dataset import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.images.preprocess import resized_pixels
 from dermrw.models import build_model, to_input
 from dermrw.objectives import Batch, build_objective
-from dermrw.pixels import resized_pixels
+from dermrw.training.device import Choice, choose_device
 
 ImageOf = Callable[[int], Any]
 

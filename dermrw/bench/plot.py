@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dermrw.bench.ways import EXACT
+from dermrw.bench.methods import EXACT
 
 
 def plot(report: dict[str, Any], predicted: Callable[[int, int], float]) -> bytes:

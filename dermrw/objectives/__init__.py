@@ -7,11 +7,11 @@ Three choices that go together in any way: who weighs the examples (`objective.n
 import numpy as np
 
 from dermrw.config import Config
+from dermrw.objectives.baselines import FineTuneMeta, Mixup
 from dermrw.objectives.interface import Batch as Batch
 from dermrw.objectives.interface import Objective as Objective
 from dermrw.objectives.meta_weight_net import MetaWeightNet
 from dermrw.objectives.noise_weights import NoiseWeights
-from dermrw.objectives.plain import FineTuneMeta, Mixup
 from dermrw.objectives.weighted import RandomWeights, Reweight
 
 OBJECTIVES: dict[str, type[Objective]] = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
 from dermrw.objectives.weighted import Weighted
-from dermrw.reweight import losses_along, meta_gradient, normalize, sum_over
+from dermrw.reweight.meta_step import losses_along, meta_gradient, normalize, sum_over
 
 HIDDEN, RATE, DECAY = 100, 1e-3, 1e-4  # of their code
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
 from dermrw.objectives.weighted import Weighted
-from dermrw.reweight import meta_gradient, normalize, outputs_along, sum_over
+from dermrw.reweight.meta_step import meta_gradient, normalize, outputs_along, sum_over
 
 START, LEAST, RATE = 1e-4, 1e-6, 0.05  # of κ, of its lower end (the upper is 1), of Adam on log κ
 LEAST_SHARE = 0.1  # of a class's share of the labels, that π keeps whatever its images weigh

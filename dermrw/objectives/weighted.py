@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dermrw.cheaper import differences_along
 from dermrw.config import Config
 from dermrw.models import last_stage
 from dermrw.objectives.interface import Batch, Objective
-from dermrw.reweight import losses_along, meta_gradient, normalize, sum_over
+from dermrw.reweight.approximations import differences_along
+from dermrw.reweight.meta_step import losses_along, meta_gradient, normalize, sum_over
 
 
 class Weighted(Objective):

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dermrw.data import resolve_root
+from dermrw.datasets.dataset import resolve_root
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
-from dermrw.evaluate import evaluate
+from dermrw.evaluation.evaluate import evaluate
 from dermrw.models import build_model
-from dermrw.runs import RUNS, open_run
 from dermrw.study.plan import Run, read_plan, settings_of
 from dermrw.study.result import (
     collect,
@@ -32,7 +31,8 @@ from dermrw.study.result import (
     same_origin,
     summarise,
 )
-from dermrw.train import train
+from dermrw.training.run_folder import RUNS, open_run
+from dermrw.training.train import train
 
 
 class Options(NamedTuple):

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from dermrw.config import CONFIGS
+from dermrw.datasets.ham10000 import find_ham10000, read_ham10000
+from dermrw.datasets.split import meta_by_rule
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
-from dermrw.split import meta_by_rule
-from dermrw.tables import find_ham10000, read_ham10000
 
 SEEDS = 5
 UNBALANCED = {"nv": 14, "mel": 2}  # and one of every other class: 21 images, as HAM10000 itself would give

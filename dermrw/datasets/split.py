@@ -1,0 +1,155 @@
+"""The split by lesion and the curated meta set.
+
+`python -m dermrw.datasets.split [ROOT] > configs/ham10000_meta_3_per_class.csv` reproduces the curated list.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from dermrw.config import CONFIGS
+from dermrw.datasets.ham10000 import find_ham10000, read_ham10000
+from dermrw.diagnoses import DX
+from dermrw.errors import UserError
+from dermrw.files import open_regular
+
+SPLIT_COLUMNS = ["image_id", "lesion_id", "dx", "split"]
+RULE = """\
+The meta set's rule. Of each class, among the lesions confirmed by histology: those with the fewest images first
+(the other images of a chosen lesion leave training, so the set costs training as few images as it can), and among
+these in the order of the SHA-256 of the lesion's id, an order that nobody chose. Of each lesion, the image
+with the first id. Neither the pictures nor any model's output were looked at."""
+
+
+def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
+    """The rows of the meta set by `RULE`: `per_class` images of as many lesions of each class, in class order."""
+    confirmed = table[table["dx_type"] == "histo"]
+    if confirmed.empty:
+        raise UserError(
+            "the rule for the meta set wants diagnoses confirmed by histology, but the metadata has no dx_type "
+            "'histo': name a list of your own with data.meta=FILE"
+        )
+    size = table.groupby("lesion_id")["image_id"].size()
+    chosen = []
+    for dx in DX:
+        lesions = sorted(
+            set(confirmed.loc[confirmed["dx"] == dx, "lesion_id"]),
+            key=lambda lesion: (size[lesion], hashlib.sha256(lesion.encode()).hexdigest()),
+        )
+        if len(lesions) < per_class:
+            raise UserError(
+                f"the meta set wants {per_class} histology-confirmed lesions of {dx}, but there are {len(lesions)}: "
+                "lower data.meta_per_class or name a list of your own with data.meta=FILE"
+            )
+        for lesion in lesions[:per_class]:
+            chosen.append(confirmed[confirmed["lesion_id"] == lesion].sort_values("image_id").iloc[0])
+    return pd.DataFrame(chosen).reset_index(drop=True)
+
+
+def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
+    """The rows that a CSV with a column `image_id` lists, lines that start with # being comments.
+
+    Args:
+        table: the images of the data.
+        name: the CSV's path, or its name in configs/.
+        what: it is a list of, in errors.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and (CONFIGS / name).exists():
+        path = CONFIGS / name
+    try:
+        with open_regular(path) as file:
+            listed = pd.read_csv(file, comment="#", dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}'s list {path} can't be read: {' '.join(str(error).split())}") from None
+    if "image_id" not in listed.columns:
+        raise UserError(f"{what}'s list {path} lacks the column image_id")
+    ids = listed["image_id"].str.strip()
+    if ids.empty or ids.duplicated().any():
+        raise UserError(f"{what}'s list {path} must hold image ids, each once")
+    absent = ids[~ids.isin(table.loc[table["path"] != "", "image_id"])]
+    if len(absent):
+        raise UserError(
+            f"{len(absent)} of the {len(ids)} images that {path.name} lists are not in your copy of the data: "
+            f"{', '.join(absent)}. Complete the data (`make data`), or let the same rule choose among "
+            "what you have with data.meta=rule"
+        )
+    return table.set_index("image_id", drop=False).loc[ids.tolist()].reset_index(drop=True)
+
+
+def meta_set(table: pd.DataFrame, meta: str, per_class: int) -> pd.DataFrame:
+    """The meta set that `data.meta` asks for: `rule`, a file, or the name of a file in configs/."""
+    if meta == "rule":
+        return meta_by_rule(table, per_class)
+    rows = listed(table, meta, "the meta set")
+    without = [dx for dx in DX if dx not in set(rows["dx"])]
+    if without:
+        raise UserError(f"the meta set's list {meta} has no image of {', '.join(without)}: every class needs one")
+    return rows
+
+
+def split_lesions(
+    table: pd.DataFrame,
+    meta: pd.DataFrame,
+    validation: float,
+    test: float,
+    seed: int,
+    reserved: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """`SPLIT_COLUMNS` for every image that takes part, by lesion and stratified by diagnosis.
+
+    Other images of the meta set's lesions, and of the reserved ones, take no part at all and have no row. `validation`
+    and `test` are shares of the remaining lesions.
+    """
+    apart = pd.concat([meta["lesion_id"], meta["lesion_id"].iloc[:0] if reserved is None else reserved["lesion_id"]])
+    rest = table[~table["lesion_id"].isin(apart)]
+    lesions = rest.drop_duplicates("lesion_id").sort_values("lesion_id")[["lesion_id", "dx"]]
+    counts = lesions["dx"].value_counts()
+    few = [dx for dx in DX if counts.get(dx, 0) < 3]
+    if few:
+        raise UserError(
+            f"of {few[0]} only {counts.get(few[0], 0)} lesions remain beside the meta set: a split needs at least 3 "
+            "of every class (train, validation, test)"
+        )
+    try:
+        train, held = train_test_split(lesions, test_size=validation + test, stratify=lesions["dx"], random_state=seed)
+        valid, tests = train_test_split(
+            held, test_size=test / (validation + test), stratify=held["dx"], random_state=seed
+        )
+    except ValueError as error:
+        raise UserError(f"the lesions can't be split: {error}") from None
+    part = {
+        **dict.fromkeys(train["lesion_id"], "train"),
+        **dict.fromkeys(valid["lesion_id"], "validation"),
+        **dict.fromkeys(tests["lesion_id"], "test"),
+    }
+    rows = rest.assign(split=rest["lesion_id"].map(part))
+    rows = pd.concat([rows, meta.assign(split="meta")])
+    for name in ("train", "validation", "test"):
+        without = [dx for dx in DX if not ((rows["split"] == name) & (rows["dx"] == dx)).any()]
+        if without:
+            raise UserError(f"the {name} split has no lesion of {', '.join(without)}: raise data.{name}")
+    return rows[SPLIT_COLUMNS].sort_values("image_id", ignore_index=True)
+
+
+def curated_list(table: pd.DataFrame, per_class: int = 3) -> str:
+    """The text of configs/ham10000_meta_3_per_class.csv."""
+    rows = meta_by_rule(table, per_class)
+    head = [f"# {line}" for line in RULE.splitlines()]
+    head.append("# Reproduce it: .venv/bin/python -m dermrw.datasets.split [FOLDER OF HAM10000]")
+    body = rows[["image_id", "lesion_id", "dx", "dx_type"]].to_csv(index=False, lineterminator="\n")
+    return "\n".join(head) + "\n" + body
+
+
+if __name__ == "__main__":
+    folder = find_ham10000(sys.argv[1] if len(sys.argv) > 1 else None)
+    if folder is None:
+        sys.exit("name the folder of HAM10000")
+    try:
+        sys.stdout.write(curated_list(read_ham10000(folder)))
+    except UserError as error:
+        print(f"dermrw: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Rules on top of probabilities: prevalence, prediction sets, triage, refusal. No torch."""

@@ -1,0 +1,171 @@
+"""A gallery of the training images that weighed least, as the curator of a data set would go through them.
+
+Each with its label, what the trained network makes of it, and the training images most like it by the network's own
+embedding, of other lesions. Low weight has many reasons: a wrong label, a poor picture, a lesion unlike its class. It
+is a hint where to look and no verdict.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import Tensor, nn
+
+from dermrw.config import Config
+from dermrw.datasets.dataset import ImageSet, Pixels, Splits, load_splits, resolve_root
+from dermrw.errors import UserError
+from dermrw.evaluation.evaluate import BATCH, load_best, softmax
+from dermrw.files import require_writable, write_atomic
+from dermrw.models import last_linear
+from dermrw.reports.report_html import thumbnail
+from dermrw.training.device import Choice, choose_device, keep_freed_memory
+from dermrw.training.loop import predict_logits
+from dermrw.training.run_folder import open_run, read_split
+
+NEIGHBOURS = 4
+
+
+class Audit(NamedTuple):
+    """What was found, the images of the lowest weight first."""
+
+    table: pd.DataFrame  # weights.csv's columns, and relative, predicted, probability
+    neighbours: np.ndarray  # rows of the training set [count, NEIGHBOURS], nearest first
+    wrong_share: float | None  # of the labels of the whole training set, where wrong ones were put in on purpose
+    precision: float | None  # the share of wrong ones in the table
+    tied: int  # images of the training set that weigh as little as the last one of the table
+
+
+def by_weight(table: pd.DataFrame) -> pd.DataFrame:
+    """weights.csv's rows with `relative`, the weight over the mean of the label's class, in its order, lowest first.
+
+    Relative, because a class that weighs little as a whole is not wrong as a whole. Images that were never drawn are
+    left out.
+    """
+    known = table.dropna(subset="weight")
+    mean = known.groupby("label")["weight"].transform("mean")
+    relative = (known["weight"] / mean.where(mean > 0)).fillna(0.0)
+    return known.assign(relative=relative).sort_values("relative", kind="stable")
+
+
+def wrong_in_lowest(ordered: pd.DataFrame, count: int) -> float:
+    """The share of wrong labels that `count` images of the lowest relative weight have, in `by_weight`'s order.
+
+    Reweighting gives thousands of images no weight at all. Of those that tie for the last places any may be meant, so
+    they count with the share of wrong ones among them all: what drawing lots would give on average.
+    """
+    wrong = (ordered["dx"] != ordered["label"]).to_numpy()
+    count = min(count, len(ordered))
+    relative = ordered["relative"].to_numpy()
+    below, tied = relative < relative[count - 1], relative == relative[count - 1]
+    return float((wrong[below].sum() + (count - below.sum()) * wrong[tied].mean()) / count)
+
+
+def read_weights(run: Path) -> pd.DataFrame:
+    """A run's weights.csv.
+
+    Raises:
+        UserError: there is none, because the run's objective weighs no example, or has not ended an epoch.
+    """
+    try:
+        return pd.read_csv(run / "weights.csv", dtype={"image_id": str, "lesion_id": str})
+    except FileNotFoundError:
+        raise UserError(
+            f"{run} has no weights.csv: an audit wants a run that weighs its examples (objective=reweight, "
+            "noise_weights, meta_weight_net or random_weights) and has finished an epoch"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run / 'weights.csv'} can't be read: {' '.join(str(error).split())}") from None
+
+
+def embed(model: nn.Module, images: ImageSet, config: Config, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `[N, C]` and embeddings `[N, D]` of unit length (what enters the last linear layer) of a set."""
+    entered: list[Tensor] = []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        entered.append(inputs[0].flatten(1).float().cpu())
+
+    handle = last_linear(model).register_forward_pre_hook(note)
+    try:
+        logits = predict_logits(model, Pixels(images, config.data, progress="the training split"), choice, BATCH)
+    finally:
+        handle.remove()
+    return logits, nn.functional.normalize(torch.cat(entered)).numpy()
+
+
+def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
+    """The `count` training images of the lowest weight, with prediction and neighbours."""
+    keep_freed_memory()
+    config = open_run(run)
+    splits = load_splits(config.data, resolve_root(config.data), read_split(run))
+    train, codes = splits.train, splits.classes.codes
+    lowest = by_weight(read_weights(run))
+    row_of = {image: row for row, image in enumerate(train.table["image_id"])}
+    if not set(lowest["image_id"]) <= set(row_of):
+        raise UserError(f"{run / 'weights.csv'} names images that the run's split.csv does not train on")
+    model, _ = load_best(run, config, splits.classes)
+    choice = Choice(choose_device("auto"), "fp32", config.train.channels_last is True)
+    logits, embedding = embed(choice.place(model), train, config, choice)
+    wrong = (lowest["dx"] != lowest["label"]).to_numpy()
+    share = float(wrong.mean()) if wrong.any() else None
+    table = lowest.iloc[:count]
+    rows = table["image_id"].map(row_of).to_numpy()
+    p = softmax(logits)[rows]
+    table = table.assign(predicted=[codes[k] for k in p.argmax(1)], probability=p.max(1))
+    likeness = embedding[rows] @ embedding.T  # [count, N]
+    lesion = train.table["lesion_id"].to_numpy()
+    likeness[lesion[rows][:, None] == lesion[None]] = -np.inf
+    near = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBOURS]
+    precision = float(wrong[:count].mean()) if share is not None else None
+    tied = int((lowest["relative"] == table["relative"].iloc[-1]).sum())
+    return Audit(table, near, share, precision, tied), splits, config
+
+
+def audit(run: Path, count: int = 100) -> Path:
+    """Writes RUN/audit.html and audit.csv; returns the page's path."""
+    if count < 1:
+        raise UserError(f"--count takes a number from 1 on, not {count}")
+    for name in ("audit.html", "audit.csv"):
+        require_writable(run / name)
+    found, splits, config = find(run, count)
+    train, ids = splits.train, splits.train.table["image_id"].tolist()
+    row_of = {image: row for row, image in enumerate(ids)}
+
+    def picture(row: int) -> dict[str, Any]:
+        source, tiny = thumbnail(train.sources[row])
+        return {"id": ids[row], "label": splits.classes.codes[train.labels[row]], "picture": source, "tiny": tiny}
+
+    cards = [
+        {
+            **picture(row_of[item.image_id]),
+            "dx": item.dx,
+            "relative": item.relative,
+            "predicted": item.predicted,
+            "probability": item.probability,
+            "neighbours": [picture(row) for row in near],
+        }
+        for item, near in zip(found.table.itertuples(), found.neighbours, strict=True)
+    ]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+    )
+    page = environment.get_template("audit.html.jinja").render(
+        run=run.name, cards=cards, total=len(ids), found=found, counts=found.table["label"].value_counts().to_dict(),
+        objective=config.objective.title, sample=config.data.name == "sample", neighbours=NEIGHBOURS,
+    )  # fmt: skip
+    near = [" ".join(ids[row] for row in rows) for rows in found.neighbours]
+    table = found.table.assign(neighbours=near)
+    write_atomic(run / "audit.csv", table.to_csv(index=False, lineterminator="\n").encode())
+    write_atomic(run / "audit.html", page.encode())
+    print(f"{len(cards)} of {len(ids):,} training images, those of the lowest weight within their class")
+    if found.tied > 1:
+        print(f"{found.tied:,} weigh as little as the last of them: which of those are here is by their image_id")
+    if found.precision is not None and found.wrong_share is not None:
+        print(
+            f"{100 * found.precision:.0f} % of them have a wrong label, "
+            f"where of all {100 * found.wrong_share:.1f} % have one"
+        )
+    print(f"{run / 'audit.html'}, {run / 'audit.csv'}")
+    return run / "audit.html"

@@ -1,0 +1,1 @@
+"""From a file to pixels: decoding, safety limits, and the one preprocessing. No torch."""

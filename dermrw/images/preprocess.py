@@ -1,0 +1,167 @@
+"""The evaluation pixels: the one way from a picture to the network's input. No torch in here.
+
+A picture is turned upright by its EXIF orientation, converted to 8-bit RGB, resized with an antialiased
+bilinear filter (Pillow's) so that its shorter side is `size`, and cut to the `size` × `size` square in its middle.
+Resizing without antialiasing differs from this by up to 163 grey levels, so nothing else may resize.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from dermrw.errors import UserError
+from dermrw.files import open_regular
+from dermrw.images.bombs import of_tiff, reason
+
+# ImageNet's statistics, with which every backbone of torchvision was trained (RGB, in units of 1/255)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm"}
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # Pillow's others are rare here, and some call other programs
+MOST_PIXELS = 50_000_000  # more than dermatoscopes have; what says so with a few bytes is a decompression bomb
+LEAST_SIDE = 16  # pixels; on less no lesion can be seen
+MOST_EXIF_TEXT = 200_000  # characters of EXIF that ImageMagick writes into a PNG's texts as hexadecimal digits
+MOST_ELONGATED = 10  # longer side over shorter
+
+# the limit above is checked by ourselves: a warning turned into an error is not safe among threads
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\b")  # of damaged files, with numbers from them
+
+
+# what undoes each of EXIF's orientations
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned by its EXIF orientation; where the EXIF can't be read, as it is."""
+    image.load()  # first, so that damaged pixels are told from damaged EXIF
+    exif = image.info.get("exif", b"")
+    while exif.startswith(b"Exif\0\0"):  # Pillow takes them all away, too
+        exif = exif[6:]
+    if of_tiff(exif, MOST_PIXELS) or len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_TEXT:
+        return image
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of many types: struct.error, SyntaxError, ...
+        return image
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright 8-bit RGB picture: EXIF applied, transparency laid on white, 16 bits scaled to 8."""
+    image = _upright(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Pillow clips 16-bit grey at 255 when converting, which would turn the picture white
+        values = np.asarray(image)
+        if values.dtype != np.uint16:
+            values = values.clip(0, 65535).astype(np.uint16)
+        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+@contextmanager
+def _open(source: Any) -> Iterator[Image.Image]:
+    """An undecoded picture from a file, which is closed in the end; or a picture or array as it is."""
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            raise UserError(f"an array must be uint8 [H, W, 3], not {source.dtype} {list(source.shape)}")
+        yield Image.fromarray(source)
+    elif isinstance(source, Image.Image):
+        yield source
+    elif isinstance(source, str | Path):
+        with open_regular(source) as file, _open(file) as image:
+            yield image
+    elif hasattr(source, "read"):
+        head = source.read(132)
+        source.seek(0)
+        if head[128:] == b"DICM":  # PS3.10, 7.1
+            from dermrw.images.dicom import dicom_image  # pydicom takes its time to be imported
+
+            yield dicom_image(source, getattr(source, "name", None) or "given", MOST_PIXELS)
+            return
+        if head[:2] in (b"\xff\xd8", b"II", b"MM", b"BM") and (wrong := reason(source.read(), MOST_PIXELS)):
+            raise UserError(f"the image {getattr(source, 'name', None) or 'given'} {wrong}: it isn't opened")
+        source.seek(0)
+        with Image.open(source, formats=FORMATS) as image:
+            yield image
+    else:
+        raise UserError(
+            f"a picture is a path, a file opened in binary mode, a PIL image or an array uint8 [H, W, 3], not "
+            f"{type(source).__name__}"
+        )
+
+
+def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Image.Image:
+    """The picture in a file (or a Pillow image, or an array uint8 `[H, W, 3]`), by `to_rgb`.
+
+    Raises:
+        UserError: it is missing, is no picture, is cut short, or has a size or shape that no photograph has.
+    """
+    name = source if isinstance(source, str | Path) else getattr(source, "name", None) or "given"
+    try:
+        with _open(source) as image:
+            width, height = image.size
+            said = f"the image {name} has {width} × {height} pixels"
+            if width * height > MOST_PIXELS:
+                raise UserError(f"{said}, more than {MOST_PIXELS:,}: shrink it")
+            if min(width, height) < LEAST_SIDE:
+                raise UserError(f"{said}, too few to show a lesion: take a larger copy of it")
+            if max(width, height) > MOST_ELONGATED * min(width, height):
+                raise UserError(f"{said}, too long and narrow for a photograph: is it one?")
+            if image.mode == "F":
+                raise UserError(f"the image {name} holds floating-point numbers: save it with 8 or 16 bits a channel")
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise UserError(f"there is no image {name}") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder, not an image") from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{name} is not an image in a format that is known (JPEG, PNG, TIFF, WebP, BMP, DICOM)"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"the image {name} has more than {MOST_PIXELS:,} pixels: shrink it") from None
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many types on damaged files, struct.error among them
+        raise UserError(f"the image {name} is damaged or unreadable: {' '.join(str(error).split())[:200]}") from None
+
+
+def resize(image: Image.Image, size: int) -> Image.Image:
+    """The picture with its shorter side at `size` pixels and its proportions kept."""
+    width, height = image.size
+    scale = size / min(width, height)
+    target = (max(size, round(width * scale)), max(size, round(height * scale)))
+    return image if target == image.size else image.resize(target, Image.Resampling.BILINEAR)
+
+
+def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The middle `[size, size, 3]` of pixels `[H, W, 3]` whose sides are at least `size`."""
+    height, width = pixels.shape[:2]
+    top, left = (height - size) // 2, (width - size) // 2
+    return pixels[top : top + size, left : left + size]
+
+
+def resized_pixels(source: Any, size: int) -> np.ndarray:
+    """Uncropped pixels of what `read_image` takes, uint8 `[H, W, 3]`, min(H, W) = size: augmentation starts here."""
+    return np.asarray(resize(read_image(source), size))
+
+
+def evaluation_pixels(source: Any, size: int) -> np.ndarray:
+    """The pixels that a network is evaluated on, uint8 `[size, size, 3]`, of what `read_image` takes."""
+    return np.ascontiguousarray(center_crop(resized_pixels(source, size), size))

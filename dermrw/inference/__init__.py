@@ -1,0 +1,1 @@
+"""Using an exported model file: classify images, files and lesions. No torch."""

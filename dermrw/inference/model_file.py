@@ -1,0 +1,142 @@
+"""What a model file says of itself: the metadata of the .onnx that `export` writes. No torch in here."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dermrw.decisions.refusal import CHECKS
+from dermrw.errors import UserError, first_of
+
+INPUT = "images"  # uint8 [N, H, W, 3], RGB
+# [N, C], [N, C, h, w], [N, D], [N, 8]: what a picture may be refused for, as `dermrw.decisions.refusal.CHECKS`
+OUTPUTS = ("probabilities", "activation_map", "embedding", "checks")
+RESIZE = (
+    "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "
+    "filter) and the middle square is cut out; turn a picture upright by its EXIF orientation before"
+)
+
+
+# what a terminal would obey: control characters, line ends, and marks that turn the direction of writing
+OBEYED = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, as `size: input should be less than …`."""
+    first = error.errors()[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(str(part) for part in first['loc'])}: {reason[0].lower()}{reason[1:]}".removeprefix(": ")
+
+
+class Score(BaseModel):
+    """The run's own figure: balanced accuracy on its own test split, with its 95 % interval over lesions."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    balanced_accuracy: Share
+    interval_95: tuple[Share, Share]
+    scored_on: str
+    images: int = Field(ge=1)
+
+
+class Proportion(BaseModel):
+    """A share with its 95 % interval over lesions."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    share: Share
+    interval_95: tuple[Share, Share]
+    images: int = Field(ge=1)
+
+
+class Triage(BaseModel):
+    """Refer where the malignant classes' summed probability reaches the threshold; measured on the score's images."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    threshold: Share
+    sensitivity: Proportion | None
+    specificity: Proportion | None
+
+
+class ModelInfo(BaseModel):
+    """The metadata of a model file; each field is an entry of the .onnx' `metadata_props`, as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    format: Literal["dermrw 2"] = "dermrw 2"
+    name: str = Field(max_length=255, description="the run's name, a folder's")
+    created: str = Field(max_length=40, description="date, UTC")
+    version: str = Field(max_length=40, description="dermrw's")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the run's best.pt")
+    backbone: str = Field(max_length=200)
+    objective: str = Field(max_length=200)
+    origin: str = Field(max_length=500, description="where the first weights came from")
+    size: int = Field(ge=32, le=1024, description="side of the network's input, pixels; as data.size")
+    resize: str = RESIZE
+    codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
+    columns: tuple[str, ...] = Field(description="their columns in ISIC's format")
+    names: tuple[str, ...] = Field(description="their names for people")
+    temperature: float = Field(gt=0, description="applied inside the graph")
+    offsets: tuple[float, ...] = Field(description="applied inside the graph, nats")
+    prevalence: dict[str, float] = Field(description="each class's share of the training images")
+    lesion_rule: Literal["mean", "geometric"] = Field(description="how images of one lesion are combined")
+    smallest: int = Field(ge=1, description="pixels that the shorter side of a picture must have, or it is refused")
+    limits: dict[str, float] = Field(description="of each of the checks; a picture beyond one is refused")
+    refused: Proportion | None = Field(description="share of the images that the score is of, refused in error")
+    coverage: Share = Field(description="share of each class's cases whose prediction set is to hold the class")
+    thresholds: tuple[Share, ...] = Field(description="probability from which a class belongs to the prediction set")
+    covered: Proportion | None = Field(description="share of the images that the score is of, whose set held the class")
+    triage: Triage | None = Field(description="None: the classes are not HAM10000's")
+    score: Score
+    warning: str | None = Field(None, max_length=2000)
+    licence: str = Field(max_length=2000, description="of the model: the training data's")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        lengths = {len(part) for part in (self.codes, self.columns, self.names, self.offsets, self.thresholds)}
+        lengths |= {len(set(self.codes)), len(set(self.columns))}
+        if lengths != {len(self.codes)} or set(self.prevalence) != set(self.codes):
+            raise ValueError("codes, columns, names, offsets, thresholds and prevalence must name the same classes")
+        if set(self.limits) != set(CHECKS):
+            raise ValueError(f"limits must be of {', '.join(CHECKS)}")
+        for key, value in self:
+            if any(OBEYED.search(text) for text in _texts(value)):
+                raise ValueError(f"{key} holds control characters")
+        if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
+            raise ValueError("prevalence must be shares that sum to 1")
+        return self
+
+    def to_props(self) -> dict[str, str]:
+        """The entries of `metadata_props`."""
+        return {key: json.dumps(value, ensure_ascii=False) for key, value in self.model_dump(mode="json").items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], source: str) -> Self:
+        """From the entries of `metadata_props`.
+
+        Raises:
+            UserError: dermrw did not write them.
+        """
+        try:
+            absent = [key for key in cls.model_fields if key not in props]
+            if absent:
+                raise ValueError(f"it lacks {first_of(absent)}")
+            values = {key: json.loads(props[key]) for key in cls.model_fields}
+            return cls.model_validate(values)
+        except ValidationError as error:
+            reason = first_fault(error)
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+        raise UserError(
+            f"{source} is not a model of dermrw ({reason[:200]}): name a file that `make export` wrote"
+        ) from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a field."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, BaseModel):
+        yield from (text for _, inner in value for text in _texts(inner))
+    elif isinstance(value, dict | tuple):
+        yield from (text for inner in value for text in _texts(inner))

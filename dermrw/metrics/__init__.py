@@ -1,0 +1,1 @@
+"""Metrics of predictions as pure functions of NumPy arrays. No torch."""

@@ -1,0 +1,125 @@
+"""A tensor with a tangent: what a recorded forward pass runs on when its tangents are carried beside it.
+
+`dermrw.reweight.tangents` holds the rules; this file only hands each call on torch to its rule. It needs torch alone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_any, tree_map
+
+# by function of torch: rule(func, *args, **kwargs) does what func does, on `Dual`s
+RULES: dict[Any, Callable[..., Any]] = {}
+# functions that tell something of a tensor, and return no tensor that depends on it
+TELL: set[Any] = set()
+
+
+class UnknownOperator(NotImplementedError):
+    """An operator of the network has no rule here."""
+
+
+class OnlyInReverse(UnknownOperator):
+    """What no forward-mode differentiation sees as a backward pass does.
+
+    That is: what is computed under `no_grad` (a constant, or the inside of an `autograd.Function`), gradients that are
+    taken without `create_graph`, and hooks that may change a gradient.
+    """
+
+
+_passes = 0  # how many there were
+_open = 0  # the number of the one that is under way; 0: none
+
+
+@contextmanager
+def one_pass() -> Iterator[None]:
+    """`Dual`s carry tangents within; one that a model keeps beyond the end stands for its primal alone."""
+    global _passes, _open
+    before = _open
+    _passes += 1
+    _open = _passes
+    try:
+        yield
+    finally:
+        _open = before
+
+
+class Dual(Tensor):
+    """A tensor of the recorded pass (`primal`) and its derivative along a direction (`tangent`, or None for zero).
+
+    It stands for `primal` in whatever Python code calls torch on it. It has no memory of its own, so that nothing can
+    compute on it and miss the tangent: what isn't seen by `__torch_function__` raises.
+    """
+
+    primal: Tensor
+    tangent: Tensor | None
+    version: int  # of `primal` when `tangent` was worked out; another one means that another name has changed it
+    made_in: int  # the pass
+
+    @staticmethod
+    def __new__(cls, primal: Tensor, tangent: Tensor | None) -> "Dual":  # noqa: D102
+        self = Tensor._make_wrapper_subclass(
+            cls, primal.shape, primal.stride(), primal.storage_offset(), dtype=primal.dtype, device=primal.device
+        )
+        self.primal, self.tangent, self.version, self.made_in = primal, tangent, primal._version, _open
+        return self
+
+    def __init__(self, primal: Tensor, tangent: Tensor | None) -> None:
+        pass
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Dual({self.primal!r}, {self.tangent!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        raise UnknownOperator(f"{func} was called from outside Python")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(_if_of_this_pass, (args, kwargs or {}))
+        if not tree_any(lambda a: isinstance(a, Dual), (args, kwargs)):
+            return func(*args, **kwargs)
+        if func in TELL or getattr(func, "__name__", "") == "__get__":
+            value = func(*tree_map(primal_of, args), **tree_map(primal_of, kwargs))
+            if isinstance(value, Tensor) and value.is_floating_point():
+                raise UnknownOperator(f"the attribute {getattr(func.__self__, '__name__', func)} has no rule")
+            return value
+        name = getattr(func, "__name__", str(func))
+        if not torch.is_grad_enabled() or only_in_reverse(func, args, kwargs):
+            raise OnlyInReverse(f"{name} was called without recording, or as a hook")
+        if tree_any(lambda a: isinstance(a, Dual) and a.version != a.primal._version, (args, kwargs)):
+            raise UnknownOperator(f"{name} was given a tensor that another name has changed")
+        if func not in RULES:
+            raise UnknownOperator(f"{name} has no rule")
+        try:
+            return RULES[func](func, *args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            # called in a way that the rule doesn't know, or wrongly, as the next way will tell
+            raise UnknownOperator(f"{name}: {error}") from None
+
+
+def only_in_reverse(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call takes a gradient for a constant, or hooks something in that may change one.
+
+    torch's own hooks look and don't touch, as its FLOP counter's do.
+    """
+    if func is torch.autograd.grad:
+        return not kwargs.get("create_graph")
+    hook = kwargs.get("hook", args[-1] if args else None)
+    return func is Tensor.register_hook and not getattr(hook, "__module__", "").startswith("torch.")
+
+
+def _if_of_this_pass(value: Any) -> Any:
+    return value.primal if isinstance(value, Dual) and value.made_in != _open else value
+
+
+def primal_of(value: Any) -> Any:
+    """The recorded tensor of a `Dual`; any other value as it is."""
+    return value.primal if isinstance(value, Dual) else value
+
+
+def tangent_of(value: Any) -> Any:
+    """The tangent of a `Dual`, None where it is zero; None for any other value."""
+    return value.tangent if isinstance(value, Dual) else None

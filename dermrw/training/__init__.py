@@ -1,0 +1,1 @@
+"""Training a run: the loop, its checkpoints, devices and processes."""

@@ -1,0 +1,165 @@
+"""The run folder: `runs/NAME/` with config.yaml, split.csv, metrics.jsonl, last.pt, best.pt, and what eval adds."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from dermrw.config import Config, differences, dump, load_config
+from dermrw.datasets.split import SPLIT_COLUMNS
+from dermrw.errors import UserError
+from dermrw.files import open_regular, write_atomic
+from dermrw.strict_yaml import read_yaml
+
+RUNS = Path("runs")
+
+
+def new_run(name: str) -> Path:
+    """A folder name for a new run, such as runs/ham-20260131-094500; not yet made."""
+    stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, n = stem, 2
+    while path.exists():
+        path, n = stem.with_name(f"{stem.name}-{n}"), n + 1
+    return path
+
+
+def latest_run() -> Path:
+    """The run that was started last."""
+    runs = [p.parent for p in RUNS.glob("*/config.yaml")]
+    if not runs:
+        raise UserError("there is no run in runs/ yet: `make train-ham` makes one")
+    return max(runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
+
+
+def open_run(path: Path) -> Config:
+    """The config of an existing run."""
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is not a run: it holds no config.yaml; name a folder such as runs/NAME")
+    absent = {"name", "data", "model", "objective", "train"} - set(read_yaml(path / "config.yaml"))
+    if absent:
+        raise UserError(f"{path / 'config.yaml'} is not complete, it lacks {', '.join(sorted(absent))}: is it a run's?")
+    return load_config(path / "config.yaml")
+
+
+@contextmanager
+def sole_training(path: Path) -> Iterator[None]:
+    """Makes the run's folder where it isn't there, and holds it for one training; a killed one lets it go.
+
+    Raises:
+        UserError: another training holds it, or the folder can't be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another training writes into {path}: wait for its end, or name another RUN") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"the run folder {path} can't be written to ({reason}): name another RUN") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (path / ".lock").unlink()
+        lock.release()
+        with suppress(OSError):  # where it did not become a run, and holds nothing of the user's
+            path.rmdir()
+
+
+def start_run(path: Path, config: Config, split: pd.DataFrame) -> None:
+    """Writes the folder's split.csv and then its config.yaml, which makes it a run."""
+    write_atomic(path / "split.csv", split[SPLIT_COLUMNS].to_csv(index=False, lineterminator="\n").encode())
+    header = "# Complete: `python -m dermrw train config.yaml` from here reruns this run.\n"
+    write_atomic(path / "config.yaml", (header + dump(config)).encode())
+
+
+def resume_config(path: Path, asked: Config) -> Config:
+    """The run's own config, with the keys of `asked` that change how fast a run is and not what it gives.
+
+    Raises:
+        UserError: any other key differs; what the run resolved from `auto` may be asked as auto.
+    """
+    data, train = {"workers": asked.data.workers}, {"checkpoint_seconds": asked.train.checkpoint_seconds}
+    stored = open_run(path)
+    stored = stored.model_copy(
+        update={"data": stored.data.model_copy(update=data), "train": stored.train.model_copy(update=train)}
+    )
+    changed = [d for d in differences(asked, stored) if not d.partition(": ")[2].startswith("auto,")]
+    if changed:
+        raise UserError(
+            f"{path} was started with other settings ({'; '.join(changed)}): give the same to resume it, or another RUN"
+        )
+    (path / "config.yaml").touch()  # the latest run is the one that was last worked on
+    return stored
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """The run's split.csv."""
+    try:
+        with open_regular(path / "split.csv") as file:
+            split = pd.read_csv(file, dtype=str)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / 'split.csv'} can't be read: {' '.join(str(error).split())}") from None
+    if list(split.columns) != SPLIT_COLUMNS:
+        raise UserError(f"{path / 'split.csv'} must have the columns {', '.join(SPLIT_COLUMNS)}")
+    if split.isna().any(axis=None):
+        raise UserError(f"{path / 'split.csv'} has an empty cell")
+    doubled = split["image_id"][split["image_id"].duplicated()]
+    if len(doubled):
+        raise UserError(f"{path / 'split.csv'} lists {doubled.iloc[0]} twice")
+    if set(split["split"]) != {"train", "validation", "test", "meta"}:
+        raise UserError(f"{path / 'split.csv'} must have rows for train, validation, test and meta, and no other")
+    crossing = split.groupby("lesion_id")["split"].nunique()
+    if (crossing > 1).any():
+        raise UserError(f"{path / 'split.csv'}: lesion {crossing.idxmax()} is on two sides of the split")
+    return split
+
+
+class Log:
+    """metrics.jsonl: one JSON object a line, appended; a resume cuts off what the checkpoint doesn't know."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self.path = path
+        with self._or_a_sentence():
+            self.file = path.open("ab")
+            self.file.truncate(offset)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends a row."""
+        with self._or_a_sentence():
+            self.file.write(json.dumps(row).encode() + b"\n")
+            self.file.flush()
+
+    @contextmanager
+    def _or_a_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path} can't be written ({error.strerror}): free some space, or mend its permissions; the same "
+                f"command with RUN={self.path.parent} goes on from the last checkpoint"
+            ) from None
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self.file.tell()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out, and what is no row."""
+    rows = []
+    with open_regular(path / "metrics.jsonl") as file:
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            break
+    return [row for row in rows if isinstance(row, dict)]

@@ -1,0 +1,105 @@
+"""From a config to a trained run: data, network, objective and machine, then the loop in `loop.py`."""
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dermrw.config import Config
+from dermrw.datasets.dataset import load_splits, resolve_root, steps_per_epoch
+from dermrw.errors import UserError
+from dermrw.models import build_model, check_fit, freeze
+from dermrw.objectives import Batch, Objective, build_objective
+from dermrw.training.device import Choice, choose, keep_freed_memory
+from dermrw.training.distributed import Job, join
+from dermrw.training.loop import Loop
+from dermrw.training.run_folder import new_run, read_split, resume_config, sole_training, start_run
+
+
+def train(asked: Config, run: Path | None = None) -> Path:
+    """Trains, or resumes, a run; returns its folder.
+
+    Args:
+        asked: the config, with `auto` where the machine may choose.
+        run: the run's folder; resumed if it holds a run of the same config; None for a new one.
+    """
+    keep_freed_memory()
+    with join() as job:
+        root = job.in_turn(lambda: resolve_root(asked.data))
+        asked = asked.model_copy(update={"data": asked.data.model_copy(update={"root": str(root)})})
+        run = job.same(lambda: run or new_run(asked.name))
+        with sole_training(run) if job.leads else nullcontext():
+            return _train(asked, run, root, job)
+
+
+def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
+    resumed = job.same((run / "config.yaml").exists)
+    if not resumed and job.same((run / "last.pt").exists):
+        raise UserError(f"{run} holds a checkpoint and no config.yaml: it is not a run; name another RUN")
+    if resumed:
+        config = resume_config(run, asked)
+        splits = load_splits(config.data, root, read_split(run))
+    else:
+        config, splits = asked, load_splits(asked.data, root)
+
+    torch.manual_seed(config.train.seed)
+    classes = len(splits.classes.codes)
+    model, origin = job.in_turn(lambda: build_model(config.model, classes))
+    for size in {config.data.size, *([config.train.first_size] if config.first_epochs else [])}:
+        check_fit(model, config.model.backbone, size)
+    freeze(model, config.model.freeze)
+    steps = steps_per_epoch(len(splits.train), config.train.batch_size) * config.train.epochs
+    objective = build_objective(config, splits.train.labels, classes, steps)
+    choice, timings = job.same(lambda: _choose(config, model, objective, classes, len(splits.meta), len(splits.train)))
+    config = _resolved(config, choice)
+    if choice.device.type == "cuda":
+        choice = choice._replace(device=torch.device("cuda", job.local_rank))
+    if config.train.batch_size < job.world:
+        raise UserError(f"train.batch_size={config.train.batch_size} can't be divided among {job.world} processes")
+    if not resumed and job.leads:
+        start_run(run, config, splits.table)
+    print(
+        f"Run {run}: {config.objective.title} on {config.data.name} ({len(splits.train):,} training, "
+        f"{len(splits.validation):,} validation, {len(splits.test):,} test and {len(splits.meta)} meta images)\n"
+        f"Model {config.model.backbone}, {origin}, {_sizes(config)}, {config.train.epochs} epochs, "
+        f"batches of {config.train.batch_size}\nComputing on {choice}"
+        + (f", {job.world} processes" if job.world > 1 else "")
+        + (f"; seconds a step: {', '.join(f'{k} {v:.2f}' for k, v in timings.items())}" if timings else ""),
+        flush=True,
+    )
+    try:
+        Loop(run, config, choice, splits, model, objective, origin, job).fit()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command with RUN={run} goes on from its last checkpoint") from None
+    return run
+
+
+def _choose(
+    config: Config, model: nn.Module, objective: Objective, classes: int, meta: int, examples: int
+) -> tuple[Choice, dict[str, float]]:
+    """The machine's choice, timed on a batch as large as the real one."""
+    objective = copy.deepcopy(objective)  # which may remember what it is shown
+    if config.objective.weights == "finite_difference":  # rounding to bf16 would drown it
+        config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
+    size, n = config.data.size, min(config.train.batch_size, examples)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n + meta, 3, size, size, generator=generator)
+
+    def step(candidate: nn.Module, inputs: Tensor) -> Tensor:
+        y = torch.arange(len(inputs), device=inputs.device) % classes
+        return objective(candidate, Batch(inputs[:n], y[:n], torch.arange(n), inputs[n:], y[n:], n))[0]
+
+    return choose(config.train, model, step, x)
+
+
+def _sizes(config: Config) -> str:
+    first = f"{config.train.first_size} px for {config.first_epochs} epochs, then "
+    return f"{first if config.first_epochs else ''}{config.data.size} px"
+
+
+def _resolved(config: Config, choice: Choice) -> Config:
+    """The config with what was `auto` replaced by what was chosen, so that a resume computes the same way."""
+    chosen = {"device": str(choice.device), "precision": choice.precision, "channels_last": choice.channels_last}
+    return config.model_copy(update={"train": config.train.model_copy(update=chosen)})

@@ -1,0 +1,219 @@
+"""`python -m export.stress_test RUN`: what a model file does with pictures that are no lesions, and with damaged ones.
+
+Writes RUN/doubt.json and RUN/doubt.png, and both into the model card. Nothing is fitted on any of it.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageEnhance, ImageFilter
+from tqdm import tqdm
+
+from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.diagnoses import MALIGNANT, Classes
+from dermrw.errors import UserError, plain_endings
+from dermrw.evaluation.evaluate import with_overrides
+from dermrw.files import write_atomic
+from dermrw.images.preprocess import read_image
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.verdict import Verdict
+from dermrw.training.run_folder import latest_run, open_run, read_split
+
+from .card import model_card
+from .foreign_pictures import composed, from_lesions, shipped
+from .report import official_reports, report_of
+
+PER_CLASS = 20  # images that are damaged, of each class of the test split
+COMPOSED = 40  # of each kind
+FATES = ("right alone", "right among others", "wrong among others", "wrong alone", "refused")
+COLOURS = ("#1b7f4d", "#9bd3b0", "#f3c26b", "#c0392b", "#b9c0c9")
+
+
+def _jpeg(image: Image.Image, quality: float) -> Image.Image:
+    """At 100 the picture itself."""
+    if quality == 100:
+        return image
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=int(quality))
+    return Image.open(buffer).convert("RGB")
+
+
+def _pixels(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _noise(image: Image.Image, deviation: float, channels: int = 3) -> Image.Image:
+    """Of each colour's own, or, with one channel, the same in all."""
+    pixels = np.asarray(image, dtype=np.float64)
+    return _pixels(pixels + np.random.default_rng(0).normal(0, deviation, (*pixels.shape[:2], channels)))
+
+
+def _warmer(image: Image.Image, factor: float) -> Image.Image:
+    """Red times the factor, blue divided by it: another white balance."""
+    return _pixels(np.asarray(image, dtype=np.float64) * (factor, 1, 1 / factor))
+
+
+def _sharper(image: Image.Image, percent: float) -> Image.Image:
+    return image.filter(ImageFilter.UnsharpMask(2, round(percent), 0))
+
+
+def _smaller(image: Image.Image, scale: float) -> Image.Image:
+    """The lesion at a fraction of its size: what is outside is the picture mirrored."""
+    w, h = image.size
+    part = np.asarray(image.resize((max(8, round(w * scale)), max(8, round(h * scale))), Image.Resampling.BILINEAR))
+    top, left = (h - part.shape[0]) // 2, (w - part.shape[1]) // 2
+    sides = ((top, h - part.shape[0] - top), (left, w - part.shape[1] - left), (0, 0))
+    return Image.fromarray(np.pad(part, sides, mode="symmetric"))
+
+
+def _turned(image: Image.Image, degrees: float) -> Image.Image:
+    """Turned about its middle, and the corners mirrored."""
+    w, h = image.size
+    wide = Image.fromarray(np.pad(np.asarray(image), ((h, h), (w, w), (0, 0)), mode="symmetric"))
+    return wide.rotate(degrees, Image.Resampling.BILINEAR).crop((w, h, 2 * w, 2 * h))
+
+
+def _paler(image: Image.Image, share: float) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(share)
+
+
+def _blurred(image: Image.Image, share: float) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(share / 100 * min(image.size)))
+
+
+# name, its degrees from nothing on, what it does to a picture
+DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image.Image]]] = [
+    ("blur (σ in % of the shorter side)", (0, 0.3, 0.6, 1.2, 2.5, 5), _blurred),
+    ("sharpening (per cent, radius 2)", (0, 50, 100, 150, 200, 300), _sharper),
+    ("noise of each colour (σ, grey levels)", (0, 2, 3, 4, 8, 32), _noise),
+    ("noise of brightness (σ, grey levels)", (0, 2, 4, 6, 8, 32), lambda i, d: _noise(i, d, 1)),
+    ("JPEG quality", (100, 75, 50, 30, 20, 10), _jpeg),
+    ("colour (share left)", (1, 0.6, 0.4, 0.3, 0.2, 0.1), _paler),
+    ("warmth (red times, blue divided by)", (1, 1.05, 1.1, 1.15, 1.2, 1.3), _warmer),
+    ("coldness (blue times, red divided by)", (1, 1.05, 1.1, 1.15, 1.2, 1.3), lambda i, d: _warmer(i, 1 / d)),
+    ("darkness (share of the light left)", (1, 0.8, 0.65, 0.5, 0.35, 0.2), lambda i, d: i.point(lambda v: v * d)),
+    ("light (times as much)", (1, 1.1, 1.2, 1.4, 1.7, 2), lambda i, d: i.point(lambda v: min(255, v * d))),
+    ("rotation (degrees)", (0, 15, 30, 45, 90, 135), _turned),
+    ("scale (share of the lesion's size)", (1, 0.8, 0.6, 0.45, 0.3, 0.2), _smaller),
+]
+
+
+def fate(said: Verdict, code: str) -> str:
+    """What becomes of a picture of this diagnosis."""
+    if said.refused:
+        return "refused"
+    return f"{'right' if code in said.classes else 'wrong'} {'alone' if len(said.classes) == 1 else 'among others'}"
+
+
+def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, list[dict[str, Any]]]:
+    """Of each damage and degree the share of each fate; and `missed`, malignant but judged and not referred.
+
+    `missed` is a share of the malignant and pre-malignant images, None where there are none.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, degrees, damage in tqdm(DAMAGES, "Damaging lesions", leave=False):
+        for degree in degrees:
+            said = [(classifier.explain(damage(image, degree)).verdict, code) for image, code in lesions]
+            fates = [fate(one, code) for one, code in said]
+            shares = {f: fates.count(f) / len(fates) for f in FATES}
+            missed = [one.refer is False for one, code in said if code in MALIGNANT]
+            row = {"degree": degree, **shares, "missed": float(np.mean(missed)) if missed else None}
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def strangers(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, dict[str, Any]]:
+    """Of each kind of picture that is no dermoscopic image: how many, how many of them are refused, and which not."""
+    found: dict[str, dict[str, Any]] = {}
+    pictures = [*shipped(), *composed(COMPOSED), *from_lesions([image for image, _ in lesions])]
+    for kind, name, image in tqdm(pictures, "Showing strangers", leave=False):
+        row = found.setdefault(kind, {"pictures": 0, "refused": 0, "not_referred": 0, "reasons": {}, "accepted": []})
+        row["pictures"] += 1
+        said = classifier.explain(image).verdict
+        if said.refused:
+            row["refused"] += 1
+            row["reasons"][said.refused] = row["reasons"].get(said.refused, 0) + 1
+            continue
+        row["not_referred"] += said.refer is False
+        if len(row["accepted"]) < 10:
+            row["accepted"].append(name)
+    return found
+
+
+def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
+    """A PNG: for each damage, what becomes of the lesions by degree."""
+    figure = Figure((16, 9.6), layout="constrained")
+    for axes, (name, rows) in zip(figure.subplots(3, 4).ravel(), damages.items(), strict=True):
+        x = np.arange(len(rows))
+        axes.stackplot(x, [[100 * row[f] for row in rows] for f in FATES], labels=FATES, colors=COLOURS)
+        if rows[0]["missed"] is not None:
+            missed = [100 * row["missed"] for row in rows]
+            axes.plot(x, missed, color="black", marker="o", label="of the malignant ones: judged and not referred")
+        axes.set_xticks(x, [f"{row['degree']:g}" for row in rows])
+        axes.set(xlabel=name, ylim=(0, 100), xlim=(0, len(rows) - 1))
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(FATES) + 1, frameon=False,
+        title=f"What becomes of {count} lesions' images of the test split, damaged by degrees (per cent)",
+    )  # fmt: skip
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    return buffer.getvalue()
+
+
+def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
+    """Writes RUN/doubt.json and RUN/doubt.png; returns what is in the former.
+
+    Raises:
+        UserError: the run has no model file, or its data isn't here.
+    """
+    config = with_overrides(open_run(run), run, overrides, "export.stress_test")
+    classifier = Classifier(run / "model.onnx")
+    test = load_splits(config.data, resolve_root(config.data), read_split(run)).test
+    codes = classifier.info.codes
+    rng, rows = np.random.default_rng(0), []
+    for c in range(len(codes)):
+        mine = rng.permutation(np.flatnonzero(test.labels == c))
+        rows += mine[:PER_CLASS].tolist()
+    if not rows:
+        raise UserError(f"{run} has no test images to damage")
+    lesions = [(read_image(test.sources[row]), codes[test.labels[row]]) for row in rows]
+    foreign, damages = strangers(classifier, lesions), damaged(classifier, lesions)
+    found = {
+        "model": {"name": classifier.info.name, "sha256": classifier.digest},
+        "lesions": len(lesions),
+        "strangers": foreign,
+        "damages": damages,
+    }
+    write_atomic(run / "doubt.png", draw(damages, len(lesions)))
+    write_atomic(run / "doubt.json", json.dumps(found, indent=1).encode())
+    classes = Classes(codes, classifier.info.columns)
+    report = report_of(run, config, classes, overrides)
+    official = official_reports(run, report.checkpoint_sha256, classes)
+    card = model_card(report, classifier.info, classifier.digest, config, found, official)
+    write_atomic(run / "MODEL_CARD.md", card.encode())
+    return found
+
+
+def main() -> None:
+    """A user's mistake is one sentence and status 2."""
+    parser = argparse.ArgumentParser("export.stress_test", description="Measure what a model file refuses and doubts.")
+    parser.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the latest)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")
+    arguments = parser.parse_args()
+    with plain_endings("export.stress_test"):
+        run = arguments.run or latest_run()
+        report = challenge(run, arguments.overrides)
+        for kind, row in sorted(report["strangers"].items()):
+            left = f"; not refused: {', '.join(row['accepted'])}" if row["accepted"] else ""
+            print(f"{kind}: {row['refused']} of {row['pictures']} refused{left}")
+        print(f"{run / 'doubt.json'}, {run / 'doubt.png'}, {run / 'MODEL_CARD.md'}")
+
+
+if __name__ == "__main__":
+    main()
