@@ -93,13 +93,13 @@ test-all: $(READY) ## run them all, and the page's wide and narrow, light and da
 	DERMRW_ALL_LOOKS=1 $(PY) -m pytest -n auto $(ARGS)
 
 load: $(READY) ## many users at once at the demo (ARGS="--users 20 --requests 2000")
-	PYTHONPATH=.:tests $(PY) tests/load.py $(ARGS)
+	PYTHONPATH=.:tests $(PY) tests/tools/load.py $(ARGS)
 
 replicas: $(READY) ## two demos behind nginx, one of them killed (wants nginx)
-	PYTHONPATH=.:tests $(PY) tests/replicas.py $(ARGS)
+	PYTHONPATH=.:tests $(PY) tests/tools/replicas.py $(ARGS)
 
 screenshots: $(READY) ## take the README's picture of the demo anew
-	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/test_app_page.py -k "lesion or many"
+	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/app/test_app_page.py -k "lesion or many"
 
 lint: $(READY) ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -2,7 +2,7 @@
 
 ONNX's own antialiased Resize differs from Pillow by up to 13 grey levels in ONNX Runtime 1.31. Pillow's bilinear filter
 is two products with banded matrices whose coefficients are rounded to 22 bits; written so in float64, where every
-product and sum is an exact integer, it gives the very same pixels (`tests/test_export.py`).
+product and sum is an exact integer, it gives the very same pixels (`tests/export/test_export.py`).
 Source: Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc, ImagingResampleHorizontal_8bpc).
 """
 

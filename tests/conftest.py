@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from serving import Server
+from tools.serving import Server
 
 from dermrw.__main__ import main
 from dermrw.datasets.sample import write_sample

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import command, draw
 from PIL import Image
-from serving import Server, basic
+from tools.serving import Server, basic
 
 from app.middleware import MOST_ELSE, MOST_REQUEST
 from dermrw.inference.classifier import Classifier

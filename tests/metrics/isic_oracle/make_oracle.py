@@ -1,8 +1,8 @@
-"""Freeze the official ISIC scorer's answers for small cases; tests/test_metrics.py compares ours to them.
+"""Freeze the official ISIC scorer's answers for small cases; tests/metrics/test_metrics.py compares ours to them.
 
 Run once, in an environment of its own (the scorer needs an old pandas):
     python -m venv oracle && oracle/bin/pip install isic-challenge-scoring==5.6.0 'pandas<3'
-    oracle/bin/python tests/isic_oracle/make_oracle.py
+    oracle/bin/python tests/metrics/isic_oracle/make_oracle.py
 It writes, beside itself, NAME_truth.csv and NAME_prediction.csv for every case, and answers.json.
 """
 

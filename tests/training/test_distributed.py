@@ -22,7 +22,7 @@ from dermrw.training.distributed import Job
 from dermrw.training.run_folder import read_log
 from dermrw.training.train import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def network() -> nn.Module:

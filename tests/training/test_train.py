@@ -180,7 +180,7 @@ def start(sample: Path, run: Path) -> subprocess.Popen:
     code = "import torch; torch.set_num_threads(1); from dermrw.__main__ import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "train", "configs/sample.yaml", *arguments, "--run", str(run)],
-        cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={k: v for k, v in os.environ.items() if k != "HAM10000_DIR"},
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Form = Sequence[tuple[str, str | tuple[str, bytes]]]  # fields, and files as (name, content)
 
 

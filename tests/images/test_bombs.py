@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 from PIL import Image
-from test_pixels import picture, saved
+from test_preprocess import picture, saved
 
 from dermrw.errors import UserError
 from dermrw.images.bombs import MOST_SCANS, Directories, of_jpeg, of_tiff

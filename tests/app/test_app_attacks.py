@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from conftest import draw
 from PIL import Image
-from serving import Server, basic
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
+from tools.serving import Server, basic
 
 from app.middleware import Guard, own_names
 from app.uploads import Uploads

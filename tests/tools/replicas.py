@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from load import ask_many, draw_pictures
-from serving import ROOT, Client, Server, Visit, basic
+from tools.load import ask_many, draw_pictures
+from tools.serving import ROOT, Client, Server, Visit, basic
 
 NAME, PORT = "demo.example.org", 18443
 PASSWORD = "a password for trying"

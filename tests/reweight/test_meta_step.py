@@ -219,12 +219,12 @@ def test_mistakes_are_named() -> None:
 
 
 def test_the_readmes_example_in_an_empty_file(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     example = next(part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "reweighted_losses" in part)
     (tmp_path / "example.py").write_text(example + "\nprint(loss.item())\n", encoding="utf-8")
     found = subprocess.run(
         [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert found.returncode == 0 and math.isfinite(float(found.stdout)), found.stderr
     assert "the weights come from" not in found.stderr
@@ -236,7 +236,7 @@ def test_reweight_imports_torch_alone() -> None:
         "import dermrw.reweight.meta_step, dermrw.reweight.approximations;"
         "print(*sorted({m.partition('.')[0] for m in sys.modules} - before - set(sys.stdlib_module_names)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert found.stdout.split() == ["dermrw"], found.stdout + found.stderr
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import draw
 from PIL import Image
-from serving import Server, Visit
+from tools.serving import Server, Visit
 
 from app.heatmap import SIDE
 from app.page import MOST_PICTURES

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import ROOT
+from tools.serving import ROOT
 
 from app.engine import Engine, plain_name
 from app.heatmap import SIDE, heat, overlay

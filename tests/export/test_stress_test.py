@@ -10,7 +10,7 @@ from dermrw.config import differences, load_config
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
 from dermrw.study.plan import PLACE
-from export import challenge as module
+from export import stress_test as module
 from export.card import recipe
 from export.foreign_pictures import LIKENESSES, composed, from_lesions, shipped
 from export.ship import box
@@ -74,7 +74,7 @@ def test_fates_stand_in_the_card_and_the_box_takes_it(
 
 
 def test_the_cards_recipe_is_the_run(tmp_path: Path) -> None:
-    configs = Path(__file__).parents[1] / "configs"
+    configs = Path(__file__).parents[2] / "configs"
     for name in ("ham.yaml", "ham_balanced_softmax.yaml", "cifar_90_reweight.yaml"):
         config = load_config(configs / name, ["data.root=/secret", "train.epochs=7", "train.channels_last=true"])
         (tmp_path / "recipe.yaml").write_text(recipe(config))

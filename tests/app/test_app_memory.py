@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from conftest import draw
-from serving import Client
+from tools.serving import Client
 
 from app.__main__ import free_port
 from app.engine import Engine

@@ -73,7 +73,7 @@ def test_the_defaults_are_those_that_the_results_rest_on() -> None:
     Who changes a default names the former one in configs/study/study.yaml, or runs the study again; then this file too
     can change.
     """
-    was = json.loads((Path(__file__).parents[1] / "docs/study/defaults.json").read_text())
+    was = json.loads((Path(__file__).parents[2] / "docs/study/defaults.json").read_text())
     now = Config().model_dump(mode="json")
     flat = {f"{section}.{key}": value for section in now if isinstance(now[section], dict)
             for key, value in now[section].items()}  # fmt: skip
@@ -310,7 +310,7 @@ def test_the_whole_way_on_the_sample(
     (tmp_path / "docs/bench.json").write_text("{}")
     with pytest.raises(UserError, match="is not what `make bench` writes"):
         write_report("tiny")
-    (tmp_path / "docs/bench.json").write_bytes((Path(__file__).parents[1] / "docs/bench.json").read_bytes())
+    (tmp_path / "docs/bench.json").write_bytes((Path(__file__).parents[2] / "docs/bench.json").read_bytes())
     write_report("tiny")
     assert "What the weights cost" in (tmp_path / "docs/study/tiny/report.html").read_text()
 

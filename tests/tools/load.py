@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from serving import Client, Server
+from tools.serving import Client, Server
 
 from dermrw.datasets.sample_drawing import draw_lesion
 
