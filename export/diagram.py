@@ -11,7 +11,7 @@ from dermrw.decisions.prevalence import at_prevalence
 from dermrw.errors import UserError
 from dermrw.inference.model_file import ModelInfo
 from dermrw.metrics.calibration_error import expected_calibration_error, reliability_curve
-from dermrw.metrics.classification import class_balanced_weights, prevalence_weights, score_weights
+from dermrw.metrics.classification import equal_prevalence_weights, prevalence_weights, score_weights
 
 
 def reliability_diagram(run: Path, info: ModelInfo) -> bytes:
@@ -33,7 +33,7 @@ def reliability_diagram(run: Path, info: ModelInfo) -> bytes:
     shares = np.array([info.prevalence[code] for code in info.codes])
     shares = shares / shares.sum()
     sides = [
-        ("at equal prevalence", p.to_numpy(), class_balanced_weights(y, w)),
+        ("at equal prevalence", p.to_numpy(), equal_prevalence_weights(y, w)),
         ("at the training data's prevalence", at_prevalence(p.to_numpy(), shares), prevalence_weights(y, shares, w)),
     ]
     figure = Figure((10, 4.8), layout="constrained")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dermrw.bench.methods import WAYS, Case, run
 from dermrw.config import load_config
-from dermrw.datasets.dataset import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.datasets.dataset import ImageDataset, epoch_batches, in_order, load_splits, loader, resolve_root
 from dermrw.evaluation.evaluate import load_best
 from dermrw.models import to_input
 from dermrw.objectives import Batch, Reweight
@@ -38,7 +38,7 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
     splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
     model, _ = load_best(folder, config, splits.classes)
     some = splits.train.part(lambda rows: np.random.default_rng(0).permutation(rows)[: batch * batches])
-    pixels, meta = Pixels(some, config.data, seed=1), Pixels(splits.meta, config.data)
+    pixels, meta = ImageDataset(some, config.data, seed=1), ImageDataset(splits.meta, config.data)
     images, labels, _ = next(in_order(meta, len(meta)))
     meta_x, meta_y = to_input(images, CPU), labels
     model.train()

@@ -13,11 +13,11 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dermrw.config import Config
 from dermrw.datasets.augment import augmenter
-from dermrw.datasets.dataset import Pixels, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.datasets.dataset import ImageDataset, epoch_batches, in_order, load_splits, loader, resolve_root
 from dermrw.images.preprocess import resized_pixels
 from dermrw.models import build_model, to_input
 from dermrw.objectives import Batch, build_objective
-from dermrw.training.device import Choice, choose_device
+from dermrw.training.device import Placement, choose_device
 
 ImageOf = Callable[[int], Any]
 
@@ -68,7 +68,7 @@ def images_per_second(config: Config) -> dict[str, float]:
     some = splits.train.part(lambda rows: rows[:512])
     paths, pixels, augment = (
         list(map(str, some.sources)),
-        Pixels(some, data, seed=0),
+        ImageDataset(some, data, seed=0),
         augmenter(data.augment, data.size),
     )
     assert augment is not None
@@ -90,16 +90,16 @@ def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:
     splits, train = load_splits(config.data, resolve_root(config.data)), config.train
     some = splits.train.part(lambda rows: rows[: (steps + 1) * train.batch_size])
     classes = len(splits.classes.codes)
-    choice = Choice(choose_device("auto"), "fp32", True)
+    choice = Placement(choose_device("auto"), "fp32", True)
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), classes)
     model, objective = choice.place(model).train(), build_objective(config, some.labels, classes, 1000)
     objective.step = 500  # in the middle of training, where whoever starts with uniform weights has ended that
-    meta = Pixels(splits.meta, config.data)
+    meta = ImageDataset(splits.meta, config.data)
     images, labels, _ = next(in_order(meta, len(meta)))
     meta_x, meta_y = to_input(images, choice.device, True), labels.to(choice.device)
     batches = iter(
         loader(
-            Pixels(some, config.data, seed=0),
+            ImageDataset(some, config.data, seed=0),
             epoch_batches(some.labels, "shuffled", train.batch_size, 0, 0),
             0,
             config.data.workers,

@@ -141,7 +141,7 @@ class LoadPixels(MapTransform):
         return {**data, "image": resized_pixels(image, self.size) if isinstance(image, str) else image}
 
 
-class Pixels(Dataset):
+class ImageDataset(Dataset):
     """Pixels and labels of an image set; item (epoch, index) -> (uint8 `[size, size, 3]`, label, index).
 
     Decoded and resized pixels stay in memory (MONAI's CacheDataset), as many as half of the free memory holds.
@@ -217,7 +217,7 @@ def epoch_batches(labels: np.ndarray, sampler: str, batch_size: int, seed: int, 
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
-def loader(pixels: Pixels, batches: np.ndarray | list[np.ndarray], epoch: int, workers: int = 0) -> DataLoader:
+def loader(pixels: ImageDataset, batches: np.ndarray | list[np.ndarray], epoch: int, workers: int = 0) -> DataLoader:
     """Batches (uint8 `[B, size, size, 3]`, labels `[B]`, indices `[B]`); the global random stream is left alone."""
     keys = [[(epoch, int(i)) for i in batch] for batch in batches]
     return DataLoader(
@@ -229,7 +229,7 @@ def loader(pixels: Pixels, batches: np.ndarray | list[np.ndarray], epoch: int, w
     )
 
 
-def in_order(pixels: Pixels, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def in_order(pixels: ImageDataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Every image once, in the set's order."""
     n = len(pixels)
     batches = [np.arange(start, min(n, start + batch_size)) for start in range(0, n, batch_size)]

@@ -15,13 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor, nn
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageSet, Pixels, Splits, load_splits, resolve_root
+from dermrw.datasets.dataset import ImageDataset, ImageSet, Splits, load_splits, resolve_root
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic
 from dermrw.models import last_linear
 from dermrw.reports.report_html import thumbnail
-from dermrw.training.device import Choice, choose_device, keep_freed_memory
+from dermrw.training.device import Placement, choose_device, keep_freed_memory
 from dermrw.training.loop import predict_logits
 from dermrw.training.run_folder import open_run, read_split
 
@@ -80,7 +80,7 @@ def read_weights(run: Path) -> pd.DataFrame:
         raise UserError(f"{run / 'weights.csv'} can't be read: {' '.join(str(error).split())}") from None
 
 
-def embed(model: nn.Module, images: ImageSet, config: Config, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
+def embed(model: nn.Module, images: ImageSet, config: Config, choice: Placement) -> tuple[np.ndarray, np.ndarray]:
     """Logits `[N, C]` and embeddings `[N, D]` of unit length (what enters the last linear layer) of a set."""
     entered: list[Tensor] = []
 
@@ -89,7 +89,7 @@ def embed(model: nn.Module, images: ImageSet, config: Config, choice: Choice) ->
 
     handle = last_linear(model).register_forward_pre_hook(note)
     try:
-        logits = predict_logits(model, Pixels(images, config.data, progress="the training split"), choice, BATCH)
+        logits = predict_logits(model, ImageDataset(images, config.data, progress="the training split"), choice, BATCH)
     finally:
         handle.remove()
     return logits, nn.functional.normalize(torch.cat(entered)).numpy()
@@ -106,7 +106,7 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     if not set(lowest["image_id"]) <= set(row_of):
         raise UserError(f"{run / 'weights.csv'} names images that the run's split.csv does not train on")
     model, _ = load_best(run, config, splits.classes)
-    choice = Choice(choose_device("auto"), "fp32", config.train.channels_last is True)
+    choice = Placement(choose_device("auto"), "fp32", config.train.channels_last is True)
     logits, embedding = embed(choice.place(model), train, config, choice)
     wrong = (lowest["dx"] != lowest["label"]).to_numpy()
     share = float(wrong.mean()) if wrong.any() else None

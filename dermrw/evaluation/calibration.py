@@ -20,7 +20,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
-from dermrw.metrics.classification import class_balanced_weights
+from dermrw.metrics.classification import equal_prevalence_weights
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -72,7 +72,7 @@ class EqualPrevalence:
         return cls(float(stored["temperature"]), tuple(float(b) for b in stored["offsets"]))
 
 
-def objective(
+def penalised_nll(
     parameters: Floats, logits: Floats, labels: Ints, weights: Floats, free: Bools, strength: float
 ) -> tuple[float, Floats]:
     """Penalised weighted NLL (nats) and its gradient [1 + F] at `parameters` [1 + F].
@@ -109,12 +109,12 @@ def fit_at(logits: Floats, labels: Ints, strength: float, free: Bools) -> EqualP
     """
     seen = np.bincount(labels, minlength=logits.shape[1]) > 0
     fitted = seen & free if np.isfinite(strength) else np.zeros_like(seen)
-    weights = class_balanced_weights(labels)
+    weights = equal_prevalence_weights(labels)
     start = np.zeros(1 + fitted.sum())
     bounds = [(np.log(T_BOUNDS[0]), np.log(T_BOUNDS[1]))] + [(None, None)] * (len(start) - 1)
     inputs = (logits[:, seen], np.cumsum(seen)[labels] - 1, weights / weights.sum(), fitted[seen], strength)
     found = minimize(
-        objective, start, inputs, "L-BFGS-B", jac=True, bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-8}
+        penalised_nll, start, inputs, "L-BFGS-B", jac=True, bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-8}
     ).x
     offsets = np.zeros(len(seen))
     if len(found) > 1:

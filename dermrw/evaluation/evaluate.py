@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from dermrw.config import Config, load_config
-from dermrw.datasets.dataset import ImageSet, Pixels, image_set, load_splits, resolve_root, true_labels
+from dermrw.datasets.dataset import ImageDataset, ImageSet, image_set, load_splits, resolve_root, true_labels
 from dermrw.datasets.ham10000 import find_official
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
@@ -33,7 +33,7 @@ from dermrw.models import build_model
 from dermrw.reports.report_html import write_html
 from dermrw.reports.report_json import Scored, build_report, compare_lesion_rules
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.device import Choice, choose_device, environment, keep_freed_memory
+from dermrw.training.device import Placement, choose_device, environment, keep_freed_memory
 from dermrw.training.run_folder import open_run, read_split
 
 BATCH = 64
@@ -60,7 +60,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     root = resolve_root(config.data)
     splits = load_splits(config.data, root, read_split(run))
     device = choose_device("auto" if not _chosen(overrides) else config.train.device)
-    choice = Choice(device, "fp32", config.train.channels_last is True)  # the layout that training found the faster
+    choice = Placement(device, "fp32", config.train.channels_last is True)  # the layout that training found the faster
     model, state = load_best(run, config, splits.classes)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt's time ends with it
     model = choice.place(model)
@@ -70,7 +70,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     checks = Checks(familiarity).to(choice.device)
 
     def look(images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
-        pixels = Pixels(images, config.data, progress=name)
+        pixels = ImageDataset(images, config.data, progress=name)
         return logits_and_checks(model, checks, pixels, choice, BATCH, config.data.views == 8)
 
     valid = splits.validation

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.config import Data
-from dermrw.datasets.dataset import ImageSet, Pixels, in_order
+from dermrw.datasets.dataset import ImageDataset, ImageSet, in_order
 from dermrw.evaluation.ood_score import IMAGES, Familiarity, Watch, describe, middle
 from dermrw.models import to_input
-from dermrw.training.device import Choice
+from dermrw.training.device import Placement
 from dermrw.training.loop import predict_logits
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -67,14 +67,14 @@ class Checks(nn.Module):
 
 
 @torch.no_grad()
-def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Choice, batch_size: int) -> Familiarity:
+def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Placement, batch_size: int) -> Familiarity:
     """From the training images, or as many of them, the same each time, as are enough."""
     part = train.part(lambda rows: np.random.default_rng(0).permutation(rows)[:IMAGES])
     names = middle(model, data.size)
     found = []
     with Watch(model, names) as watch:
         model.eval()
-        for images, _, _ in in_order(Pixels(part, data, progress="of the training split"), batch_size):
+        for images, _, _ in in_order(ImageDataset(part, data, progress="of the training split"), batch_size):
             model(to_input(images, choice.device, choice.channels_last))
             found.append(describe(watch.take()).float().cpu())
     return Familiarity.fit(names, torch.cat(found).numpy())
@@ -82,7 +82,7 @@ def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Choic
 
 @torch.no_grad()
 def logits_and_checks(
-    model: nn.Module, checks: Checks, pixels: Pixels, choice: Choice, batch_size: int, every_view: bool
+    model: nn.Module, checks: Checks, pixels: ImageDataset, choice: Placement, batch_size: int, every_view: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 8]` of a set."""
     measures: list[Tensor] = []

@@ -53,7 +53,7 @@ def expected_calibration_error(
     Top-label by default (Guo et al., ICML 2017, eq. 3): the largest probability against whether its class
     (the first, of tied ones) is right. `classwise`: the same for each class's probability against that class,
     then the mean over all C classes (Kull et al., NeurIPS 2019, section 2). Unweighted it speaks
-    for the test set's own prevalence, with `class_balanced_weights` for equal prevalence. It cannot reach 0:
+    for the test set's own prevalence, with `equal_prevalence_weights` for equal prevalence. It cannot reach 0:
     chance adds up to about 0.4 sqrt(bins / effective N), which a few heavy images make large. nan without weight.
     """
     p, y, w = checked(probabilities, labels, weights, sums=True)

@@ -92,7 +92,7 @@ def score_weights(image_ids: Sequence[str] | npt.NDArray[Any]) -> Floats:
     return np.array([0.0 if str(name) == ISIC_ZERO_WEIGHT else 1.0 for name in image_ids])
 
 
-def class_balanced_weights(labels: npt.ArrayLike, weights: Weights = None) -> Floats:
+def equal_prevalence_weights(labels: npt.ArrayLike, weights: Weights = None) -> Floats:
     """Weights [N] that give every class present the same total, in proportion to `weights` within a class.
 
     They sum to what `weights` sum to. They stand in for a test set of equal prevalence.

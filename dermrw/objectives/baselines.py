@@ -17,7 +17,7 @@ class Mixup(Objective):
     The partners are a permutation of the batch (of the process's own part of it).
     """
 
-    def minimise(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """λ ℓ(f(x̃), y) + (1 − λ) ℓ(f(x̃), y')."""
         alpha = torch.tensor(MIXUP_ALPHA)
         share = torch.distributions.Beta(alpha, alpha).sample().item()
@@ -33,9 +33,9 @@ class FineTuneMeta(Objective):
     All of it in every such step, and not augmented: as the meta step sees it. The batch that is drawn is left unused.
     """
 
-    def minimise(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of the batch, or of the meta set."""
         if self.step < FINE_TUNE_FROM * self.steps:
-            return super().minimise(model, batch)
+            return super().compute_loss(model, batch)
         world = 1 if batch.group is None else dist.get_world_size(batch.group)  # each has the whole meta set
         return cross_entropy(model(batch.meta_x), batch.meta_y).mean() / world, {}

@@ -39,11 +39,11 @@ class Objective:
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (a scalar with its graph), which adds up over the processes, and what to log."""
-        found = self.minimise(model, batch)
+        found = self.compute_loss(model, batch)
         self.step += 1
         return found
 
-    def minimise(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """What `__call__` gives."""
         return self.losses(model(batch.x), batch.y).sum() / batch.total, {}
 

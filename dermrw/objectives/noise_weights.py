@@ -119,9 +119,9 @@ class NoiseWeights(Weighted):
         shares = torch.maximum(total / total.sum(), LEAST_SHARE * self.given)
         self.shares = shares / shares.sum()
 
-    def minimise(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """κ and π are logged too."""
-        loss, log = super().minimise(model, batch)
+        loss, log = super().compute_loss(model, batch)
         return loss, {**log, "odds": torch.tensor(self.odds), "shares": self.shares}
 
     def state_dict(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Weighted(Objective):
         """Losses `[B]` with their graph, and weights `[B]` that sum to 1 over all processes, detached."""
         raise NotImplementedError
 
-    def minimise(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Σ wᵢ ℓᵢ, and what the weights are like."""
         losses, weights = self.weigh(model, batch)
         log = {**self._describe(weights, batch), **self._remember(weights, batch)}

@@ -158,7 +158,7 @@ def context(run: Path, suffix: str, report: dict[str, Any], scored: Scored) -> d
 
 
 def _balanced(labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return metrics.class_balanced_weights(labels, weights) if weights.any() else weights
+    return metrics.equal_prevalence_weights(labels, weights) if weights.any() else weights
 
 
 def confusion_rows(counts: Sequence[Sequence[int]], looks: Sequence[Look]) -> list[dict[str, Any]]:

@@ -87,7 +87,7 @@ def build_report(
 
 
 def _calibration_error(p: np.ndarray, y: np.ndarray, weights: np.ndarray, prevalence: np.ndarray) -> dict[str, Any]:
-    balanced = metrics.class_balanced_weights(y, weights)
+    balanced = metrics.equal_prevalence_weights(y, weights)
     found: dict[str, Any] = {"binning": f"{BINS} bins of equal weight"}
     for name, q, w in (
         ("equal_prevalence", p, balanced),
@@ -153,9 +153,9 @@ def compare_lesion_rules(p: np.ndarray, y: np.ndarray, lesions: np.ndarray) -> d
     found: dict[str, Any] = {"rule": LESION_RULES[0], "lesions_with_several_images": len(several), "compared": {}}
     if not len(several):
         return found
-    weights = metrics.class_balanced_weights(y[several])
+    weights = metrics.equal_prevalence_weights(y[several])
     image_weights = np.zeros(len(y))
-    image_weights[views[lesion] > 1] = metrics.class_balanced_weights(y[views[lesion] > 1])
+    image_weights[views[lesion] > 1] = metrics.equal_prevalence_weights(y[views[lesion] > 1])
     each = {"each image alone": (p, np.flatnonzero(image_weights), image_weights[image_weights > 0])}
     for rule in LESION_RULES:
         each[rule] = (combine(p, lesions, rule), several, weights)

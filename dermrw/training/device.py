@@ -19,7 +19,7 @@ from dermrw.errors import UserError
 Step = Callable[[nn.Module, Tensor], Tensor]
 
 
-class Choice(NamedTuple):
+class Placement(NamedTuple):
     """How to compute: `precision` is fp32 or bf16 (autocast)."""
 
     device: torch.device
@@ -69,7 +69,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Choice) -> float:
+def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement) -> float:
     """Time of the faster of two steps after one to warm up; infinite where an operator is missing."""
     try:
         copied = choice.place(copy.deepcopy(model)).train()
@@ -88,7 +88,7 @@ def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Choice) -> float:
         return float("inf")
 
 
-def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Choice, dict[str, float]]:
+def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Placement, dict[str, float]]:
     """The fastest way to run `step(model, x) -> loss` among those that the config leaves open.
 
     Whatever is `auto` is timed on a copy of the model, on x `[B, 3, H, W]`; the model and the random stream stay as
@@ -101,7 +101,7 @@ def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Choi
     device = choose_device(config.device)
     precisions = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
     layouts = [False, True] if config.channels_last == "auto" else [config.channels_last]
-    ways = [Choice(device, p, c) for p in precisions for c in layouts]
+    ways = [Placement(device, p, c) for p in precisions for c in layouts]
     if len(ways) == 1:
         return ways[0], {}
     devices = [device] if device.type == "cuda" else []

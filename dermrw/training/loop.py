@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import Pixels, Splits, epoch_batches, in_order, loader, steps_per_epoch
+from dermrw.datasets.dataset import ImageDataset, Splits, epoch_batches, in_order, loader, steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.metrics.classification import balanced_accuracy
@@ -22,7 +22,7 @@ from dermrw.models import to_input, train_mode, views
 from dermrw.objectives import Batch, Objective
 from dermrw.reweight.meta_step import sum_over
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
-from dermrw.training.device import Choice, environment
+from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
 from dermrw.training.optim import build_optimizer, build_schedule
 from dermrw.training.progress import average, describe, duration, stoppable
@@ -35,8 +35,8 @@ WARM_UP = 3  # steps that the estimate of the whole time leaves out
 @torch.no_grad()
 def predict_logits(
     model: nn.Module,
-    pixels: Pixels,
-    choice: Choice,
+    pixels: ImageDataset,
+    choice: Placement,
     batch_size: int,
     every_view: bool = False,
     upright: Callable[[Tensor], None] | None = None,
@@ -76,13 +76,13 @@ def running_mean(model: nn.Module, decay: float) -> AveragedModel:
 class Loop:
     """One run's state, and the loop over epochs and steps."""
 
-    pixels: Pixels  # the training images
+    pixels: ImageDataset  # the training images
 
     def __init__(
         self,
         run: Path,
         config: Config,
-        choice: Choice,
+        choice: Placement,
         splits: Splits,
         model: nn.Module,
         objective: Objective,
@@ -110,7 +110,7 @@ class Loop:
             print(f"{self.run} is finished; `make eval RUN={self.run}` evaluates it.")
             return
         part = self.splits.validation.part(self.job.part)
-        self.validation = Pixels(part, self.config.data, progress="the validation split")
+        self.validation = ImageDataset(part, self.config.data, progress="the validation split")
         self.size = 0  # of the images in memory
         self.log = Log(self.run / "metrics.jsonl", offset) if self.job.leads else None
         self.started, self.saved = time.monotonic(), time.monotonic()
@@ -133,8 +133,8 @@ class Loop:
         if self.size:
             del self.pixels  # what is no longer needed goes before the new comes
         self.size, data = size, self.config.data.model_copy(update={"size": size})
-        self.pixels = Pixels(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
-        meta = Pixels(self.splits.meta, data)
+        self.pixels = ImageDataset(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
+        meta = ImageDataset(self.splits.meta, data)
         images, labels, _ = next(in_order(meta, len(meta)))
         self.meta_x = to_input(images, self.choice.device, self.choice.channels_last)  # [M, 3, size, size]
         self.meta_y = labels.to(self.choice.device)

@@ -12,7 +12,7 @@ from dermrw.datasets.dataset import load_splits, resolve_root, steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.models import build_model, check_fit, freeze
 from dermrw.objectives import Batch, Objective, build_objective
-from dermrw.training.device import Choice, choose, keep_freed_memory
+from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, sole_training, start_run
@@ -78,7 +78,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
 
 def _choose(
     config: Config, model: nn.Module, objective: Objective, classes: int, meta: int, examples: int
-) -> tuple[Choice, dict[str, float]]:
+) -> tuple[Placement, dict[str, float]]:
     """The machine's choice, timed on a batch as large as the real one."""
     objective = copy.deepcopy(objective)  # which may remember what it is shown
     if config.objective.weights == "finite_difference":  # rounding to bf16 would drown it
@@ -99,7 +99,7 @@ def _sizes(config: Config) -> str:
     return f"{first if config.first_epochs else ''}{config.data.size} px"
 
 
-def _resolved(config: Config, choice: Choice) -> Config:
+def _resolved(config: Config, choice: Placement) -> Config:
     """The config with what was `auto` replaced by what was chosen, so that a resume computes the same way."""
     chosen = {"device": str(choice.device), "precision": choice.precision, "channels_last": choice.channels_last}
     return config.model_copy(update={"train": config.train.model_copy(update=chosen)})

@@ -9,7 +9,7 @@ import torch
 
 from dermrw.config import Data
 from dermrw.datasets.augment import augmenter, example_seed
-from dermrw.datasets.dataset import Pixels, Splits, epoch_batches, in_order, load_splits, loader
+from dermrw.datasets.dataset import ImageDataset, Splits, epoch_batches, in_order, load_splits, loader
 from dermrw.errors import UserError
 from dermrw.images.preprocess import evaluation_pixels
 
@@ -32,7 +32,7 @@ def test_a_stored_split_gives_the_same_sets(sample: Path, splits: Splits) -> Non
 
 
 def test_evaluation_pixels_are_the_networks_input(splits: Splits) -> None:
-    images, labels, index = next(in_order(Pixels(splits.test, DATA), 8))
+    images, labels, index = next(in_order(ImageDataset(splits.test, DATA), 8))
     assert images.dtype == torch.uint8 and index.tolist() == list(range(8))
     assert labels.tolist() == splits.test.labels[:8].tolist()
     for image, source in zip(images, splits.test.sources, strict=False):
@@ -40,16 +40,16 @@ def test_evaluation_pixels_are_the_networks_input(splits: Splits) -> None:
 
 
 def test_the_order_covers_every_image_once(splits: Splits) -> None:
-    seen = torch.cat([index for _, _, index in in_order(Pixels(splits.train, DATA), 7)])
+    seen = torch.cat([index for _, _, index in in_order(ImageDataset(splits.train, DATA), 7)])
     assert seen.tolist() == list(range(len(splits.train)))
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(splits: Splits) -> None:
-    pixels, again = Pixels(splits.train, DATA, seed=3), Pixels(splits.train, DATA, seed=3)
+    pixels, again = ImageDataset(splits.train, DATA, seed=3), ImageDataset(splits.train, DATA, seed=3)
     first = pixels[(2, 5)][0]
     pixels[(0, 9)]  # another draw in between
     assert torch.equal(first, pixels[(2, 5)][0]) and torch.equal(first, again[(2, 5)][0])
-    others = [pixels[(3, 5)][0], pixels[(2, 6)][0], Pixels(splits.train, DATA, seed=4)[(2, 5)][0]]
+    others = [pixels[(3, 5)][0], pixels[(2, 6)][0], ImageDataset(splits.train, DATA, seed=4)[(2, 5)][0]]
     assert not any(torch.equal(first, other) for other in others)
     assert first.shape == (32, 32, 3)
 
@@ -57,15 +57,15 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(splits: Splits) -> N
 def test_workers_give_the_same_batches_and_leave_the_random_stream_alone(splits: Splits) -> None:
     batches = epoch_batches(splits.train.labels, "shuffled", 16, 0, 1)[:3]
     before = torch.get_rng_state()
-    alone, helped = ([b[0] for b in loader(Pixels(splits.train, DATA, 0), batches, 1, n)] for n in (0, 2))
+    alone, helped = ([b[0] for b in loader(ImageDataset(splits.train, DATA, 0), batches, 1, n)] for n in (0, 2))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
 
 
 def test_the_cache_holds_no_augmented_image(splits: Splits) -> None:
-    pixels = Pixels(splits.train, DATA, seed=0)
+    pixels = ImageDataset(splits.train, DATA, seed=0)
     pixels[(0, 0)]
-    plain = Pixels(splits.train, DATA)
+    plain = ImageDataset(splits.train, DATA)
     assert np.array_equal(pixels.base[0]["image"], plain.base[0]["image"])
     assert np.array_equal(plain[(0, 0)][0], evaluation_pixels(splits.train.sources[0], 32))
 
@@ -75,7 +75,7 @@ def test_a_damaged_image_is_named(splits: Splits, tmp_path: Path) -> None:
     bad.write_bytes(b"no picture")
     images = replace(splits.test, sources=[str(bad), *splits.test.sources[1:]])
     with pytest.raises(UserError, match=r"ISIC_1\.jpg"):
-        Pixels(images, DATA)
+        ImageDataset(images, DATA)
 
 
 def test_shuffled_epochs_hold_each_example_once() -> None:

@@ -14,7 +14,7 @@ from dermrw.evaluation.calibration import (
     clustered_mean,
     fit,
     fit_at,
-    objective,
+    penalised_nll,
 )
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
@@ -105,12 +105,12 @@ def test_logits_refused(logits):
 @pytest.mark.parametrize("free", [ALL, ~ALL, np.arange(7) != 3])
 def test_gradient(free):
     z, y, _ = world([20] * 7, np.log(PRIOR), 1.5)
-    w = metrics.class_balanced_weights(y) / len(y)
+    w = metrics.equal_prevalence_weights(y) / len(y)
     strength = 0.02 if free.any() else np.inf
     at = np.random.default_rng(1).normal(size=1 + free.sum()) * 0.5
     args = (z, y, w, free, strength)
-    value, gradient = objective(at, *args)
-    numeric = approx_fprime(at, lambda v: objective(v, *args)[0], 1e-7)
+    value, gradient = penalised_nll(at, *args)
+    numeric = approx_fprime(at, lambda v: penalised_nll(v, *args)[0], 1e-7)
     np.testing.assert_allclose(gradient, numeric, rtol=0, atol=2e-6)
     # the value, from the parts that are tested elsewhere
     b = np.zeros(7)
@@ -125,7 +125,7 @@ def test_gradient(free):
 def test_the_fit_is_the_minimum(strength):
     """Another optimiser, without gradient or log, from another start, on the constrained problem."""
     z, y, _ = world([15, 60, 12, 10, 20, 5, 6], np.log(PRIOR), 1.5)
-    w = metrics.class_balanced_weights(y)
+    w = metrics.equal_prevalence_weights(y)
     ours = fit_at(z, y, strength, ALL)
     penalised = np.isfinite(strength)
 

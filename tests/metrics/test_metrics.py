@@ -142,14 +142,14 @@ def test_bad_weights(weights):
 
 def test_class_balanced_weights():
     _, y, _, rng = random_case(1)
-    np.testing.assert_allclose(metrics.class_balanced_weights(y), compute_sample_weight("balanced", y), rtol=1e-13)
+    np.testing.assert_allclose(metrics.equal_prevalence_weights(y), compute_sample_weight("balanced", y), rtol=1e-13)
     w = rng.random(len(y))
     w[y == 3] = 0
-    ours = metrics.class_balanced_weights(y, w)
+    ours = metrics.equal_prevalence_weights(y, w)
     np.testing.assert_allclose(
         [ours[y == c].sum() for c in range(7)], np.where(np.arange(7) == 3, 0, w.sum() / 6), rtol=1e-12
     )
-    assert metrics.class_balanced_weights(y, np.zeros(len(y))).tolist() == [0] * len(y)
+    assert metrics.equal_prevalence_weights(y, np.zeros(len(y))).tolist() == [0] * len(y)
     p = random_case(1)[0]  # accuracy under them is balanced accuracy
     assert np.average(p.argmax(1) == y, weights=ours) == pytest.approx(metrics.balanced_accuracy(p, y, w))
 
@@ -310,7 +310,7 @@ def slow_ece(event, score, w, bins):
 @pytest.mark.parametrize("bins", [1, 5, 15])
 def test_ece_by_loops(bins):
     p, y, _, _ = random_case(6)
-    for w in (np.ones(len(y)), metrics.class_balanced_weights(y)):
+    for w in (np.ones(len(y)), metrics.equal_prevalence_weights(y)):
         top = p.argmax(1)
         want = slow_ece(y == top, p.max(1), w, bins)
         assert reliability.expected_calibration_error(p, y, w, bins=bins) == pytest.approx(want, abs=1e-13)

@@ -274,9 +274,9 @@ def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_balanced_score_is_logged(whole: Path) -> None:
     """The validation score is that of best.pt's predictions, computed anew."""
-    from dermrw.datasets.dataset import Pixels, load_splits
+    from dermrw.datasets.dataset import ImageDataset, load_splits
     from dermrw.models import build_model
-    from dermrw.training.device import Choice
+    from dermrw.training.device import Placement
     from dermrw.training.loop import predict_logits
     from dermrw.training.run_folder import read_split
 
@@ -285,7 +285,7 @@ def test_a_balanced_score_is_logged(whole: Path) -> None:
     valid = load_splits(stored.data, Path(stored.data.root), read_split(whole)).validation
     model, _ = build_model(stored.model, 7)
     model.load_state_dict(weights(whole, "best.pt"))
-    logits = predict_logits(model, Pixels(valid, stored.data), Choice(torch.device("cpu"), "fp32", False), 16)
+    logits = predict_logits(model, ImageDataset(valid, stored.data), Placement(torch.device("cpu"), "fp32", False), 16)
     logged = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     scores = [row["validation"]["balanced_accuracy"] for row in logged if "validation" in row]
     assert balanced_accuracy(logits, valid.labels) == pytest.approx(max(scores))
