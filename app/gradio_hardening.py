@@ -1,7 +1,7 @@
 """Gradio, made strict: it opens uploads alone, remembers nothing of a session, and logs nothing that a client said.
 
 It is written for pages that are its author's own; this one takes patients' pictures from strangers. What is changed of
-it is all in here; the tests in `tests/app` (`test_app_memory`, `test_app_attacks`) look whether another version still obeys.
+it is all in here; the tests in `tests/app` show whether another version still obeys.
 """
 
 import asyncio
