@@ -52,12 +52,13 @@ check: $(READY) ## print what the data folder holds and lacks (ARGS=FOLDER)
 train-ham: $(READY) ## train on HAM10000 by reweighting (NGPU=2: in two processes), or on the embedded sample
 	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run "$(RUN)") --processes $(NGPU)
 
-train-cifar: $(READY) ## the toy problem: CIFAR-10 with one dominant class, reweighting against SGD
-	for config in configs/cifar*.yaml; do \
-	  name=$$(basename $$config .yaml); \
-	  $(PY) -m dermrw train $$config $(ARGS) --run "$(or $(RUN),runs)/$$name" || exit $$?; \
+train-cifar: $(READY) ## the toy problem: CIFAR-10 with 50 to 90 % birds, reweighting against SGD
+	for bias in 50 60 70 80 90; do for method in reweight:reweight sgd:erm; do \
+	  name=cifar_$${bias}_$${method%%:*}; \
+	  $(PY) -m dermrw train configs/cifar.yaml name=$$name data.bias=0.$$bias objective=$${method#*:} $(ARGS) \
+	    --run "$(or $(RUN),runs)/$$name" || exit $$?; \
 	  $(PY) -m dermrw eval "$(or $(RUN),runs)/$$name" || exit $$?; \
-	done
+	done; done
 
 eval: $(READY) ## score a run (the latest): balanced accuracy, report.json, report.html
 	$(PY) -m dermrw eval $(if $(RUN),"$(RUN)") $(ARGS)
@@ -80,7 +81,7 @@ demo: $(DEMO_READY) ## serve dermrw's own model, or MODEL=file.onnx, or RUN=runs
 bench: $(READY) ## time reweighting beside plain training and other people's way (ARGS="growth --repeats 3")
 	$(PY) -m dermrw.bench $(ARGS) $(if $(RUN),--run "$(RUN)")
 
-reproduce: $(READY) ## run what is missing of the study, then write its report (BUDGET=full, ARGS="--list")
+reproduce: $(READY) ## run the study's missing runs, then write its report (BUDGET=full, ARGS="--list")
 	$(PY) -m dermrw.study --budget $(BUDGET) $(ARGS)
 
 box: $(READY) ## make RUN, exported and challenged, the model that comes with dermrw

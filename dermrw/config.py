@@ -5,6 +5,7 @@ config is complete: written to the run folder, it alone reruns the run.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -214,10 +215,29 @@ def _flat(values: dict[str, Any], source: str) -> Iterable[tuple[str, Any]]:
 
 
 def find_config(name: str) -> Path:
-    """The config file of this path, else dermrw's own of this name: `configs/ham.yaml`, `ham.yaml` or `ham`."""
+    """Returns the config file of this path, or dermrw's own of this name: `configs/ham.yaml`, `ham.yaml` or `ham`.
+
+    Raises:
+        UserError: dermrw had a config of this name once; the sentence gives what replaced it.
+    """
     path = Path(name)
-    own = CONFIGS / path.with_suffix(".yaml").name
-    return own if not path.exists() and path.parent in (Path(), Path("configs")) and own.is_file() else path
+    if path.exists():
+        return path
+    if path.parent in (Path(), Path("configs")):
+        own = CONFIGS / path.with_suffix(".yaml").name
+        if own.is_file():
+            return own
+        if toy := re.fullmatch(r"cifar_([5-9])0_(reweight|sgd)(\.yaml)?", path.name):
+            objective = "erm" if toy[2] == "sgd" else "reweight"
+            raise UserError(f"{name} is now configs/cifar.yaml data.bias=0.{toy[1]} objective={objective}")
+    if path.parent in (Path("study"), Path("configs/study")):
+        method = path.name.removesuffix(".yaml")
+        if method in read_yaml(CONFIGS / "study" / "study.yaml").get("methods", {}):
+            row = f"{method}_bias90" if method.startswith("cifar") else method
+            raise UserError(
+                f"{name} is now a row of configs/study/study.yaml: python -m dermrw.study --run {row}-0 trains it"
+            )
+    return path
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:

@@ -95,7 +95,7 @@ def _train_and_evaluate(run: Run, folder: Path, options: Options) -> None:
 
 
 def _weights(run: Run, options: Options) -> list[str]:
-    return [f"model.weights={options.weights}"] if options.weights and run.config.startswith("ham") else []
+    return [f"model.weights={options.weights}"] if options.weights and run.method.startswith("ham") else []
 
 
 def workers() -> int:
@@ -106,7 +106,7 @@ def workers() -> int:
 
 def find_data(runs: list[Run]) -> None:
     """Makes sure of the data of these runs: one sentence, or one download, in the place of one a run."""
-    for kind in {run.config.partition("_")[0]: run for run in runs}.values():
+    for kind in {run.method.partition("_")[0]: run for run in runs}.values():
         resolve_root(kind.load().data)
 
 
@@ -116,11 +116,11 @@ def check_weights(runs: list[Run], options: Options) -> None:
     Raises:
         UserError: the weights can't be had, or are others than those of the results that are there.
     """
-    skin = [run for run in runs if run.config.startswith("ham")]
+    skin = [run for run in runs if run.method.startswith("ham")]
     if not skin:
         return
     _, origin = build_model(skin[0].load(*_weights(skin[0], options)).model, len(DIAGNOSES))
-    planned = [run for run in read_plan().runs(skin[0].budget) if run.config.startswith("ham")]
+    planned = [run for run in read_plan().runs(skin[0].budget) if run.method.startswith("ham")]
     there = next((result for run in planned if (result := current_result(run)) is not None), None)
     if there is not None and same_origin(there["weights"]) != same_origin(origin):
         raise UserError(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from dermrw.config import CONFIGS, Config, differences, load_config
 from dermrw.errors import UserError
@@ -42,14 +42,24 @@ class Table(BaseModel):
     under: dict[str, dict[str, Any]] = {"clean": {}}
 
 
+class Method(BaseModel):
+    """A method, and the settings in which it differs from the other methods on its data set."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str  # one line
+    reference: str = ""
+    set: dict[str, Any]
+
+
 class Run(NamedTuple):
     """One training with one seed."""
 
     budget: str
     row: str  # its name, such as ham_reweight_uniform20
-    config: str  # the config file's stem
+    method: str  # its key in `Plan.methods`
     condition: str
-    settings: dict[str, Any]  # key=value beside the config file
+    method_settings: dict[str, Any]  # key=value of the data set and the method
+    settings: dict[str, Any]  # key=value of the budget and the condition; they override those of the method
     seed: int
 
     @property
@@ -58,15 +68,12 @@ class Run(NamedTuple):
         return f"{self.row}-{self.seed}"
 
     def overrides(self, *more: str) -> list[str]:
-        """What the command line takes beside the config file."""
-        own = [
-            f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in self.settings.items()
-        ]
-        return [*own, f"train.seed={self.seed}", *more]
+        """Returns the settings of the budget, the condition and the seed as `key=value`, then `more`."""
+        return [*_as_overrides(self.settings), f"train.seed={self.seed}", *more]
 
     def load(self, *more: str) -> Config:
-        """The whole config."""
-        return load_config(CONFIGS / "study" / f"{self.config}.yaml", self.overrides(*more))
+        """Returns the complete config."""
+        return load_config(None, [f"name={self.method}", *_as_overrides(self.method_settings), *self.overrides(*more)])
 
     def digest(self) -> str:
         """Of `settings_of` the config alone, so a key that dermrw learns later outdates no result.
@@ -81,7 +88,17 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     budgets: dict[str, Budget]
+    base: dict[str, dict[str, Any]]  # by data set
+    methods: dict[str, Method]
     tables: dict[str, Table]
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> "Plan":
+        for name, table in self.tables.items():
+            for row in table.rows:
+                if row not in self.methods or row.partition("_")[0] not in self.base:
+                    raise ValueError(f"table {name} names {row}, which is no method or has no base")
+        return self
 
     def runs(self, budget: str, tables: list[str] | None = None) -> list[Run]:
         """Every run of a budget, first seeds first, each once."""
@@ -94,22 +111,28 @@ class Plan(BaseModel):
 
     def runs_of(self, budget: str, table: Table, seed: int) -> list[Run]:
         """A table's runs of one seed."""
-        both = {"ham": self.budgets[budget].ham, "cifar": self.budgets[budget].cifar}
-        return [
-            Run(
-                budget,
-                row if not settings else f"{row}_{condition}",
-                row,
-                condition,
-                {
-                    **both[row.partition("_")[0]],
-                    **{k: v.format(seed=seed) if isinstance(v, str) else v for k, v in settings.items()},
-                },
-                seed,
-            )
-            for condition, settings in table.under.items()
-            for row in table.rows
-        ]
+        by_data_set = {"ham": self.budgets[budget].ham, "cifar": self.budgets[budget].cifar}
+        runs = []
+        for condition, settings in table.under.items():
+            own = {k: v.format(seed=seed) if isinstance(v, str) else v for k, v in settings.items()}
+            for name in table.rows:
+                data_set = name.partition("_")[0]
+                runs.append(
+                    Run(
+                        budget=budget,
+                        row=f"{name}_{condition}" if settings else name,
+                        method=name,
+                        condition=condition,
+                        method_settings={**self.base[data_set], **self.methods[name].set},
+                        settings={**by_data_set[data_set], **own},
+                        seed=seed,
+                    )
+                )
+        return runs
+
+
+def _as_overrides(settings: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value) if isinstance(value, bool) else value}" for key, value in settings.items()]
 
 
 def read_plan(path: Path = STUDY) -> Plan:

@@ -160,7 +160,7 @@ def summarise(run: Run, folder: Path) -> dict[str, Any]:
         "row": run.row,
         "seed": run.seed,
         "budget": run.budget,
-        "config": f"configs/study/{run.config}.yaml",
+        "config": f"configs/study/study.yaml: {run.method}",
         "settings": run.overrides(),
         "config_digest": run.digest(),
         "differences_from_default": settings_of(config),

@@ -81,9 +81,9 @@ def build_sections(plan: Plan, budget: str, results: dict[str, list[dict[str, An
         for run in plan.runs_of(budget, table, 0):
             mine = results.get(run.row, [])
             if mine:
-                reference = _reference(table, run.config, run.condition, plan, budget, results)
+                reference = _reference(table, run.method, run.condition, plan, budget, results)
                 against = compare(mine, reference, budget) if reference and reference is not mine else None
-                rows.append(Row(run.row, run.config, run.condition, mine, against))
+                rows.append(Row(run.row, run.method, run.condition, mine, against))
         if rows:
             sections.append(Section(key, table, rows, None, same_samples(rows)))
     return sections
@@ -98,7 +98,7 @@ def _reference(
     """
     if len(table.rows) == 1:
         return results.get(table.against)
-    names = {(run.config, run.condition): run.row for run in plan.runs_of(budget, table, 0)}
+    names = {(run.method, run.condition): run.row for run in plan.runs_of(budget, table, 0)}
     row = names.get((table.against, condition), table.against)
     return results.get(row)
 

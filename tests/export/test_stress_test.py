@@ -75,7 +75,7 @@ def test_fates_stand_in_the_card_and_the_box_takes_it(
 
 def test_the_cards_recipe_is_the_run(tmp_path: Path) -> None:
     configs = Path(__file__).parents[2] / "configs"
-    for name in ("ham.yaml", "ham_balanced_softmax.yaml", "cifar_90_reweight.yaml"):
+    for name in ("ham.yaml", "ham_balanced_softmax.yaml", "cifar.yaml"):
         config = load_config(configs / name, ["data.root=/secret", "train.epochs=7", "train.channels_last=true"])
         (tmp_path / "recipe.yaml").write_text(recipe(config))
         again = load_config(tmp_path / "recipe.yaml", [])

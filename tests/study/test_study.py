@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,8 @@ import pytest
 import yaml
 from scipy.stats import ttest_ind
 
-from dermrw.config import CONFIGS, Config
+from dermrw.__main__ import main as dermrw_main
+from dermrw.config import CONFIGS, Config, load_config
 from dermrw.errors import UserError
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
@@ -54,9 +57,56 @@ def test_every_run_of_the_study_has_a_config_that_holds() -> None:
         assert any(name == table.against or name.startswith(f"{table.against}_") for name in names)
 
 
-def test_every_config_of_the_study_is_in_a_table() -> None:
-    used = {run.config for run in read_plan().runs("cpu")}
-    assert {path.stem for path in (CONFIGS / "study").glob("*.yaml")} - {"study"} == used
+def test_every_method_of_the_study_is_in_a_table() -> None:
+    plan = read_plan()
+    assert set(plan.methods) == {run.method for run in plan.runs("cpu")}
+
+
+def test_a_table_of_an_unknown_method_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "methods": {"ham_reweight": TINY["methods"]["ham_reweight"]}}))
+    with pytest.raises(UserError, match="table methods names ham_cross_entropy, which is no method"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("configs/cifar_90_sgd.yaml", "is now configs/cifar.yaml data.bias=0.9 objective=erm"),
+        ("cifar_50_reweight", "is now configs/cifar.yaml data.bias=0.5 objective=reweight"),
+        ("configs/study/ham_focal.yaml", "a row of configs/study/study.yaml: python -m dermrw.study --run ham_focal-0"),
+        ("study/cifar_sgd", "python -m dermrw.study --run cifar_sgd_bias90-0"),
+    ],
+)  # fmt: skip
+def test_a_former_config_names_its_successor(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dermrw", "train", old])
+    with pytest.raises(SystemExit) as ended:
+        dermrw_main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and new in said and old in said and said.count("\n") == 1
+    run = re.search(r"--run (\S+)", new)
+    assert run is None or run[1] in {planned.name for planned in read_plan().runs("cpu")}
+
+
+@pytest.mark.parametrize("bias", [50, 90])
+@pytest.mark.parametrize(("method", "objective"), [("reweight", "reweight"), ("sgd", "erm")])
+def test_make_train_cifar_resumes_run_folders_of_the_former_configs(bias: int, method: str, objective: str) -> None:
+    """The former config files, written out: the same names and settings, so that their run folders resume."""
+    former = {
+        "name": f"cifar_{bias}_{method}",
+        "data": {"name": "cifar10", "size": 32, "bias": bias / 100, "meta_per_class": 5, "augment": "none"},
+        "model": {"backbone": "cifar_alexnet", "weights": "none"},
+        "objective": objective,
+        "train": {
+            "epochs": 50, "batch_size": 64, "lr": 1e-3, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 0,
+            "schedule": "constant",
+        },
+    }  # fmt: skip
+    overrides = [f"name=cifar_{bias}_{method}", f"data.bias=0.{bias}", f"objective={objective}"]
+    assert load_config(CONFIGS / "cifar.yaml", overrides) == Config.model_validate(former)
 
 
 def test_a_digest_knows_what_a_run_gives_and_not_where() -> None:
@@ -207,7 +257,7 @@ def test_means_and_deviations() -> None:
     assert (mean_sd(np.array([0.5])), mean_sd(np.array([np.nan]))) == ("50.0", "–")
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "budgets": {
         "tiny": {
             "seeds": 2,
@@ -218,6 +268,11 @@ TINY = {
             },
             "cifar": {},
         }
+    },
+    "base": {"ham": {}},
+    "methods": {
+        "ham_cross_entropy": {"text": "Plain.", "set": {"objective": "erm"}},
+        "ham_reweight": {"text": "Weights.", "set": {"objective": "reweight"}},
     },
     "tables": {
         "methods": {
