@@ -22,7 +22,8 @@ from dermrw.files import require_writable, write_atomic
 from dermrw.models import last_linear
 from dermrw.reports.report_html import thumbnail
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
-from dermrw.training.loop import predict_logits
+from dermrw.training.example_weights import by_weight, read_weights
+from dermrw.training.logits import predict_logits
 from dermrw.training.run_folder import open_run, read_split
 
 NEIGHBOURS = 4
@@ -36,48 +37,6 @@ class Audit(NamedTuple):
     wrong_share: float | None  # of the labels of the whole training set, where wrong ones were put in on purpose
     precision: float | None  # the share of wrong ones in the table
     tied: int  # images of the training set that weigh as little as the last one of the table
-
-
-def by_weight(table: pd.DataFrame) -> pd.DataFrame:
-    """weights.csv's rows with `relative`, the weight over the mean of the label's class, in its order, lowest first.
-
-    Relative, because a class that weighs little as a whole is not wrong as a whole. Images that were never drawn are
-    left out.
-    """
-    known = table.dropna(subset="weight")
-    mean = known.groupby("label")["weight"].transform("mean")
-    relative = (known["weight"] / mean.where(mean > 0)).fillna(0.0)
-    return known.assign(relative=relative).sort_values("relative", kind="stable")
-
-
-def wrong_in_lowest(ordered: pd.DataFrame, count: int) -> float:
-    """The share of wrong labels that `count` images of the lowest relative weight have, in `by_weight`'s order.
-
-    Reweighting gives thousands of images no weight at all. Of those that tie for the last places any may be meant, so
-    they count with the share of wrong ones among them all: what drawing lots would give on average.
-    """
-    wrong = (ordered["dx"] != ordered["label"]).to_numpy()
-    count = min(count, len(ordered))
-    relative = ordered["relative"].to_numpy()
-    below, tied = relative < relative[count - 1], relative == relative[count - 1]
-    return float((wrong[below].sum() + (count - below.sum()) * wrong[tied].mean()) / count)
-
-
-def read_weights(run: Path) -> pd.DataFrame:
-    """A run's weights.csv.
-
-    Raises:
-        UserError: there is none, because the run's objective weighs no example, or has not ended an epoch.
-    """
-    try:
-        return pd.read_csv(run / "weights.csv", dtype={"image_id": str, "lesion_id": str})
-    except FileNotFoundError:
-        raise UserError(
-            f"{run} has no weights.csv: an audit wants a run that weighs its examples (objective=reweight, "
-            "noise_weights, meta_weight_net or random_weights) and has finished an epoch"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run / 'weights.csv'} can't be read: {' '.join(str(error).split())}") from None
 
 
 def embed(model: nn.Module, images: ImageSet, config: Config, choice: Placement) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from dermrw.datasets.dataset import ImageDataset, ImageSet, in_order
 from dermrw.evaluation.ood_score import IMAGES, Familiarity, Watch, describe, middle
 from dermrw.models import to_input
 from dermrw.training.device import Placement
-from dermrw.training.loop import predict_logits
+from dermrw.training.logits import predict_logits
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 BURNT = 250  # grey levels from which a pixel counts as overexposed

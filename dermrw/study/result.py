@@ -16,12 +16,12 @@ import dermrw
 from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
-from dermrw.evaluation.audit import by_weight, wrong_in_lowest
 from dermrw.evaluation.evaluate import read_predictions
 from dermrw.files import write_atomic
 from dermrw.metrics.classification import balanced_accuracy, decide
 from dermrw.study.plan import RESULTS, Run, settings_of
 from dermrw.study.statistics import balanced_accuracies
+from dermrw.training.example_weights import by_weight, wrong_in_lowest
 from dermrw.training.run_folder import open_run, read_log, read_split
 
 FIRST = 100  # images of the lowest weight, of which a curator would look at all

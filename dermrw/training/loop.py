@@ -3,7 +3,6 @@
 import math
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +17,19 @@ from dermrw.datasets.dataset import ImageDataset, Splits, epoch_batches, in_orde
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.metrics.classification import balanced_accuracy
-from dermrw.models import to_input, train_mode, views
+from dermrw.models import to_input, train_mode
 from dermrw.objectives import Batch, Objective
 from dermrw.reweight.meta_step import sum_over
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
+from dermrw.training.logits import predict_logits
 from dermrw.training.optim import build_optimizer, build_schedule
 from dermrw.training.progress import average, describe, duration, stoppable
 from dermrw.training.run_folder import Log
 
 LOG_EVERY = 10  # steps that one row of metrics.jsonl averages
 WARM_UP = 3  # steps that the estimate of the whole time leaves out
-
-
-@torch.no_grad()
-def predict_logits(
-    model: nn.Module,
-    pixels: ImageDataset,
-    choice: Placement,
-    batch_size: int,
-    every_view: bool = False,
-    upright: Callable[[Tensor], None] | None = None,
-) -> np.ndarray:
-    """Logits float32 `[N, C]` of a set, in its order, in eval mode and fp32; or their mean over the eight views.
-
-    `upright` is given each batch's pixels uint8 `[B, S, S, 3]` when they have gone through the model as they are, and
-    not yet in another view.
-    """
-    model.eval()
-    parts = []
-    for images, _, _ in in_order(pixels, batch_size):
-        x = to_input(images, choice.device, choice.channels_last)
-        seen = [model(x)]
-        if upright is not None:
-            upright(images)
-        if every_view:
-            seen += [model(view) for view in views(x)[1:]]
-        parts.append(torch.stack(seen).mean(0).float().cpu())
-    return torch.cat(parts).numpy()
 
 
 def running_mean(model: nn.Module, decay: float) -> AveragedModel:

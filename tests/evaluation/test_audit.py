@@ -2,14 +2,13 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, command
 
 from dermrw.config import load_config
 from dermrw.errors import UserError
-from dermrw.evaluation.audit import NEIGHBOURS, audit, by_weight, find, wrong_in_lowest
+from dermrw.evaluation.audit import NEIGHBOURS, audit, find
 from dermrw.training.train import train
 
 
@@ -24,26 +23,6 @@ def flipped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.noise_rate=0.25",
     ]
     return train(load_config(None, [*TINY, *settings]), tmp_path_factory.mktemp("runs") / "flipped")
-
-
-def test_lowest_within_its_class() -> None:
-    table = pd.DataFrame(
-        {"image_id": list("abcde"), "label": ["nv", "nv", "df", "df", "mel"], "weight": [0.1, 0.3, 1.0, 5.0, np.nan]}
-    )
-    found = by_weight(table)
-    assert found["image_id"].tolist() == ["c", "a", "b", "d"]  # 1/3, 0.5, 1.5, 5/3; what was never drawn is left out
-    assert found["relative"].tolist() == pytest.approx([1 / 3, 0.5, 1.5, 5 / 3])
-    assert by_weight(table.assign(weight=0.0))["relative"].tolist() == [0.0] * 5
-
-
-def test_images_that_tie_for_the_last_places_count_as_by_lot() -> None:
-    ordered = pd.DataFrame(
-        {"relative": [0.0, 0.1, 0.1, 0.1, 0.1, 1.0], "dx": list("anannn"), "label": list("nnnnnn")}
-    )  # wrong, right, wrong, right, right, right
-    found = [wrong_in_lowest(ordered, count) for count in (1, 2, 3, 5, 6, 9)]
-    assert found == pytest.approx([1, (1 + 0.25) / 2, (1 + 0.5) / 3, 2 / 5, 2 / 6, 2 / 6])
-    shuffled = [wrong_in_lowest(ordered.iloc[[0, *order, 5]], 3) for order in ([1, 2, 3, 4], [2, 4, 3, 1])]
-    assert shuffled == pytest.approx([0.5, 0.5])  # whatever the order within the tie
 
 
 def test_neighbours_are_the_nearest_by_the_embedding_and_of_other_lesions(flipped: Path) -> None:
@@ -75,7 +54,7 @@ def test_what_cant_be_audited_is_a_sentence(run: Path, flipped: Path, tmp_path: 
     with pytest.raises(UserError, match="from 1 on"):
         audit(flipped, 0)
     (run / "weights.csv").unlink()
-    with pytest.raises(UserError, match=r"has no weights\.csv: an audit wants a run that weighs"):
+    with pytest.raises(UserError, match=r"has no weights\.csv: an audit needs a run that weighs"):
         audit(run)
     (run / "weights.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="can't be read"):

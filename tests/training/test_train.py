@@ -277,7 +277,7 @@ def test_a_balanced_score_is_logged(whole: Path) -> None:
     from dermrw.datasets.dataset import ImageDataset, load_splits
     from dermrw.models import build_model
     from dermrw.training.device import Placement
-    from dermrw.training.loop import predict_logits
+    from dermrw.training.logits import predict_logits
     from dermrw.training.run_folder import read_split
 
     stored = load_config(whole / "config.yaml")
