@@ -13,6 +13,7 @@ import onnx
 import torch
 from onnx import compose
 
+from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
@@ -21,8 +22,11 @@ from .network import Exported
 from .pillow_resize import resize_graph
 
 OPSET = 20
-TOLERANCE = 1e-4  # of a probability, and of the activation map and the embedding relative to their largest value
+# of a probability; of the activation map and the embedding relative to their largest value; of a check relative to the
+# limit of its refusal, or to its value where that is greater. `refusal.fit_limits` leaves as much room at each limit.
+TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
+LEAST_UNIT = 1e-3  # of a check whose limit and value are both about 0
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -86,7 +90,7 @@ def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
     """Compares ONNX Runtime with torch on pictures uint8 `[H, W, 3]` of any sizes; returns the largest difference.
 
     Each picture goes to the graph as it is and, in batches of `BATCHES`, as the evaluation pixels; torch sees the
-    evaluation pixels alone.
+    evaluation pixels alone. Differences are relative to the units of `TOLERANCE`.
 
     Raises:
         UserError: a difference is larger than `TOLERANCE`.
@@ -95,13 +99,17 @@ def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
     pixels = np.stack([classifier.pixels(picture) for picture in pictures])
     with torch.no_grad():
         expected = [o.numpy() for o in network(torch.from_numpy(pixels))]
+    limits = np.abs([classifier.info.limits[name] for name in CHECKS])
+    # of each output, in the order of `OUTPUTS`: the unit of a difference, one number or one per value
+    units: list[npt.ArrayLike] = [1.0, *(max(1.0, float(np.abs(values).max())) for values in expected[1:3])]
+    units.append(np.maximum(np.maximum(np.abs(expected[3]), limits), LEAST_UNIT))
     worst = 0.0
 
     def compare(found: Sequence[npt.NDArray[np.float32]], rows: slice) -> None:
         nonlocal worst
-        for name, ours, theirs in zip(OUTPUTS, found, expected, strict=True):
-            scale = 1.0 if name == "probabilities" else max(1.0, float(np.abs(theirs).max()))
-            difference = float(np.abs(ours - theirs[rows]).max()) / scale
+        for name, ours, theirs, unit in zip(OUTPUTS, found, expected, units, strict=True):
+            unit_of_rows = np.broadcast_to(unit, theirs.shape)[rows]
+            difference = float((np.abs(ours - theirs[rows]) / unit_of_rows).max())
             if not difference <= TOLERANCE:  # not a number is a difference, too
                 raise UserError(
                     f"ONNX Runtime and torch differ by {difference:.1e} in {name}: no model was written; "

@@ -26,6 +26,13 @@ from dermrw.models import blocks
 COMPONENTS = 128
 IMAGES = 2500  # of the training set that it is fitted on, at most
 
+# Lower bounds of the fit. Without them, a channel that hardly varies over the training images, or a combination of
+# channels that hardly does, multiplies the rounding errors of float32, which differ from one processor to the next.
+LEAST_SCALE = 0.01  # of a channel's standard deviation, relative to the root mean square over all channels
+LEAST_VARIATION = 1e-3  # of a channel's standard deviation, relative to its mean
+LEAST_VARIANCE = 0.01  # of a principal component, relative to the mean over all directions
+GREATEST_CONDITION = 1e4  # largest variance over smallest
+
 
 def _positions(x: Tensor) -> tuple[int, int] | None:
     """The two axes of a map's positions: `[N, D, h, w]`, or `[N, h, w, D]` as in Swin; None: it is no map."""
@@ -138,13 +145,20 @@ class Familiarity(nn.Module):
 
     @classmethod
     def fit(cls, names: tuple[str, ...], descriptions: npt.NDArray[np.floating[Any]]) -> Self:
-        """From the descriptions `[n, K]` of n > 1 training images."""
+        """From the descriptions `[n, K]` of n > 1 training images, computed in float64.
+
+        Standard deviations and variances have lower bounds (see `LEAST_SCALE` and the constants after it), so that the
+        score is well-conditioned for constant and collinear channels, too.
+        """
         x = descriptions.astype(np.float64)
-        mean, scale = x.mean(0), x.std(0) + 1e-6
+        mean, deviation = x.mean(0), x.std(0)
+        scale = np.maximum(deviation, LEAST_SCALE * np.sqrt(np.square(deviation).mean()))
+        scale = np.maximum(scale, LEAST_VARIATION * np.abs(mean)) + 1e-6
         _, values, axes = np.linalg.svd((x - mean) / scale, full_matrices=False)
         variance = values**2 / len(x)
         # of few images the smallest components are chance
         k = max(1, min(COMPONENTS, x.shape[1] - 1, len(x) // 4))
-        rest = max(variance[k:].sum() / max(1, x.shape[1] - k), 1e-4)
-        kept = np.maximum(variance[:k], 1e-4)
+        least = max(LEAST_VARIANCE * variance.sum() / x.shape[1], variance[0] / GREATEST_CONDITION, 1e-4)
+        rest = max(variance[k:].sum() / max(1, x.shape[1] - k), least)
+        kept = np.maximum(variance[:k], least)
         return cls(names, {"mean": mean, "scale": scale, "basis": axes[:k].T, "variance": kept, "rest": rest})

@@ -30,6 +30,39 @@ def test_few_images_of_many_channels_still_tell_another_kind() -> None:
     assert np.quantile(own, 0.99) < other.min()
 
 
+def collinear(n: int, seed: int) -> np.ndarray:
+    """24 channels: 6 independent, 12 linear combinations of them, 4 nearly constant and 2 constant."""
+    rng = np.random.default_rng(seed)
+    own = rng.normal(size=(n, 6)) * [1, 3, 0.5, 2, 1, 1] + 4
+    mixed = own @ np.random.default_rng(9).normal(size=(6, 12))
+    nearly = 7 + 1e-7 * rng.normal(size=(n, 4))
+    return np.concatenate([own, mixed, nearly, np.zeros((n, 1)), np.full((n, 1), 3.0)], 1)
+
+
+def test_collinear_and_constant_channels_leave_the_score_well_conditioned() -> None:
+    """Against float64 with the covariance's eigenvalues bounded below, for inputs on and off the training subspace."""
+    train = collinear(500, 0)
+    score = Familiarity.fit((), train)
+    rng = np.random.default_rng(1)
+    new = np.concatenate([collinear(50, 2), collinear(50, 3) + rng.normal(size=(50, 24))])
+
+    deviation = train.std(0)
+    scale = np.maximum(deviation, 0.01 * np.sqrt((deviation**2).mean()))
+    scale = np.maximum(scale, 1e-3 * np.abs(train.mean(0))) + 1e-6
+    values, vectors = np.linalg.eigh(np.cov(((train - train.mean(0)) / scale).T, bias=True))
+    bounded = np.maximum(values, max(0.01 * values.mean(), values.max() / 1e4))
+    z = (new - train.mean(0)) / scale
+    expected = (np.square(z @ vectors) / bounded).sum(1) / 24
+    assert values.min() < 1e-12 and expected[:50].max() < 3 < expected[50:].min()
+
+    single = score(torch.tensor(new).float()).numpy()
+    np.testing.assert_allclose(single, expected, rtol=1e-4, atol=1e-4)
+    # another processor's rounding
+    rounded = new * (1 + 1e-6 * rng.choice([-1, 1], size=new.shape))
+    again = score(torch.tensor(rounded).float()).numpy()
+    np.testing.assert_allclose(again, single, rtol=1e-3, atol=1e-4)
+
+
 def test_descriptions_are_means_and_deviations_of_channels() -> None:
     torch.manual_seed(0)
     first, swin = torch.randn(3, 5, 8, 8), torch.randn(3, 4, 4, 7)

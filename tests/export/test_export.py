@@ -239,6 +239,26 @@ def test_a_file_that_disagrees_is_refused(run: Path, model_file: Path) -> None:
         check(run / "other.onnx", exported, pictures)
 
 
+def test_checks_are_compared_relative_to_the_limit_of_their_refusal(run: Path, model_file: Path) -> None:
+    """The same small difference is an error next to a small limit and none next to a large one."""
+    config = load_config(run / "config.yaml")
+    net, _ = build_model(config.model.model_copy(update={"weights": "none"}), 7)
+    net.load_state_dict(load_checkpoint(run / "best.pt")["model"])
+    report = json.loads((run / "report.json").read_text())
+    checks = Checks(Familiarity.load((run / "familiarity.npz").read_bytes()))
+    checks.familiarity.mean += 1e-3 * checks.familiarity.scale
+    exported = Exported(net, EqualPrevalence.from_dict(report["calibration"]), checks)
+    pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
+    with pytest.raises(UserError, match=r"differ by .* in checks"):
+        check(model_file, exported, pictures)
+    model = onnx.load(model_file)
+    for entry in model.metadata_props:
+        if entry.key == "limits":
+            entry.value = json.dumps({**json.loads(entry.value), "strangeness": 1e6})
+    onnx.save(model, model_file)
+    assert check(model_file, exported, pictures) < 1e-4
+
+
 def test_a_run_that_was_trained_on_is_evaluated_anew(
     run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
