@@ -1,7 +1,7 @@
-"""Configuration: frozen pydantic models, YAML files that hold only differences, `key=value` overrides.
+"""Configuration: frozen pydantic models, YAML files that contain only differences, and `key=value` overrides.
 
-A misspelt key, a value of the wrong type or out of range is a `UserError` that names it. A resolved
-config is complete: written to the run folder, it alone reruns the run.
+An unknown key, or a value of the wrong type or out of range, raises a `UserError` that names the key. A run folder
+contains the complete config, which is enough to repeat the run.
 """
 
 import difflib
@@ -18,11 +18,15 @@ from dermrw.files import expand_home
 from dermrw.strict_yaml import parse_value, read_yaml, short
 
 _HERE = Path(__file__).resolve().parent
-# in an installed package the configs lie inside it, in a checkout beside it
+# an installed package contains the configs; in a checkout they are next to it
 CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
 
-LARGEST_SEED = 2**32 - 1  # that all of NumPy, torch and scikit-learn take
+LARGEST_SEED = 2**32 - 1  # the largest that NumPy, torch and scikit-learn all accept
+# keys that change where and how fast a run is computed, but not its result
+NOT_PART_OF_A_RESULT = {
+    "data.root", "model.weights", "train.checkpoint_seconds", "data.workers", "train.device", "name",
+}  # fmt: skip
 
 
 class _Section(BaseModel):
@@ -37,114 +41,126 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    """What to train on and how it is divided."""
+    """The data set and its splits."""
 
     name: Literal["ham10000", "sample", "cifar10"] = "ham10000"
     root: str | None = Field(None, description="folder of the data; default: HAM10000_DIR, then data/ham10000")
     size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels")
     meta: str = Field(
         "ham10000_meta_3_per_class.csv",
-        description="the curated meta set: a CSV with a column image_id, or 'rule'",
+        description="the curated meta set: a CSV with a column image_id, or 'rule' to draw it at random",
     )
-    meta_per_class: int = Field(3, ge=1, le=1000, description="images per class that 'rule' draws")
+    meta_per_class: int = Field(3, ge=1, le=1000, description="images per class drawn by 'rule'")
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
     dominant: int = Field(2, ge=0, le=9, description="CIFAR-10: the dominant class (2 is bird)")
     bias: float = Field(0.9, ge=0.1, lt=1, description="CIFAR-10: the dominant class's share of the training set")
     noise: Literal["uniform", "class_conditional"] = Field(
-        "uniform", description="which wrong label a training lesion gets: any, or the class it is mistaken for"
+        "uniform", description="wrong labels: any other class, or the class that the true class is mistaken for"
     )
-    noise_rate: float = Field(0.0, ge=0, lt=1, description="share of the training lesions with a wrong label")
-    meta_noise_rate: float = Field(0.0, ge=0, lt=1, description="share of the meta images with a wrong label (uniform)")
+    noise_rate: float = Field(0.0, ge=0, lt=1, description="share of the training lesions that are given a wrong label")
+    meta_noise_rate: float = Field(
+        0.0, ge=0, lt=1, description="share of the meta images that are given a wrong label (uniform noise)"
+    )
     noise_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     reserve: str | None = Field(
         None,
-        description="a CSV with a column image_id: other images of these lesions take no part either",
+        description="a CSV with a column image_id: the other images of these lesions are not used either",
     )
     augment: Literal["dermoscopy", "strong", "cutout", "cameras", "none"] = "dermoscopy"
     views: Literal[1, 8] = Field(
-        1, description="8: evaluation and the model file average the logits of all flips and quarter turns"
+        1, description="8: evaluation and the model file average the logits over all flips and quarter turns"
     )
-    skip_unreadable: bool = Field(False, description="leave out images that are missing or can't be read, and say so")
-    workers: int = Field(0, ge=0, le=64, description="processes that augment beside training; 0: none")
+    skip_unreadable: bool = Field(False, description="leave out missing and unreadable images, and list them")
+    workers: int = Field(0, ge=0, le=64, description="processes that augment images in parallel; 0: none")
 
 
 class Model(_Section):
     """The network."""
 
-    backbone: str = Field("efficientnet_b0", description="a classification model of torchvision, or small_cnn")
-    weights: str = Field("imagenet", description="imagenet (torchvision's own), none, or a file with a state dict")
+    backbone: str = Field("efficientnet_b0", description="a torchvision classifier, small_cnn or cifar_alexnet")
+    weights: str = Field("imagenet", description="imagenet (from torchvision), none, or a file with a state dict")
     freeze: Literal["none", "batch_norm", "backbone"] = "none"
-    head: Literal["linear", "cosine"] = Field("linear", description="cosine: 30 times the cosine, for ldam_drw")
+    head: Literal["linear", "cosine"] = Field(
+        "linear", description="cosine: logits are 30 times the cosine similarity; for ldam_drw"
+    )
 
 
 class Objective(_Section):
-    """What is minimised. `objective=NAME` sets the name alone."""
+    """The training objective. `objective=NAME` sets `objective.name` and resets the other keys to their defaults."""
 
     name: Literal[
         "erm", "mixup", "fine_tune_meta", "random_weights", "reweight", "meta_weight_net", "noise_weights"
-    ] = Field("reweight", description="who weighs the examples, or what else is done with them")
+    ] = Field("reweight", description="the method: how examples are weighted, or a baseline")
     loss: Literal["cross_entropy", "inverse_frequency", "class_balanced", "focal", "ldam_drw", "balanced_softmax"] = (
-        Field("cross_entropy", description="what one example costs")
+        Field("cross_entropy", description="the loss of one example")
     )
     sampler: Literal["shuffled", "balanced"] = Field(
-        "shuffled", description="every example once an epoch, or every class equally often"
+        "shuffled", description="every example once per epoch, or every class equally often"
     )
     weights: Literal["exact", "finite_difference", "last_stage"] = Field(
-        "exact", description="reweight: exact, or a cheaper approximation (README, What it costs)"
+        "exact", description="reweight: exact weights, or a cheaper approximation (see the README, What it costs)"
     )
     refresh_every: int = Field(
         1,
         ge=1,
-        description="steps from one meta gradient to the next; between, reweight gives each image the weight of its "
-        "last visit (an epoch ago; the first epoch is exact), and noise_weights keeps κ",
+        description="steps between two meta gradients; in between, reweight uses the last known weight of each image "
+        "(from the previous epoch; the first epoch is exact), and noise_weights keeps κ constant",
     )
     odds: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="noise_weights: κ, the odds of a wrong label; learned from the meta set if not given",
+        description="noise_weights: κ, the odds of a wrong label; learned from the meta set if not set",
     )
 
     @property
     def title(self) -> str:
-        """The three choices in a phrase, without those that are as usual: `reweight, balanced_softmax`."""
-        usual = Objective()
-        loss = [self.loss] if self.loss != usual.loss else []
-        return ", ".join([self.name, *loss, *([f"{self.sampler} sampling"] if self.sampler != usual.sampler else [])])
+        """The name, and the loss and the sampler if they are not the defaults, such as `reweight, balanced_softmax`."""
+        default = Objective()
+        loss = [self.loss] if self.loss != default.loss else []
+        sampler = [f"{self.sampler} sampling"] if self.sampler != default.sampler else []
+        return ", ".join([self.name, *loss, *sampler])
 
 
 class Train(_Section):
-    """The loop."""
+    """The optimiser and the training loop."""
 
     epochs: int = Field(30, ge=1, le=1_000_000)
     batch_size: int = Field(64, ge=2, le=1_000_000)
-    lr: float = Field(1e-3, gt=0, le=1e30, description="peak learning rate")  # float32 holds no 1e300
+    lr: float = Field(1e-3, gt=0, le=1e30, description="peak learning rate")  # float32 cannot represent 1e300
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
     weight_decay: float = Field(0.01, ge=0, le=1000)
     schedule: Literal["one_cycle", "constant"] = "one_cycle"
     first_share: float = Field(
-        0.0, ge=0, lt=1, description="this share of the epochs sees images of first_size, the rest of data.size"
+        0.0, ge=0, lt=1, description="share of the epochs, from the first on, that train on images of first_size"
     )
     first_size: int = Field(
-        128, ge=32, le=1024, description="side in pixels; small images are quick to learn from, larger ones unused"
+        128,
+        ge=32,
+        le=1024,
+        description="side in pixels; ignored unless smaller than data.size",
     )
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="each block's rate is so many times that of the block above"
+        1.0, gt=0, le=1, description="ratio of the learning rate of each block to that of the block after it"
     )
-    average: float = Field(0.0, ge=0, lt=1, description="decay a step of the running mean of weights; 0: none is kept")
-    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: not clipped")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of the exponential moving average of the weights; 0: no average"
+    )
+    clip: float = Field(0.0, ge=0, description="gradients are clipped to this norm; 0: no clipping")
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
-    checkpoint_seconds: float = Field(120.0, gt=0, description="at most so much work is lost when a run is killed")
+    checkpoint_seconds: float = Field(
+        120.0, gt=0, description="time between checkpoints: the work lost at most when a run is killed"
+    )
 
 
 class Config(_Section):
-    """One run."""
+    """The config of one run."""
 
     name: str = Field(
         "ham", max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="prefix of the run folder"
@@ -161,31 +177,31 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        usual, name = Objective(), self.objective.name
-        if name != "reweight" and self.objective.weights != usual.weights:
-            raise ValueError(f"objective.weights belongs to reweight, not to {name}")
-        if name not in ("reweight", "noise_weights") and self.objective.refresh_every != usual.refresh_every:
-            raise ValueError(f"objective.refresh_every belongs to reweight and noise_weights, not to {name}")
+        default, name = Objective(), self.objective.name
+        if name != "reweight" and self.objective.weights != default.weights:
+            raise ValueError(f"objective.weights is an option of reweight, not of {name}")
+        if name not in ("reweight", "noise_weights") and self.objective.refresh_every != default.refresh_every:
+            raise ValueError(f"objective.refresh_every is an option of reweight and noise_weights, not of {name}")
         if self.objective.odds is not None and name != "noise_weights":
-            raise ValueError(f"objective.odds belongs to noise_weights, not to {name}")
+            raise ValueError(f"objective.odds is an option of noise_weights, not of {name}")
         if name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
-            raise ValueError("noise_weights goes with objective.loss=cross_entropy or balanced_softmax alone")
+            raise ValueError("noise_weights requires objective.loss=cross_entropy or balanced_softmax")
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
-            raise ValueError("objective.loss=ldam_drw and model.head=cosine go together: its margins are of cosines")
+            raise ValueError("objective.loss=ldam_drw and model.head=cosine require each other: set both or neither")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
-            raise ValueError("objective.weights=finite_difference needs train.precision=fp32: bf16 rounds it away")
+            raise ValueError("objective.weights=finite_difference requires train.precision=fp32: bf16 is too coarse")
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self
 
     @property
     def first_epochs(self) -> int:
-        """How many epochs see images of `train.first_size`: none where that isn't smaller than `data.size`."""
+        """Number of epochs that train on images of `train.first_size`; 0 if that is not smaller than `data.size`."""
         return int(self.train.first_share * self.train.epochs) if self.train.first_size < self.data.size else 0
 
 
 def known_keys() -> list[str]:
-    """Every key that a config or an override may set, such as `train.epochs`."""
+    """Returns every key that a config file or an override may set, such as `train.epochs`."""
     sections: dict[str, type[BaseModel]] = {"data": Data, "model": Model, "objective": Objective, "train": Train}
     keys = [f"{section}.{key}" for section, model in sections.items() for key in model.model_fields]
     return ["name", "objective", *keys]
@@ -194,11 +210,11 @@ def known_keys() -> list[str]:
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
     if key not in known_keys():
         close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.6)
-        hint = f"did you mean {close[0]}?" if close else "dermrw/config.py, and every run's config.yaml, hold them all"
+        hint = f"did you mean {close[0]}?" if close else "dermrw/config.py lists all keys"
         raise UserError(f"there is no key {short.repr(key)} in the configuration: {hint}")
     section, _, name = key.partition(".")
     if not name:
-        # `objective=erm` names another objective: options of the one before do not carry over
+        # `objective=erm` selects another objective: options of the previous one do not carry over
         values[section] = {"name": value} if section == "objective" else value
     else:
         values.setdefault(section, {})[name] = value
@@ -209,7 +225,7 @@ def _flat(values: dict[str, Any], source: str) -> Iterable[tuple[str, Any]]:
         if isinstance(value, dict):
             yield from ((f"{key}.{inner}", v) for inner, v in value.items())
         elif key in ("data", "model", "train"):
-            raise UserError(f"{source}: {key} must hold keys of its own, such as {key}: {{...}}")
+            raise UserError(f"{source}: {key} must be a section with keys, such as {key}: {{...}}")
         else:
             yield key, value
 
@@ -218,7 +234,7 @@ def find_config(name: str) -> Path:
     """Returns the config file of this path, or dermrw's own of this name: `configs/ham.yaml`, `ham.yaml` or `ham`.
 
     Raises:
-        UserError: dermrw had a config of this name once; the sentence gives what replaced it.
+        UserError: the name is that of a former config; the message names its replacement.
     """
     path = Path(name)
     if path.exists():
@@ -241,7 +257,11 @@ def find_config(name: str) -> Path:
 
 
 def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
-    """The defaults, then the differences in the file, then the overrides `section.key=value`."""
+    """Returns the defaults, changed by the keys of the file, then by the overrides `section.key=value`.
+
+    Raises:
+        UserError: the file cannot be read, or it or an override sets an unknown key or an invalid value.
+    """
     values: dict[str, Any] = {}
     source = str(path) if path else "the defaults"
     if path is not None:
@@ -264,18 +284,23 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The complete config as YAML."""
+    """Returns the complete config as YAML."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False)
 
 
-def differences(one: Config, other: Config) -> list[str]:
-    """Keys whose values differ, as `train.epochs: 5, was 30`."""
-    found = []
-    for section, value in one.model_dump().items():
+def differences(config: Config, other: Config) -> list[str]:
+    """Returns the keys whose values differ, as `train.epochs: 5, was 30`, where 30 is the value of `other`."""
+    lines = []
+    for section, value in config.model_dump().items():
         before = other.model_dump()[section]
         pairs = value.items() if isinstance(value, dict) else [("", value)]
         for key, new in pairs:
             old = before[key] if key else before
             if old != new:
-                found.append(f"{section}{'.' if key else ''}{key}: {new}, was {old}")
-    return found
+                lines.append(f"{section}{'.' if key else ''}{key}: {new}, was {old}")
+    return lines
+
+
+def settings_of(config: Config) -> list[str]:
+    """Returns the differences from the defaults that change the result of a run, as `train.epochs: 5, was 30`."""
+    return [line for line in differences(config, Config()) if line.partition(":")[0] not in NOT_PART_OF_A_RESULT]

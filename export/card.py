@@ -7,9 +7,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dermrw.config import Config
+from dermrw.config import NOT_PART_OF_A_RESULT, Config
 from dermrw.inference.model_file import ModelInfo
-from dermrw.study.plan import PLACE
 
 from .foreign_pictures import LIKENESSES
 from .report import Report
@@ -35,7 +34,7 @@ def recipe(config: Config) -> str:
     before = Config().model_dump(mode="json")
     for section, part in config.model_dump(mode="json").items():
         for key, value in part.items() if isinstance(part, dict) else ():
-            if value != before[section][key] and f"{section}.{key}" not in PLACE:
+            if value != before[section][key] and f"{section}.{key}" not in NOT_PART_OF_A_RESULT:
                 kept.setdefault(section, {})[key] = value
     return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=200).strip()
 

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dermrw.config import settings_of
 from dermrw.datasets.dataset import resolve_root
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
 from dermrw.models import build_model
-from dermrw.study.plan import Run, read_plan, settings_of
+from dermrw.study.plan import Run, read_plan
 from dermrw.study.result import (
     collect,
     current_result,

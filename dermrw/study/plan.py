@@ -8,18 +8,11 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from dermrw.config import CONFIGS, Config, differences, load_config
+from dermrw.config import CONFIGS, Config, load_config, settings_of
 from dermrw.errors import UserError
 
 STUDY = CONFIGS / "study" / "study.yaml"
 RESULTS = Path("docs/study")  # from the root of a checkout: a folder a budget
-# where a run happens and how fast, not what it gives
-PLACE = {"data.root", "model.weights", "train.checkpoint_seconds", "data.workers", "train.device", "name"}
-
-
-def settings_of(config: Config) -> list[str]:
-    """What a config changes in the defaults, as far as it changes what a run gives: `train.epochs: 5, was 30`."""
-    return [line for line in differences(config, Config()) if line.partition(":")[0] not in PLACE]
 
 
 class Budget(BaseModel):

@@ -13,13 +13,14 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 import dermrw
+from dermrw.config import settings_of
 from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import read_predictions
 from dermrw.files import write_atomic
 from dermrw.metrics.classification import balanced_accuracy, decide
-from dermrw.study.plan import RESULTS, Run, settings_of
+from dermrw.study.plan import RESULTS, Run
 from dermrw.study.statistics import balanced_accuracies
 from dermrw.training.example_weights import by_weight, wrong_in_lowest
 from dermrw.training.run_folder import open_run, read_log, read_split

@@ -161,8 +161,11 @@ def test_a_resume_goes_on_alike() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["objective=erm", "objective.odds=0.1"], "objective.odds belongs to noise_weights"),
-        (["objective=noise_weights", "objective.loss=focal"], "cross_entropy or balanced_softmax alone"),
+        (["objective=erm", "objective.odds=0.1"], "objective.odds is an option of noise_weights"),
+        (
+            ["objective=noise_weights", "objective.loss=focal"],
+            "requires objective.loss=cross_entropy",
+        ),
     ],
 )
 def test_what_does_not_go_together(overrides: list[str], said: str) -> None:
