@@ -87,7 +87,7 @@ reproduce: $(READY) ## run the study's missing runs, then write its report (BUDG
 box: $(READY) ## make RUN, exported and challenged, the model that comes with dermrw
 	$(PY) -m export.ship "$(RUN)" $(ARGS)
 
-test: $(READY) ## run the tests
+test: $(READY) ## run the tests (ARGS="-m 'not slow'": without the browser and the end-to-end tests)
 	$(PY) -m pytest -n auto $(ARGS)
 
 test-all: $(READY) ## run them all, and the page's wide and narrow, light and dark
@@ -102,10 +102,11 @@ replicas: $(READY) ## two demos behind nginx, one of them killed (wants nginx)
 screenshots: $(READY) ## take the README's picture of the demo anew
 	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/app/test_app_page.py -k "lesion or many"
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, mypy and the import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 package: $(READY) ## build the wheel and try it in an environment of its own
 	PY="$(PY)" bash tests/try_wheel.sh
