@@ -215,10 +215,12 @@ def test_one_bad_image_of_many(
 def test_two_trainings_into_one_run(sample: Path, tmp_path: Path, says: Callable[..., str]) -> None:
     run = tmp_path / "run"
     code = (
-        "import sys, time; from pathlib import Path; from dermrw.training.run_folder import sole_training\n"
-        "with sole_training(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys; from pathlib import Path; from dermrw.training.run_folder import sole_training\n"
+        "with sole_training(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     options = ["train", "sample", *SMALL, f"data.root={sample}", "--run", str(run)]
     assert f"another training writes into {run}" in says(*options)
@@ -259,7 +261,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(sample: Path, tmp_path:
         environment = {k: v for k, v in os.environ.items() if k != "HAM10000_DIR"}
         return subprocess.run(
             [sys.executable, "-c", FULL, str(limit), *options], capture_output=True, text=True, env=environment,
-            cwd=tmp_path, timeout=120, check=False,
+            cwd=tmp_path, timeout=1200, check=False,
         )  # fmt: skip
 
     ended = training(1_000_000)

@@ -33,9 +33,9 @@ class Client:
         """Any request: status, and all that comes back. A certificate is not looked at."""
         scheme, _, place = self.url.partition("://")
         connection = (
-            http.client.HTTPConnection(place, timeout=60)
+            http.client.HTTPConnection(place, timeout=1200)
             if scheme == "http"
-            else http.client.HTTPSConnection(place, timeout=60, context=ssl._create_unverified_context())
+            else http.client.HTTPSConnection(place, timeout=1200, context=ssl._create_unverified_context())
         )
         with contextlib.closing(connection):
             named = {name.replace("_", "-").title(): value for name, value in {**self.headers, **headers}.items()}
@@ -103,7 +103,7 @@ class Server(Client):
                 break
         else:
             raise AssertionError(self.said)
-        for _ in range(200):
+        for _ in range(12_000):
             with contextlib.suppress(OSError):
                 urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.url}/health").read()
                 return
@@ -116,7 +116,7 @@ class Server(Client):
     def end(self) -> str:
         """Ends it as a service manager does; returns all that it said."""
         self.process.send_signal(signal.SIGTERM)
-        rest, _ = self.process.communicate(timeout=30)
+        rest, _ = self.process.communicate(timeout=1200)
         return self.said + rest
 
 

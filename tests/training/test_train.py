@@ -189,17 +189,17 @@ def start(sample: Path, run: Path) -> subprocess.Popen:
 def test_kill_and_resume(whole: Path, sample: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
     process = start(sample, run)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1200
     while not (run / "last.pt").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=1200)[0]
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), out
     if number == signal.SIGINT:
         assert "Traceback" not in out and "goes on from its last checkpoint" in out
     assert load_checkpoint(run / "last.pt")["epoch"] < 2, "the run was over before the signal"
     process = start(sample, run)
-    out = process.communicate(timeout=120)[0]
+    out = process.communicate(timeout=1200)[0]
     assert process.returncode == 0 and "Resuming" in out, out
     assert_same_end(whole, run)
 
