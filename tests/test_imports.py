@@ -1,4 +1,4 @@
-"""The packages that an exported model needs, and the demo, are imported without torch. `make lint` checks the layers."""
+"""What an exported model needs, and the demo, are imported without torch. `make lint` checks the layers."""
 
 import subprocess
 import sys
