@@ -1,20 +1,23 @@
 """A tensor with a tangent: what a recorded forward pass runs on when its tangents are carried beside it.
 
-`dermrw.reweight.tangents` holds the rules; this file only hands each call on torch to its rule. It needs torch alone.
+This file only dispatches each call of a torch function to its rule; `one_pass` takes the table of rules, which is in
+`tangents.py`. It needs torch alone.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map
 
-# by function of torch: rule(func, *args, **kwargs) does what func does, on `Dual`s
-RULES: dict[Any, Callable[..., Any]] = {}
-# functions that tell something of a tensor, and return no tensor that depends on it
-TELL: set[Any] = set()
+
+class Rules(NamedTuple):
+    """How to apply the functions of torch to `Dual`s."""
+
+    by_function: dict[Any, Callable[..., Any]]  # rule(func, *args, **kwargs) returns the result of func as a `Dual`
+    queries: set[Any]  # functions that return a property of a tensor, such as its shape, and no function of its values
 
 
 class UnknownOperator(NotImplementedError):
@@ -29,21 +32,25 @@ class OnlyInReverse(UnknownOperator):
     """
 
 
-_passes = 0  # how many there were
-_open = 0  # the number of the one that is under way; 0: none
+_passes = 0  # number of passes so far
+_open = 0  # number of the current pass; 0: none
+_rules = Rules({}, set())  # of the current pass
 
 
 @contextmanager
-def one_pass() -> Iterator[None]:
-    """`Dual`s carry tangents within; one that a model keeps beyond the end stands for its primal alone."""
-    global _passes, _open
-    before = _open
+def one_pass(rules: Rules) -> Iterator[None]:
+    """Within this context, `Dual`s have tangents, computed by `rules`.
+
+    A `Dual` that a model keeps after the end stands for its primal alone.
+    """
+    global _passes, _open, _rules
+    before = _open, _rules
     _passes += 1
-    _open = _passes
+    _open, _rules = _passes, rules
     try:
         yield
     finally:
-        _open = before
+        _open, _rules = before
 
 
 class Dual(Tensor):
@@ -81,7 +88,7 @@ class Dual(Tensor):
         args, kwargs = tree_map(_if_of_this_pass, (args, kwargs or {}))
         if not tree_any(lambda a: isinstance(a, Dual), (args, kwargs)):
             return func(*args, **kwargs)
-        if func in TELL or getattr(func, "__name__", "") == "__get__":
+        if func in _rules.queries or getattr(func, "__name__", "") == "__get__":
             value = func(*tree_map(primal_of, args), **tree_map(primal_of, kwargs))
             if isinstance(value, Tensor) and value.is_floating_point():
                 raise UnknownOperator(f"the attribute {getattr(func.__self__, '__name__', func)} has no rule")
@@ -91,10 +98,10 @@ class Dual(Tensor):
             raise OnlyInReverse(f"{name} was called without recording, or as a hook")
         if tree_any(lambda a: isinstance(a, Dual) and a.version != a.primal._version, (args, kwargs)):
             raise UnknownOperator(f"{name} was given a tensor that another name has changed")
-        if func not in RULES:
+        if func not in _rules.by_function:
             raise UnknownOperator(f"{name} has no rule")
         try:
-            return RULES[func](func, *args, **kwargs)
+            return _rules.by_function[func](func, *args, **kwargs)
         except (TypeError, AttributeError) as error:
             # called in a way that the rule doesn't know, or wrongly, as the next way will tell
             raise UnknownOperator(f"{name}: {error}") from None

@@ -42,6 +42,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dermrw.reweight.dual import Dual, OnlyInReverse, one_pass, only_in_reverse, primal_of, tangent_of
+from dermrw.reweight.tangents import RULES
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -217,7 +218,7 @@ def _by_rules(
 ) -> tuple[Tensor, Tensor]:
     """`losses_along` by one recorded forward pass with tangents beside it."""
     parameters = dict(model.named_parameters())
-    with one_pass():
+    with one_pass(RULES):
         duals: dict[Tensor, Tensor] = {parameters[name]: Dual(parameters[name], d) for name, d in direction.items()}
         losses = loss(functional_call(model, by_tensor(model, duals), (x,), tie_weights=False), y)
     slopes = tangent_of(losses)

@@ -27,7 +27,7 @@ from torch.autograd.graph import get_gradient_edge, increment_version, saved_ten
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dermrw.reweight.dual import RULES, TELL, Dual, UnknownOperator, primal_of, tangent_of
+from dermrw.reweight.dual import Dual, Rules, UnknownOperator, primal_of, tangent_of
 
 
 def _result(primal: Any, tangent: Any) -> Any:
@@ -297,8 +297,16 @@ _TABLE: tuple[tuple[Callable[..., Any], str], ...] = (
         cumsum prod cosine_similarity pad masked_fill"""),
 )  # fmt: skip
 
-for _rule, _names in _TABLE:
-    for _function in _functions(_names):
-        RULES.setdefault(_function, _rule)
-RULES[Tensor.register_hook] = _register_hook
-TELL.update(_functions("size dim numel nelement ndimension stride is_contiguous is_floating_point is_complex __len__"))
+
+def _rules() -> Rules:
+    """Returns the rules of `_TABLE`; a function that two of its lines name has the rule of the first."""
+    by_function: dict[Any, Callable[..., Any]] = {}
+    for rule, names in _TABLE:
+        for function in _functions(names):
+            by_function.setdefault(function, rule)
+    by_function[Tensor.register_hook] = _register_hook
+    queries = "size dim numel nelement ndimension stride is_contiguous is_floating_point is_complex __len__"
+    return Rules(by_function, set(_functions(queries)))
+
+
+RULES = _rules()

@@ -364,3 +364,13 @@ def test_in_place_products_of_mixed_precision() -> None:
     x, y, meta_x, meta_y = batches(4)
     _, weights = reweighted_losses(model, x.float(), y, meta_x.float(), meta_y)
     assert weights.isfinite().all() and weights.any()
+
+
+def test_the_usual_operators_need_no_other_way() -> None:
+    """A network of common layers raises no warning that the rules were left for another way."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(CLASSES))
+    data = batches(3, 8, 8)
+    model.double()(data[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reweighted_losses(model, *data)
