@@ -1,10 +1,10 @@
-# The demo for a server of one's own. Its steps are tried by tests/try_dockerfile.sh.
+# The demo as a container. tests/try_dockerfile.sh tests these steps.
 # docker build -t dermrw . && docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
 #   -p 127.0.0.1:7860:7860 dermrw
 FROM python:3.12-slim AS build
 WORKDIR /build
 COPY constraints.txt app/requirements.txt ./
-# ONNX Runtime without CUDA: a tenth of the size
+# ONNX Runtime without CUDA is a tenth of the size
 RUN sed '/^onnxruntime/d' requirements.txt > cpu.txt && echo 'onnxruntime>=1.27' >> cpu.txt
 RUN python -m venv /venv && /venv/bin/python -m pip install --no-cache-dir -c constraints.txt -r cpu.txt
 
@@ -13,7 +13,7 @@ COPY --from=build /venv /venv
 WORKDIR /dermrw
 COPY dermrw dermrw
 COPY app app
-# no account of the system's, no home, nothing that it may write but /tmp
+# a user without account and home, who can write only to /tmp
 USER 10001:10001
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
 EXPOSE 7860
