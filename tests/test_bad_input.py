@@ -251,6 +251,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of file sizes are Linux'")
 def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(sample: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: the write of the checkpoint fails half-way."""

@@ -132,11 +132,13 @@ def exported(model: nn.Module, backbone: str, size: int, folder: Path, every_vie
 
 
 # one of each way of computing; the others were exported by hand (README), which takes minutes
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny", "shufflenet_v2_x0_5", "alexnet"])
 def test_families_of_backbones_are_exported(backbone: str, tmp_path: Path) -> None:
     assert exported(network(backbone, 64), backbone, 64, tmp_path) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_model_of_eight_views_answers_alike_for_each(tmp_path: Path) -> None:
     """The file's probabilities are those of the mean logits, by NumPy's turns and flips and the network alone."""
     net = network("shufflenet_v2_x0_5", 64)
@@ -259,6 +261,7 @@ def test_checks_are_compared_relative_to_the_limit_of_their_refusal(run: Path, m
     assert check(model_file, exported, pictures) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_run_that_was_trained_on_is_evaluated_anew(
     run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def test_there_are_pictures_of_many_kinds_and_the_same_each_time() -> None:
     )
 
 
+@pytest.mark.slow
 def test_fates_stand_in_the_card_and_the_box_takes_it(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

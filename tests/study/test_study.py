@@ -307,6 +307,7 @@ def study(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     command_line.main()
 
 
+@pytest.mark.slow
 def test_the_whole_way_on_the_sample(
     tiny: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -385,6 +386,7 @@ def test_the_whole_way_on_the_sample(
         same_samples(sections[0].rows)
 
 
+@pytest.mark.slow
 def test_runs_are_processes_beside_each_other(tiny: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is run is the command; a failed one is named, and the others' report is written."""
     done: list[str] = []
@@ -404,6 +406,7 @@ def test_runs_are_processes_beside_each_other(tiny: Plan, monkeypatch: pytest.Mo
     assert "3 of 8 runs" in (tmp_path / "docs/study/tiny/report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_stops_its_runs(
     tiny: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -545,6 +548,7 @@ def test_data_that_is_not_there_is_one_sentence(
     assert ended.value.code == 2 and "HAM10000 is not at data/ham10000" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ray_spreads_the_runs(tiny: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Path) -> None:
     """Each run is a command on a worker; a worker knows the tiny study by what it is told alone."""
     pytest.importorskip("ray")

@@ -89,6 +89,7 @@ def start(sample: Path, run: Path, processes: int, *overrides: str) -> subproces
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Path) -> None:
     job = start(sample, tmp_path / "two", 2, "train.epochs=2")
     train(load_config(None, ["name=sample", *SETTINGS, f"data.root={sample}", "train.epochs=2"]), tmp_path / "one")
@@ -124,6 +125,7 @@ def worker(job: subprocess.Popen, rank: int) -> int:
     raise LookupError(rank)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the worker in /proc")
 def test_a_killed_worker_ends_the_job_and_one_process_resumes_it(sample: Path, tmp_path: Path) -> None:
     run, settings = tmp_path / "run", ["train.epochs=3", "train.checkpoint_seconds=0.001"]
@@ -142,6 +144,7 @@ def test_a_killed_worker_ends_the_job_and_one_process_resumes_it(sample: Path, t
     assert load_checkpoint(run / "last.pt")["epoch"] == 3 and steps == sorted(set(steps))
 
 
+@pytest.mark.slow
 def test_more_processes_than_examples_in_a_batch(sample: Path, tmp_path: Path) -> None:
     job = start(sample, tmp_path / "run", 3, "train.batch_size=2")
     out = job.communicate(timeout=1200)[0]

@@ -185,6 +185,7 @@ def start(sample: Path, run: Path) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_kill_and_resume(whole: Path, sample: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
