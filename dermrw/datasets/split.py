@@ -144,7 +144,8 @@ def curated_list(table: pd.DataFrame, per_class: int = 3) -> str:
     return "\n".join(head) + "\n" + body
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Prints the curated list of the folder that the command line names."""
     folder = find_ham10000(sys.argv[1] if len(sys.argv) > 1 else None)
     if folder is None:
         sys.exit("name the folder of HAM10000")
@@ -153,3 +154,7 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"dermrw: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,7 @@
 """The split by lesion and the curated meta set."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -99,3 +101,22 @@ def test_the_curated_list_is_reproduced_from_the_real_data(ham10000: Path) -> No
     assert curated_list(table) == (CONFIGS / CURATED).read_text()
     split = split_lesions(table, meta_set(table, CURATED, 3), 0.15, 0.15, 0)
     assert_sound(split, table)
+
+
+def test_the_former_module_paths_work(sample: Path, table: pd.DataFrame) -> None:
+    from dermrw import prevalence
+    from dermrw.decisions.prevalence import at_prevalence
+
+    assert prevalence.at_prevalence is at_prevalence
+    printed = [
+        subprocess.run([sys.executable, "-m", module, sample], capture_output=True, text=True, check=True).stdout
+        for module in ("dermrw.split", "dermrw.datasets.split")
+    ]
+    assert printed[0] == printed[1] == curated_list(table)
+
+
+def test_the_curated_list_names_its_rule_and_command(table: pd.DataFrame) -> None:
+    def comments(text: str) -> list[str]:
+        return [line for line in text.splitlines() if line.startswith("#")]
+
+    assert comments((CONFIGS / CURATED).read_text()) == comments(curated_list(table))
