@@ -11,7 +11,7 @@ from pathlib import Path
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import open_regular
-from dermrw.inference.case_index import Index, index_of
+from dermrw.inference.case_index import Index, index_path
 from dermrw.inference.classifier import Classifier
 
 from .middleware import own_names
@@ -32,7 +32,7 @@ def find_model(named: Path | None) -> Path:
 
 def find_index(classifier: Classifier) -> Index | None:
     """The labelled cases beside the model file; None where there are none, or, which is said, none that fit."""
-    path = index_of(classifier.path)
+    path = index_path(classifier.path)
     if not path.exists():
         return None
     try:

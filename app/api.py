@@ -11,7 +11,7 @@ from starlette.formparsers import MultiPartParser
 
 from dermrw.decisions.prevalence import parse_prevalence
 from dermrw.errors import UserError
-from dermrw.inference.lesion import together
+from dermrw.inference.lesion import combine_explanations
 
 from .engine import MOST_BYTES, MOST_PICTURES, Engine, Picture
 from .middleware import MOST_REQUEST
@@ -53,7 +53,7 @@ def _fault(status: int, sentence: str, headers: dict[str, str] | None = None) ->
 
 def _classified(engine: Engine, pictures: list[Picture], prevalence: str) -> object:
     stated = parse_prevalence(prevalence, engine.info.codes, engine.info.prevalence)
-    lesion = together([engine.explain(picture) for picture in pictures], engine.info)
+    lesion = combine_explanations([engine.explain(picture) for picture in pictures], engine.info)
     return engine.answer([picture.name for picture in pictures], lesion, prevalence, stated)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dermrw.inference.case_index import Case, Index
 from dermrw.inference.classifier import Classifier, Explanation
-from dermrw.inference.lesion import Lesion, shifted
+from dermrw.inference.lesion import Lesion, adjust_prevalence
 
 MOST_BYTES = 30_000_000  # of one file
 MOST_PICTURES = 10  # of one lesion
@@ -76,7 +76,7 @@ class Engine:
                     "triage": one.verdict.triage or None,
                     "probabilities": None
                     if one.verdict.refused
-                    else by_code(codes, shifted(one.probabilities, stated)),
+                    else by_code(codes, adjust_prevalence(one.probabilities, stated)),
                 }
                 for name, one in zip(names, lesion.pictures, strict=True)
             ],

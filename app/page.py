@@ -17,7 +17,7 @@ from dermrw.decisions.prevalence import parse_prevalence
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Explanation
-from dermrw.inference.lesion import together
+from dermrw.inference.lesion import combine_explanations
 
 from .api import add_api
 from .engine import MOST_BYTES, MOST_PICTURES, Engine, Picture, plain_name
@@ -120,7 +120,7 @@ def build_page(engine: Engine, memory: Memory[Explanation], rows: Memory[Row]) -
             return "".join(fault(message, name) for message, name in wrong), {}
         faults = [fault(message, name, title="Left out") for message, name in wrong]
         try:
-            lesion = together(list(seen.values()), engine.info)
+            lesion = combine_explanations(list(seen.values()), engine.info)
             said = answer(lesion, names, engine, choice, _stated(choice, shares, engine))
         except UserError as error:
             return "".join([*faults, fault(str(error), title=SHARES)]), seen

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermrw.errors import UserError
-from dermrw.inference.lesion import Lesion, together
+from dermrw.inference.lesion import Lesion, combine_explanations
 
 from .engine import Engine, Picture, plain_name
 from .render import TEMPLATES, in_words, now, percent
@@ -78,7 +78,7 @@ def classify_many(
 def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
     name = plain_name(path)
     try:
-        return Row(name, together([engine.explain(take(path))], engine.info)._replace(pictures=()), "")
+        return Row(name, combine_explanations([engine.explain(take(path))], engine.info)._replace(pictures=()), "")
     except UserError as error:
         return Row(name, None, str(error))
 

@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, and read only where they are files. No torch in here."""
 
 import contextlib
+import csv
+import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dermrw.errors import UserError, remedy
 
@@ -53,6 +55,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         remove_partial(temporary)
         raise _unwritable(path, error) from None
+
+
+def csv_text(rows: Iterable[Iterable[object]], line_end: str = "\n", quote_all: bool = False) -> str:
+    """The rows as CSV. Floats keep all of their digits."""
+    text = io.StringIO()
+    quoting: Any = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator=line_end, quoting=quoting).writerows(rows)
+    return text.getvalue()
+
+
+def predictions_csv(
+    image_ids: Iterable[str], columns: Sequence[str], probabilities: Iterable[Iterable[float]]
+) -> bytes:
+    """Probabilities `[N, C]` in ISIC's format: `image`, one column per class, all digits since rounding makes ties."""
+    rows = ([image_id, *row] for image_id, row in zip(image_ids, probabilities, strict=True))
+    return csv_text([["image", *columns], *rows]).encode()
 
 
 def require_writable(path: Path) -> None:

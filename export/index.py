@@ -15,7 +15,7 @@ from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import require_writable, write_atomic
 from dermrw.images.preprocess import evaluation_pixels
-from dermrw.inference.case_index import CASES, Index, index_of
+from dermrw.inference.case_index import CASES, Index, index_path
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import INPUT
 from dermrw.training.run_folder import read_split
@@ -38,7 +38,7 @@ def write_index(model: Path, root: str | None) -> Path:
         UserError: the model or the images can't be read.
     """
     classifier = Classifier(model)
-    out = index_of(model)
+    out = index_path(model)
     require_writable(out)
     folder = find_ham10000(root, "--data")
     if folder is None:

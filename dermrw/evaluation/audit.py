@@ -19,6 +19,7 @@ from dermrw.datasets.dataset import ImageDataset, ImageSet, Splits, load_splits,
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic
+from dermrw.inference.neighbours import nearest_rows
 from dermrw.models import last_linear
 from dermrw.reports.report_html import thumbnail
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
@@ -73,10 +74,14 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     rows = table["image_id"].map(row_of).to_numpy()
     p = softmax(logits)[rows]
     table = table.assign(predicted=[codes[k] for k in p.argmax(1)], probability=p.max(1))
-    likeness = embedding[rows] @ embedding.T  # [count, N]
-    lesion = train.table["lesion_id"].to_numpy()
-    likeness[lesion[rows][:, None] == lesion[None]] = -np.inf
-    near = np.argsort(-likeness, axis=1, kind="stable")[:, :NEIGHBOURS]
+    similarity = embedding[rows] @ embedding.T  # [count, N]
+    lesions = train.table["lesion_id"].to_numpy(str)
+    near = np.stack(
+        [
+            nearest_rows(image_similarity, lesions, NEIGHBOURS, exclude_lesion=lesions[row])
+            for image_similarity, row in zip(similarity, rows, strict=True)
+        ]
+    )
     precision = float(wrong[:count].mean()) if share is not None else None
     tied = int((lowest["relative"] == table["relative"].iloc[-1]).sum())
     return Audit(table, near, share, precision, tied), splits, config

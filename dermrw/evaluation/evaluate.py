@@ -27,7 +27,7 @@ from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
 from dermrw.evaluation.decision_rules import Decisions, Predicted
 from dermrw.evaluation.image_checks import Checks, fit_familiarity, logits_and_checks
-from dermrw.files import require_writable, write_atomic
+from dermrw.files import predictions_csv, require_writable, write_atomic
 from dermrw.metrics.classification import balanced_accuracy, bootstrap_interval, score_weights
 from dermrw.models import build_model
 from dermrw.reports.report_html import write_html
@@ -205,10 +205,8 @@ class _Judge(NamedTuple):
 
 
 def write_predictions(path: Path, image_ids: pd.Series, classes: Classes, probabilities: np.ndarray) -> None:
-    """ISIC's format: `image` and a column a class, floats in [0, 1]; all digits, since rounding makes ties."""
-    table = pd.DataFrame(np.clip(probabilities, 0.0, 1.0), columns=list(classes.columns))
-    table.insert(0, "image", image_ids.to_numpy())
-    write_atomic(path, table.to_csv(index=False, lineterminator="\n").encode())
+    """Writes probabilities `[N, C]`, clipped to [0, 1], in ISIC's format."""
+    write_atomic(path, predictions_csv(image_ids, classes.columns, np.clip(probabilities, 0.0, 1.0).tolist()))
 
 
 def read_predictions(path: Path, image_ids: pd.Series, classes: Classes) -> np.ndarray:

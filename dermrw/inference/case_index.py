@@ -1,7 +1,7 @@
-"""The labelled cases that a picture is most like, by the model's own embedding. No torch in here.
+"""The labelled cases most similar to an image, by the model's embedding. No torch in here.
 
-`python -m export.index` writes them, index.npz beside the model file, on a machine that has the images: it holds no
-picture, only where each lies there.
+`python -m export.index` writes the index, `index.npz` next to the model file, on a machine that has the images. The
+index holds no image, only each image's path.
 """
 
 import io
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dermrw.errors import UserError
 from dermrw.files import open_regular
+from dermrw.inference.neighbours import nearest_rows, unit_vectors
 
 CASES = 5
 
@@ -24,22 +25,16 @@ class Case(NamedTuple):
     image_id: str
     code: str  # its diagnosis
     path: Path
-    likeness: float  # cosine of the embeddings, less their mean: -1 to 1
+    similarity: float  # cosine of the centred embeddings, -1 to 1
 
 
-def index_of(model: Path) -> Path:
-    """Where a model file's index lies."""
+def index_path(model: Path) -> Path:
+    """The path of a model file's index."""
     return model.with_name("index.npz")
 
 
-def _unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Vectors `[..., D]` brought to length 1."""
-    length = np.linalg.norm(values, axis=-1, keepdims=True)
-    return np.asarray(values / np.maximum(length, 1e-12), dtype=np.float32)
-
-
 class Index:
-    """Every case of a folder of labelled images, as one model sees it."""
+    """The embeddings of a folder of labelled images by one model."""
 
     def __init__(
         self,
@@ -50,49 +45,46 @@ class Index:
         paths: npt.NDArray[np.str_],
         embeddings: npt.NDArray[np.floating],
     ) -> None:
-        """Embeddings `[N, D]`; all else `[N]`. `digest` is the model file's."""
+        """Takes `embeddings` `[N, D]`, the other arrays `[N]`, and the model file's SHA-256 as `digest`."""
         self.digest, self.ids, self.lesions, self.codes, self.paths = digest, ids, lesions, codes, paths
         self.embeddings = np.asarray(embeddings, dtype=np.float32)
-        self.centre = self.embeddings.mean(0)  # what all have in common tells nothing
-        self._directions = _unit(self.embeddings - self.centre)
+        self.centre = self.embeddings.mean(0)  # centring increases the differences between cosines
+        self._directions = unit_vectors(self.embeddings - self.centre)
 
     def nearest(
-        self, embedding: npt.NDArray[np.floating], count: int = CASES, besides: str | None = None
+        self, embedding: npt.NDArray[np.floating], count: int = CASES, exclude_lesion: str | None = None
     ) -> list[Case]:
-        """The cases most like a picture of this embedding `[D]`, the likest first, one image of each lesion.
+        """The cases most similar to an image of this embedding `[D]`, the most similar first, one image per lesion.
 
-        `besides` is a lesion that is not to be shown: the picture's own, where it is one of these cases.
+        `exclude_lesion` is left out: the lesion of the image itself, if the index holds it.
         """
-        likeness = self._directions @ _unit(np.asarray(embedding, dtype=np.float32) - self.centre)
-        found: list[Case] = []
-        seen = {besides}
-        for row in np.argsort(-likeness, kind="stable"):
-            if len(found) == count:
-                break
-            if self.lesions[row] not in seen:
-                seen.add(self.lesions[row])
-                case = str(self.ids[row]), str(self.codes[row]), Path(str(self.paths[row])), float(likeness[row])
-                found.append(Case(*case))
-        return found
+        similarity = self._directions @ unit_vectors(np.asarray(embedding, dtype=np.float32) - self.centre)
+        rows = nearest_rows(similarity, self.lesions, count, exclude_lesion=exclude_lesion, one_per_lesion=True)
+        return [
+            Case(str(self.ids[row]), str(self.codes[row]), Path(str(self.paths[row])), float(similarity[row]))
+            for row in rows
+        ]
 
     def agreement(self, ids: list[str]) -> tuple[float, float]:
-        """Of the nearest cases of other lesions, the share that has the image's diagnosis: mean over images, classes.
+        """Share of nearest cases with the image's diagnosis, other lesions only: mean over images, mean over classes.
 
         Raises:
-            ValueError: none of the images is in here.
+            ValueError: the index holds none of these images.
         """
         shares: dict[str, list[float]] = {}
         for row in np.flatnonzero(np.isin(self.ids, ids)):
-            cases = self.nearest(self.embeddings[row], besides=str(self.lesions[row]))
+            cases = self.nearest(self.embeddings[row], exclude_lesion=str(self.lesions[row]))
             code = str(self.codes[row])
             shares.setdefault(code, []).append(float(np.mean([case.code == code for case in cases])))
         if not shares:
             raise ValueError("none of these images is a case of the index")
-        each = [np.array(s) for s in shares.values()]
-        return float(np.concatenate(each).mean()), float(np.mean([s.mean() for s in each]))
+        by_class = [np.array(class_shares) for class_shares in shares.values()]
+        return float(np.concatenate(by_class).mean()), float(
+            np.mean([class_shares.mean() for class_shares in by_class])
+        )
 
     def save(self) -> bytes:
-        """As a NumPy archive; of what differs from the mean, half precision is enough to rank by."""
+        """The index as a NumPy archive; half precision is enough to rank centred embeddings."""
         buffer = io.BytesIO()
         np.savez(
             buffer, digest=np.array(self.digest), ids=self.ids, lesions=self.lesions, codes=self.codes,
@@ -102,18 +94,18 @@ class Index:
 
     @classmethod
     def load(cls, path: Path, digest: str) -> Self:
-        """An index that `save` gave for the model file of this digest.
+        """The index that `save` wrote for the model file with this SHA-256.
 
         Raises:
-            UserError: it can't be read, or is another model's.
+            UserError: the file cannot be read, or belongs to another model.
         """
         try:
             with open_regular(path) as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
                 ids, lesions, codes, paths = (arrays[key] for key in ("ids", "lesions", "codes", "paths"))
-                embeddings, own = arrays["centre"] + arrays["differences"], str(arrays["digest"])
+                embeddings, own_digest = arrays["centre"] + arrays["differences"], str(arrays["digest"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the index {path} can't be read ({reason}): `make index` writes it anew") from None
-        if own != digest:
-            raise UserError(f"the index {path} is of another model file: `make index` writes it anew")
-        return cls(own, ids, lesions, codes, paths, embeddings)
+            raise UserError(f"the index {path} can't be read ({reason}): write it again with `make index`") from None
+        if own_digest != digest:
+            raise UserError(f"the index {path} is of another model file: write it again with `make index`")
+        return cls(own_digest, ids, lesions, codes, paths, embeddings)

@@ -1,4 +1,4 @@
-"""One answer from the pictures of one lesion, as `dermrw predict --lesions` gives it. No torch in here."""
+"""One answer for several images of one lesion, for the demo and for `dermrw predict --lesions`. No torch in here."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,40 +10,40 @@ from dermrw.decisions.prevalence import at_prevalence, combine
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Explanation
 from dermrw.inference.model_file import ModelInfo
-from dermrw.inference.verdict import Verdict, judged, of_lesion
+from dermrw.inference.verdict import Verdict, decide
 
 
 class Lesion(NamedTuple):
-    """What the pictures say together; those that are refused have no say."""
+    """The answer for a lesion and the images that it comes from."""
 
     pictures: tuple[Explanation, ...]
-    probabilities: npt.NDArray[np.float64] | None  # [C], for equal prevalence; None: every picture is refused
+    probabilities: npt.NDArray[np.float64] | None  # [C], at equal prevalence; None: every image is refused
     verdict: Verdict
 
     @property
     def accepted(self) -> tuple[Explanation, ...]:
-        """The pictures that aren't refused."""
+        """The images that are not refused."""
         return tuple(picture for picture in self.pictures if not picture.verdict.refused)
 
     def at(self, prevalence: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
-        """Probabilities `[C]` for a clinic of this prevalence `[C]`, or, without one, for equal prevalence.
+        """Probabilities `[C]` at this prevalence `[C]`; None stands for equal prevalence.
 
         Raises:
-            UserError: every diagnosis in question has no share in the clinic.
-            ValueError: every picture is refused.
+            UserError: the prevalence is 0 for every diagnosis that has any probability.
+            ValueError: every image is refused.
         """
         if self.probabilities is None:
             raise ValueError("every picture is refused")
-        return shifted(self.probabilities, prevalence)
+        return adjust_prevalence(self.probabilities, prevalence)
 
 
-def shifted(
+def adjust_prevalence(
     probabilities: npt.NDArray[np.floating], prevalence: npt.NDArray[np.float64] | None
 ) -> npt.NDArray[np.float64]:
-    """Probabilities `[C]` for equal prevalence, or a clinic's `[C]`, of those for equal prevalence `[C]`.
+    """Probabilities `[C]` at this prevalence `[C]`, from those at equal prevalence `[C]`; None: unchanged.
 
     Raises:
-        UserError: every diagnosis in question has no share in the clinic.
+        UserError: the prevalence is 0 for every diagnosis that has any probability.
     """
     if prevalence is None:
         return np.asarray(probabilities, dtype=np.float64)
@@ -52,20 +52,41 @@ def shifted(
     return at_prevalence(probabilities[None], prevalence)[0]
 
 
-def together(pictures: Sequence[Explanation], info: ModelInfo) -> Lesion:
-    """One answer from one picture or more.
+def combine_images(
+    probabilities: npt.NDArray[np.floating], verdicts: Sequence[Verdict], info: ModelInfo
+) -> tuple[npt.NDArray[np.float64] | None, Verdict]:
+    """Probabilities `[C]` at equal prevalence, and the verdict, of a lesion with N images.
+
+    Refused images are left out. The lesion is referred if its mean is, or if any single image is: a mean can hide one
+    suspicious image among others, especially when an image of another lesion is among them.
+
+    Args:
+        probabilities: of the images `[N, C]`, at equal prevalence.
+        verdicts: on each image.
+        info: the model's metadata.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no image.
     """
-    if not pictures:
+    if not verdicts:
         raise ValueError("no picture")
-    accepted = [picture for picture in pictures if not picture.verdict.refused]
+    accepted = [i for i, image_verdict in enumerate(verdicts) if not image_verdict.refused]
     if not accepted:
-        reason = (
-            pictures[0].verdict.refused if len(pictures) == 1 else f"each of the {len(pictures)} pictures is refused"
-        )
-        return Lesion(tuple(pictures), None, Verdict(reason, (), None))
-    each = np.stack([picture.probabilities for picture in accepted]).astype(np.float64)  # [N, C]
-    one = combine(each, [0] * len(each), info.lesion_rule)[0]
-    return Lesion(tuple(pictures), one, of_lesion(judged(one, info), [picture.verdict for picture in accepted]))
+        reason = verdicts[0].refused if len(verdicts) == 1 else f"each of the {len(verdicts)} pictures is refused"
+        return None, Verdict(reason, (), None)
+    images = np.asarray(probabilities, dtype=np.float64)[accepted]
+    combined = combine(images, [0] * len(accepted), info.lesion_rule)[0]
+    lesion_verdict = decide(combined, info)
+    if lesion_verdict.refer is False and any(verdicts[i].refer for i in accepted):
+        lesion_verdict = lesion_verdict._replace(refer=True)
+    return combined, lesion_verdict
+
+
+def combine_explanations(pictures: Sequence[Explanation], info: ModelInfo) -> Lesion:
+    """The answer for a lesion from one explained image or more.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    probabilities = np.array([picture.probabilities for picture in pictures])
+    return Lesion(tuple(pictures), *combine_images(probabilities, [picture.verdict for picture in pictures], info))

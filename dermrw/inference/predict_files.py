@@ -6,32 +6,33 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dermrw.decisions.prevalence import at_prevalence, combine, parse_prevalence
+from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
 from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError, first_of
-from dermrw.files import open_regular, require_writable, walk, write_atomic
+from dermrw.files import csv_text, open_regular, predictions_csv, require_writable, walk, write_atomic
 from dermrw.images.preprocess import IMAGE_SUFFIXES
-from dermrw.inference.classifier import BATCH, Classifier, Shown
+from dermrw.inference.classifier import BATCH, Classifier, NetworkInput
+from dermrw.inference.lesion import combine_images
 from dermrw.inference.model_file import ModelInfo
-from dermrw.inference.verdict import Verdict, of_lesion, verdict
+from dermrw.inference.verdict import Verdict, verdict
 
 
-class Found(NamedTuple):
-    """What lies at the paths that a user named."""
+class InputFiles(NamedTuple):
+    """The files at the paths that a user named."""
 
-    images: dict[str, Path]  # by id: the file's name without its ending
-    misnamed: dict[Path, UserError]  # images whose names can't be ids
-    skipped: int  # files in folders that aren't images by their ending
+    images: dict[str, Path]  # by id: the file name without its suffix
+    misnamed: dict[Path, UserError]  # images whose names cannot be ids
+    skipped: int  # files in folders that are not images by their suffix
 
 
 def image_id(path: Path) -> str:
-    """The file's name without its ending; in UTF-8, which the CSV is written in, whatever the locale says.
+    """The file name without its suffix, as UTF-8, the encoding of the CSV, in any locale.
 
     Raises:
         UserError: the name isn't UTF-8.
@@ -41,16 +42,16 @@ def image_id(path: Path) -> str:
         return path.stem
     except UnicodeEncodeError:
         try:
-            return os.fsencode(path.stem).decode()  # a locale that knows ASCII alone
+            return os.fsencode(path.stem).decode()  # in an ASCII locale
         except UnicodeError:
-            raise UserError(f"the name of the image {path} is not UTF-8, as the CSV must be: rename it") from None
+            raise UserError(f"the name of the image {path} is not UTF-8, the encoding of the CSV: rename it") from None
 
 
-def find_images(paths: Iterable[Path]) -> Found:
-    """Images among files and, recursively, in folders. A file that is named is taken whatever its ending.
+def find_images(paths: Iterable[Path]) -> InputFiles:
+    """Images among files and, recursively, in folders. A file named by itself is read whatever its suffix.
 
     Raises:
-        UserError: a path is absent; or two files would have the same id.
+        UserError: a path is absent, or two files have the same id.
     """
     images: dict[str, Path] = {}
     misnamed: dict[Path, UserError] = {}
@@ -64,7 +65,7 @@ def find_images(paths: Iterable[Path]) -> Found:
             return
         other = images.setdefault(name, path)
         if other.resolve() != path.resolve():
-            raise UserError(f"{other} and {path} would both be image {name}: rename one, or predict them apart")
+            raise UserError(f"{other} and {path} would both be image {name}: rename one, or predict them in two calls")
 
     for path in paths:
         if path.is_dir():
@@ -77,14 +78,14 @@ def find_images(paths: Iterable[Path]) -> Found:
             add(path)
         else:
             raise UserError(f"there is no file or folder {path}")
-    return Found(images, misnamed, skipped)
+    return InputFiles(images, misnamed, skipped)
 
 
 def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
     """Each image's lesion, from a CSV with the columns `image` (or `image_id`) and `lesion_id`.
 
     Raises:
-        UserError: the file can't be read, lacks a column, or names no lesion for an image, or two.
+        UserError: the file cannot be read, lacks a column, or does not name exactly one lesion for each image.
     """
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
@@ -101,26 +102,26 @@ def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
             raise UserError(f"{path}: image {image} has two lesions")
     without = [i for i in image_ids if not lesion.get(i)]
     if without:
-        raise UserError(f"{path} names no lesion for image {first_of(without)}: add what is missing")
+        raise UserError(f"{path} names no lesion for image {first_of(without)}: add a row for each image")
     return [lesion[i] for i in image_ids]
 
 
-def _shown(classifier: Classifier, paths: Sequence[Path]) -> Iterator[Shown | UserError]:
-    """Each picture as it is shown to the network, or what is wrong with it, in order; read ahead by a batch."""
+def _prepare_all(classifier: Classifier, paths: Sequence[Path]) -> Iterator[NetworkInput | UserError]:
+    """The network's input from each file, or the error, in order; reads one batch ahead."""
 
-    def read(path: Path) -> Shown | UserError:
+    def prepare(path: Path) -> NetworkInput | UserError:
         try:
-            return classifier.show(path)
+            return classifier.prepare(path)
         except UserError as error:
             return error
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(paths), BATCH):
-            yield from pool.map(read, paths[start : start + BATCH])
+            yield from pool.map(prepare, paths[start : start + BATCH])
 
 
-def _require_place(out: Path, sources: Iterable[Path]) -> None:
-    """Refuses, before anything is computed, a place for the CSV that can't be written or that holds what is read."""
+def _require_output(out: Path, sources: Iterable[Path]) -> None:
+    """Refuses, before anything is computed, an output file that cannot be written or that is one of the inputs."""
     if not out.parent.is_dir() or out.is_dir():
         raise UserError(f"{out} can't be written: --csv takes a file in a folder that exists")
     require_writable(out)
@@ -130,46 +131,80 @@ def _require_place(out: Path, sources: Iterable[Path]) -> None:
 
 
 class Classified(NamedTuple):
-    """N pictures that could be read, and what is wrong with the others."""
+    """The N images that could be read, and the errors of the others."""
 
     ids: list[str]
-    probabilities: npt.NDArray[np.float64]  # [N, C], for equal prevalence
-    checks: npt.NDArray[np.float64]  # [N, 8]
-    sides: list[tuple[int, int]]  # width and height
+    probabilities: npt.NDArray[np.float64]  # [N, C], at equal prevalence
+    verdicts: list[Verdict]
     unreadable: list[UserError]
-
-    def verdicts(self, probabilities: npt.NDArray[np.float64], info: ModelInfo) -> list[Verdict]:
-        """Of each, from these probabilities `[N, C]`: its own or its lesion's."""
-        rows = zip(probabilities, self.checks, self.sides, strict=True)
-        return [verdict(p, checks, *sides, info) for p, checks, sides in rows]
 
 
 def _classify(classifier: Classifier, images: dict[str, Path]) -> Classified:
+    """Probabilities and verdict of each image by itself."""
     ids: list[str] = []
-    sides: list[tuple[int, int]] = []
+    sizes: list[tuple[int, int]] = []  # width and height
     unreadable: list[UserError] = []
-    found = [(np.zeros((0, len(classifier.info.codes)), np.float32), np.zeros((0, len(CHECKS)), np.float32))]
+    outputs = [(np.zeros((0, len(classifier.info.codes)), np.float32), np.zeros((0, len(CHECKS)), np.float32))]
     batch: list[npt.NDArray[np.uint8]] = []
 
-    def run() -> None:
+    def run_batch() -> None:
         if batch:
             probabilities, checks = classifier.run(np.stack(batch), "probabilities", "checks")
-            found.append((probabilities, checks))
+            outputs.append((probabilities, checks))
             batch.clear()
 
-    shown_of = _shown(classifier, list(images.values()))
-    for name, shown in zip(tqdm(images, "Predicting", unit="image", leave=False), shown_of, strict=True):
-        if isinstance(shown, UserError):
-            unreadable.append(shown)
+    inputs = _prepare_all(classifier, list(images.values()))
+    for name, network_input in zip(tqdm(images, "Predicting", unit="image", leave=False), inputs, strict=True):
+        if isinstance(network_input, UserError):
+            unreadable.append(network_input)
             continue
         ids.append(name)
-        sides.append((shown.width, shown.height))
-        batch.append(shown.pixels)
+        sizes.append((network_input.width, network_input.height))
+        batch.append(network_input.pixels)
         if len(batch) == BATCH:
-            run()
-    run()
-    probabilities, checks = (np.concatenate(parts).astype(np.float64) for parts in zip(*found, strict=True))
-    return Classified(ids, probabilities, checks, sides, unreadable)
+            run_batch()
+    run_batch()
+    probabilities, checks = (np.concatenate(parts).astype(np.float64) for parts in zip(*outputs, strict=True))
+    rows = zip(probabilities, checks, sizes, strict=True)
+    verdicts = [verdict(p, image_checks, *size, classifier.info) for p, image_checks, size in rows]
+    return Classified(ids, probabilities, verdicts, unreadable)
+
+
+def _combine_lesions(classified: Classified, lesion_of: dict[str, str], info: ModelInfo) -> tuple[Classified, int]:
+    """The images with the answers of their lesions, and the number of lesions that have an answer.
+
+    Refused images keep their own answer and do not affect their lesion's.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(classified.ids):
+        rows_of.setdefault(lesion_of[name], []).append(row)
+    values, verdicts, answered = classified.probabilities.copy(), list(classified.verdicts), 0
+    for rows in rows_of.values():
+        image_verdicts = [classified.verdicts[row] for row in rows]
+        combined, lesion_verdict = combine_images(classified.probabilities[rows], image_verdicts, info)
+        if combined is None:
+            continue
+        answered += 1
+        for row, image_verdict in zip(rows, image_verdicts, strict=True):
+            if not image_verdict.refused:
+                values[row], verdicts[row] = combined, lesion_verdict
+    return classified._replace(probabilities=values, verdicts=verdicts), answered
+
+
+def _shift_prevalence(classified: Classified, prevalence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The probabilities `[N, C]` at this prevalence `[C]`.
+
+    Raises:
+        UserError: the prevalence is 0 for every diagnosis to which an image gives any probability.
+    """
+    totals = classified.probabilities @ prevalence
+    impossible = [name for name, total in zip(classified.ids, totals, strict=True) if not total > 0]
+    if impossible:
+        raise UserError(
+            f"image {first_of(impossible)}: all of the probability is on classes to which --prevalence gives no "
+            "share: state shares above 0"
+        )
+    return at_prevalence(classified.probabilities, prevalence)
 
 
 def predict(
@@ -181,32 +216,32 @@ def predict(
     lesions: Path | None = None,
     device: str = "auto",
 ) -> None:
-    """Writes the probabilities of every readable image among `paths` to `out`, in ISIC's format.
+    """Writes the probabilities of every readable image in `paths` to `out`, in ISIC's format.
 
-    And beside it, into `decisions_file(out)`, whether each is refused and why, its prediction set and its triage.
+    A second file, `decisions_file(out)`, holds refusal, prediction set and triage of each image.
 
     Args:
         model: the .onnx file.
         paths: files and folders.
-        out: the CSV: `image`, and a column a class; both files are left as they were where no image can be read.
+        out: the CSV: `image`, and one column per class. Both files stay as they were if no image can be read.
         prevalence: `equal`, `training`, or shares such as `mel=0.05,nv=0.8,…`.
-        lesions: a CSV that names each image's lesion; images of one lesion that aren't refused get the lesion's
-            probabilities.
+        lesions: a CSV with each image's lesion. All images of a lesion that are not refused get the lesion's answer.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UserError: something that was asked for can't be had; or, after all is written, images that can't be read.
+        UserError: an argument is wrong; or, after both files are written, some images could not be read.
     """
     classifier = Classifier(model, device)
     info = classifier.info
-    stated = parse_prevalence(prevalence, info.codes, info.prevalence)
-    found = find_images(paths)
-    beside = decisions_file(out)
-    for place in (out, beside):
-        _require_place(place, [model, *([lesions] if lesions else []), *found.images.values(), *found.misnamed])
-    if not found.images and not found.misnamed:
-        raise UserError(f"there is no image at {', '.join(map(str, paths))} ({found.skipped} other files)")
-    ids = list(found.images)
+    target_prevalence = parse_prevalence(prevalence, info.codes, info.prevalence)
+    inputs = find_images(paths)
+    decisions_out = decisions_file(out)
+    sources = [model, *([lesions] if lesions else []), *inputs.images.values(), *inputs.misnamed]
+    for file in (out, decisions_out):
+        _require_output(file, sources)
+    if not inputs.images and not inputs.misnamed:
+        raise UserError(f"there is no image at {', '.join(map(str, paths))} ({inputs.skipped} other files)")
+    ids = list(inputs.images)
     lesion_of = dict(zip(ids, read_lesions(lesions, ids), strict=True)) if lesions else {}
     print(
         f"Model {info.name} of {info.created}, sha256 {classifier.digest[:12]}, on the {classifier.device}", flush=True
@@ -214,73 +249,46 @@ def predict(
     if info.warning:
         print(info.warning, flush=True)
 
-    classified = _classify(classifier, found.images)
-    kept, values = classified.ids, classified.probabilities
-    unreadable = [*found.misnamed.values(), *classified.unreadable]
-    if not kept:
-        raise UserError("\n".join([f"no image could be read, and {out} isn't written:", *map(str, unreadable)]))
-    verdicts = classified.verdicts(values, info)
+    classified = _classify(classifier, inputs.images)
+    unreadable = [*inputs.misnamed.values(), *classified.unreadable]
+    if not classified.ids:
+        raise UserError("\n".join([f"no image could be read, so {out} is not written:", *map(str, unreadable)]))
+    combined = 0
     if lesion_of:
-        # a refused picture has no say in what its lesion is
-        accepted = [i for i, v in enumerate(verdicts) if not v.refused]
-        values[accepted] = combine(values[accepted], [lesion_of[kept[i]] for i in accepted], info.lesion_rule)
-        alone: dict[str, list[Verdict]] = {}
-        for i in accepted:
-            alone.setdefault(lesion_of[kept[i]], []).append(verdicts[i])
-        said_of = zip(kept, classified.verdicts(values, info), strict=True)
-        verdicts = [of_lesion(said, alone.get(lesion_of[name], [])) for name, said in said_of]
-    if stated is not None:
-        impossible = [name for name, share in zip(kept, values @ stated, strict=True) if not share > 0]
-        if impossible:
-            raise UserError(
-                f"image {first_of(impossible)}: all of the probability is on classes to which --prevalence gives no "
-                "share: state shares above 0"
-            )
-        values = at_prevalence(values, stated)
-    write_atomic(out, _csv(kept, info.columns, values))
-    write_atomic(beside, _decisions_csv(kept, verdicts))
-    said = f"{len(kept):,} images into {out}, probabilities for {_prevalence_words(prevalence)}"
+        classified, combined = _combine_lesions(classified, lesion_of, info)
+    values = classified.probabilities
+    if target_prevalence is not None:
+        values = _shift_prevalence(classified, target_prevalence)
+
+    write_atomic(out, predictions_csv(classified.ids, info.columns, np.clip(values, 0.0, 1.0).tolist()))
+    write_atomic(decisions_out, _decisions_csv(classified.ids, classified.verdicts))
+    summary = f"{len(classified.ids):,} images into {out}, probabilities at {_prevalence_name(prevalence)}"
     if lesion_of:
-        lesions_said = len({lesion_of[kept[i]] for i in accepted})
-        said += f", {lesions_said:,} lesions combined by their {info.lesion_rule} mean".replace("mean mean", "mean")
-    if found.skipped:
-        said += f"; {found.skipped:,} files that aren't images skipped"
-    print(said)
-    refused = sum(v.refused is not None for v in verdicts)
-    print(f"{beside} says of each whether it is refused ({refused:,} are), its prediction set, and refer or not")
+        rule = {"mean": "mean", "geometric": "geometric mean"}[info.lesion_rule]
+        summary += f", {combined:,} lesions combined by their {rule}"
+    if inputs.skipped:
+        summary += f"; {inputs.skipped:,} files that aren't images skipped"
+    print(summary)
+    refused = sum(image_verdict.refused is not None for image_verdict in classified.verdicts)
+    print(f"Refusals ({refused:,}), prediction sets and triage into {decisions_out}")
     if unreadable:
         raise UserError("\n".join([f"{len(unreadable):,} images are not in {out}:", *map(str, unreadable)]))
 
 
-def _prevalence_words(prevalence: str) -> str:
-    return {"equal": "equal prevalence", "training": "the training data's prevalence"}.get(
-        prevalence, "the stated prevalence"
-    )
+def _prevalence_name(prevalence: str) -> str:
+    names = {"equal": "equal prevalence", "training": "the training data's prevalence"}
+    return names.get(prevalence, "the stated prevalence")
 
 
 def decisions_file(out: Path) -> Path:
-    """Beside the CSV `out`: `NAME_decisions.csv`."""
+    """The path of the second file: `NAME_decisions.csv` in the folder of the CSV `out`."""
     return out.with_name(f"{out.stem}_decisions{out.suffix or '.csv'}")
 
 
 def _decisions_csv(image_ids: Sequence[str], verdicts: Sequence[Verdict]) -> bytes:
-    """`image, refused, set, triage, not_ruled_out`; of a refused picture the reason alone.
-
-    `not_ruled_out`: malignant diagnoses in the set of what the triage rule doesn't refer.
-    """
-    text = io.StringIO()
-    writer: Any = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "refused", "set", "triage", "not_ruled_out"])
-    for image_id, v in zip(image_ids, verdicts, strict=True):
-        writer.writerow([image_id, v.refused or "", " ".join(v.classes), v.triage, " ".join(v.not_ruled_out)])
-    return text.getvalue().encode()
-
-
-def _csv(image_ids: Sequence[str], columns: Sequence[str], values: npt.NDArray[np.float64]) -> bytes:
-    """ISIC's format; all digits, since rounding makes ties."""
-    text = io.StringIO()
-    writer: Any = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *columns])
-    for image_id, row in zip(image_ids, np.clip(values, 0.0, 1.0), strict=True):
-        writer.writerow([image_id, *map(repr, row.tolist())])
-    return text.getvalue().encode()
+    """The columns `image, refused, set, triage, not_ruled_out`; the last three are empty if the image is refused."""
+    rows = [
+        [image_id, v.refused or "", " ".join(v.classes), v.triage, " ".join(v.not_ruled_out)]
+        for image_id, v in zip(image_ids, verdicts, strict=True)
+    ]
+    return csv_text([["image", "refused", "set", "triage", "not_ruled_out"], *rows]).encode()

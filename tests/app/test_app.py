@@ -23,7 +23,7 @@ from app.uploads import Uploads
 from dermrw.config import load_config
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier, Explanation
-from dermrw.inference.lesion import Lesion, together
+from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.verdict import Verdict
 from export.card import model_card
 from export.report import Report
@@ -91,9 +91,9 @@ def with_info(model: Path, **changes: object) -> Engine:
 def test_nothing_given_gets_into_the_page(model: Path) -> None:
     engine = with_info(model, names=("<script>",) * 7, warning="<img src=x>")
     seen, bad = explanation(engine, 0.9, 0.1), explanation(engine, 0.9, 0.1, refused="<i>it is blurred")
-    refused = said(engine, together([bad], engine.info), "<b>.jpg")
+    refused = said(engine, combine_explanations([bad], engine.info), "<b>.jpg")
     assert "&lt;i&gt;it is blurred" in refused and "%" not in refused and "script" not in refused
-    page = said(engine, together([seen, bad], engine.info), "<b>one.jpg", "<b>two.jpg")
+    page = said(engine, combine_explanations([seen, bad], engine.info), "<b>one.jpg", "<b>two.jpg")
     page += "".join(fixed(part, engine) for part in ("head", "waiting", "texts", "foot"))
     assert "<script>" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
     assert "<b>one" not in page and "<i>" not in page and "&lt;b&gt;two.jpg</strong> is refused" in page
@@ -104,34 +104,34 @@ def test_nothing_given_gets_into_the_page(model: Path) -> None:
 def test_refused_pictures_have_no_say(model: Path) -> None:
     engine = with_info(model)
     one, two = explanation(engine, 0.9, 0.1), explanation(engine, 0.1, 0.9, refused="it is blurred")
-    assert together([one, two], engine.info).probabilities == pytest.approx(one.probabilities, abs=0)
-    none = together([two, two], engine.info)
+    assert combine_explanations([one, two], engine.info).probabilities == pytest.approx(one.probabilities, abs=0)
+    none = combine_explanations([two, two], engine.info)
     assert none.probabilities is None and none.verdict.refused == "each of the 2 pictures is refused"
     page = said(engine, none, "a.jpg", "b.jpg")
     assert "These pictures are refused" in page and "<bdi>a.jpg</bdi>: it is blurred" in page and "melanoma" not in page
     with pytest.raises(ValueError, match="every picture is refused"):
         none.at(None)
     with pytest.raises(ValueError, match="no picture"):
-        together([], engine.info)
+        combine_explanations([], engine.info)
 
 
 def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
     engine = with_info(model)
     calm, alarming = explanation(engine, 0.1, 0.9), explanation(engine, 0.9, 0.1)
     calm = calm._replace(verdict=calm.verdict._replace(refer=False))
-    lesion = together([calm, calm, calm, alarming], engine.info)
-    assert lesion.verdict.refer and not together([calm, calm], engine.info).verdict.refer
+    lesion = combine_explanations([calm, calm, calm, alarming], engine.info)
+    assert lesion.verdict.refer and not combine_explanations([calm, calm], engine.info).verdict.refer
     page = said(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
     assert "4 pictures, judged as one lesion" in page and "lesion in <bdi>d.jpg</bdi>, judged alone" in page
-    assert "judged as one lesion" not in said(engine, together([calm], engine.info), "a.jpg")
+    assert "judged as one lesion" not in said(engine, combine_explanations([calm], engine.info), "a.jpg")
 
 
 def test_the_clinics_prevalence_can_be_checked(model: Path) -> None:
     engine = with_info(model)
     stated = _stated("own", ("4", "96", *["0"] * 5), engine)
-    page = answer(together([explanation(engine, 0.9, 0.1)], engine.info), ["a.jpg"], engine, "own", stated).replace(
-        "\N{NO-BREAK SPACE}", " "
-    )
+    page = answer(
+        combine_explanations([explanation(engine, 0.9, 0.1)], engine.info), ["a.jpg"], engine, "own", stated
+    ).replace("\N{NO-BREAK SPACE}", " ")
     assert "at your clinic’s prevalence (melanoma 4 %, melanocytic nevus 96 %, basal cell carcinoma 0 %" in page
 
 

@@ -10,10 +10,10 @@ from app.engine import Engine
 from app.render import answer, example
 from dermrw.datasets.ham10000 import read_ham10000
 from dermrw.errors import UserError
-from dermrw.inference.case_index import Index, index_of
+from dermrw.inference.case_index import Index, index_path
 from dermrw.inference.classifier import Classifier
-from dermrw.inference.lesion import together
-from dermrw.inference.verdict import judged
+from dermrw.inference.lesion import combine_explanations
+from dermrw.inference.verdict import decide
 from export.index import write_index
 
 
@@ -38,7 +38,9 @@ def test_the_nearest_against_scikit_learn_one_image_a_lesion() -> None:
         expected = sorted((value for _, value in first), key=lambda pair: -pair[1])[:5]
         found = whole.nearest(query)
         assert [case.image_id for case in found] == [name for name, _ in expected]
-        assert [case.likeness for case in found] == pytest.approx([likeness for _, likeness in expected], abs=1e-5)
+        assert [case.similarity for case in found] == pytest.approx(
+            [similarity for _, similarity in expected], abs=1e-5
+        )
 
 
 def test_agreement_is_of_other_lesions_alone() -> None:
@@ -93,7 +95,9 @@ def test_the_demo_shows_the_cases_of_its_own_model(
     assert len({own.loc[case.image_id, "lesion_id"] for case in found}) == 5
     assert all(case.code == own.loc[case.image_id, "dx"] and case.path.is_file() for case in found)
     np.testing.assert_allclose(cases.embeddings[3], seen.embedding, atol=1e-4)
-    accepted = together([seen._replace(verdict=judged(seen.probabilities, classifier.info))], classifier.info)
+    accepted = combine_explanations(
+        [seen._replace(verdict=decide(seen.probabilities, classifier.info))], classifier.info
+    )
     engine = Engine(classifier, cases)
     assert engine.cases(accepted) == found
     page = answer(accepted, ["mine.jpg"], engine, "equal", None)
@@ -108,4 +112,4 @@ def test_the_model_that_is_served(tmp_path: Path) -> None:
     assert find_model(None).name == "model.onnx" and find_model(None).parent.name == "app"
     assert find_model(tmp_path) == tmp_path / "model.onnx"
     assert find_model(tmp_path / "x.onnx") == tmp_path / "x.onnx"
-    assert index_of(find_model(None)).name == "index.npz"
+    assert index_path(find_model(None)).name == "index.npz"

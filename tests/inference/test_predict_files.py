@@ -22,6 +22,7 @@ from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
+from dermrw.inference.lesion import combine_explanations
 from dermrw.inference.model_file import ModelInfo
 from dermrw.inference.predict_files import decisions_file, find_images, read_lesions
 from dermrw.inference.verdict import verdict
@@ -106,7 +107,7 @@ def test_refusal_set_and_triage_lie_beside_the_probabilities(
     command(monkeypatch, *arguments)
     said = capsys.readouterr().out
     found, (ids, alone) = decisions(out), read(out)
-    assert "out_decisions.csv says of each" in said and sorted(found) == sorted(ids)
+    assert f"triage into {decisions_file(out)}" in said and sorted(found) == sorted(ids)
     assert found["dark"]["refused"] == "it is too dark" and found["dark"]["set"] == found["dark"]["triage"] == ""
     assert sum(not row["refused"] for row in found.values()) >= 2
     classifier = Classifier(model_file)
@@ -122,6 +123,37 @@ def test_refusal_set_and_triage_lie_beside_the_probabilities(
     for i in range(len(ids)):
         expected = combine(alone[accepted], ["L1"] * len(accepted), classifier.info.lesion_rule)[0]
         np.testing.assert_allclose(together[i], expected if i in accepted else alone[i], rtol=1e-6)
+
+
+def test_lesions_get_the_answer_of_the_demo(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Same probabilities to the last digit, same set and triage; refused images keep their own row."""
+    folder, out = tmp_path / "pictures", tmp_path / "out.csv"
+    folder.mkdir()
+    for i in range(9):
+        drawn = draw_lesion(DX[i % 7], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 120, 160)
+        Image.fromarray(drawn // 30 if i % 4 == 3 else drawn).save(folder / f"{i}.png")
+    lesion_of = {str(i): f"L{i % 3}" for i in range(9)}
+    (tmp_path / "l.csv").write_text("image,lesion_id\n" + "".join(f"{k},{v}\n" for k, v in lesion_of.items()))
+    command(
+        monkeypatch, "predict", str(model_file), str(folder), "--csv", str(out), "--lesions", str(tmp_path / "l.csv")
+    )
+    classifier = Classifier(model_file, "cpu")
+    explanations = {name: classifier.explain(folder / f"{name}.png") for name in lesion_of}
+    rows, (ids, values) = decisions(out), read(out)
+    assert {row["refused"] for row in rows.values()} >= {"", "it is too dark"}
+    for name, probabilities in zip(ids, values, strict=True):
+        images = [explanations[other] for other in lesion_of if lesion_of[other] == lesion_of[name]]
+        lesion, own = combine_explanations(images, classifier.info), explanations[name]
+        if own.verdict.refused:
+            assert rows[name]["refused"] == own.verdict.refused and rows[name]["triage"] == ""
+            np.testing.assert_allclose(probabilities, own.probabilities, rtol=1e-6)
+        else:
+            # inference in batches and one by one may differ in the last digits
+            np.testing.assert_allclose(probabilities, lesion.probabilities, rtol=1e-5, atol=1e-9)
+            assert rows[name]["set"].split() == list(lesion.verdict.classes)
+            assert rows[name]["triage"] == lesion.verdict.triage
 
 
 def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
@@ -241,7 +273,7 @@ def test_foreign_and_forged_models(model_file: Path, tmp_path: Path) -> None:
     foreign = onnx.helper.make_model(identity, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     onnx.helper.set_model_props(foreign, Classifier(model_file).info.to_props())
     onnx.save(foreign, forged)
-    with pytest.raises(UserError, match="doesn't take and give"):
+    with pytest.raises(UserError, match="other inputs or outputs"):
         Classifier(forged)
     whole = model_file.read_bytes()
     rng = np.random.default_rng(0)
@@ -326,7 +358,7 @@ def test_graphs_that_give_what_no_classifier_gives(
     )  # fmt: skip
     onnx.helper.set_model_props(model, Classifier(model_file).info.to_props())
     onnx.save(model, tmp_path / "x.onnx")
-    with pytest.raises(UserError, match=rf"x\.onnx gave {name or 'probabilities of shape'}.*export it anew"):
+    with pytest.raises(UserError, match=rf"x\.onnx gave {name or 'probabilities of shape'}.*export it again"):
         Classifier(tmp_path / "x.onnx").run(np.zeros((2, 40, 40, 3), np.uint8), "probabilities")
 
 
@@ -385,7 +417,7 @@ def test_the_csv_replaces_nothing_that_is_read(
 def test_a_place_that_cant_be_written_is_found_before_the_images_are_read(
     model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dermrw.inference.predict_files._shown", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("dermrw.inference.predict_files._prepare_all", lambda *_: pytest.fail("an image was read"))
     said = sentence(model_file, pictures, "--csv", pictures / f"{'n' * 251}.csv")
     assert "can't be written" in said and "choose a shorter" in said and "space" not in said
     if sys.platform == "linux":  # where not even root can make a file
