@@ -1,6 +1,6 @@
 """dermrw: skin-lesion classification on HAM10000 by learning to reweight examples.
 
-Importing this package imports nothing else; take what you need from its modules, for instance
+Importing this package imports none of its modules. Import from them directly, for instance
 `from dermrw.reweight import reweighted_losses`, or `from dermrw import Classifier` to use an exported model.
 """
 
@@ -13,7 +13,7 @@ __version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:
-    # on demand (PEP 562): `import dermrw` stays instant, and training needs no ONNX Runtime
+    # loaded on demand (PEP 562): `import dermrw` stays fast, and training does not need ONNX Runtime
     if name == "Classifier":
         from dermrw.inference.classifier import Classifier
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 
 class Diagnosis(NamedTuple):
-    """One class: HAM10000's `dx` code, ISIC's column, a name for people, malignant or pre-malignant, colour."""
+    """One class: HAM10000's `dx` code, ISIC's column, display name, whether (pre-)malignant, colour."""
 
     dx: str
     column: str
     name: str
     malignant: bool
-    colour: str  # the same colour (Okabe-Ito, safe for colour-blind readers) in every figure
+    colour: str  # in every figure; Okabe-Ito palette, safe for colour-blind readers
 
 
 DIAGNOSES = (
@@ -29,7 +29,7 @@ DIAGNOSES = (
 DX = tuple(d.dx for d in DIAGNOSES)
 COLUMNS = tuple(d.column for d in DIAGNOSES)
 MALIGNANT = frozenset(d.dx for d in DIAGNOSES if d.malignant)  # or pre-malignant
-ABOUT = {  # a line each, for people
+ABOUT = {  # one-line description of each class
     "mel": "A malignant tumour of pigment cells. Taken out early it is cured; delay can kill.",
     "nv": "A mole, a harmless growth of pigment cells; by far the commonest of the seven.",
     "bcc": "The commonest skin cancer. It grows slowly, destroys what it grows into and seldom spreads.",
@@ -42,7 +42,7 @@ INDEX = {d.dx: i for i, d in enumerate(DIAGNOSES)}
 
 
 class Classes(NamedTuple):
-    """A data set's classes in the order of the labels: codes in split.csv, columns in predictions.csv."""
+    """The classes of a data set in label order: codes of split.csv, columns of predictions.csv."""
 
     codes: tuple[str, ...]
     columns: tuple[str, ...]

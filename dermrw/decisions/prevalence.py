@@ -1,9 +1,8 @@
-"""From equal prevalence to any clinic's, and from several images of a lesion to one answer. NumPy alone in here.
+"""Prior correction to the prevalence of a clinic, and combination of the images of a lesion. Needs NumPy only.
 
-The model speaks for *equal prevalence*: its probabilities are those of an imagined clinic that sees every diagnosis
-equally often. Bayes' rule turns them into those of any other clinic, provided that the look of each diagnosis is the
-same everywhere and only how often it comes differs (Saerens, Latinne, Decaestecker, Neural Computation 14:21-41
-(2002), eq. 2.4).
+The model's probabilities hold at *equal prevalence*: every diagnosis is equally frequent. Bayes' rule adjusts them to
+any other prevalence, provided that the appearance of each diagnosis stays the same (label shift: Saerens, Latinne,
+Decaestecker, Neural Computation 14:21-41 (2002), eq. 2.4).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +15,17 @@ from dermrw.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 LESION_RULES = ("mean", "geometric")  # simplest first
-LEAST = 1e-9  # a probability below this counts as this in a geometric mean: no single image has a veto
+LEAST = 1e-9  # lower bound of a probability in a geometric mean, so that a single image has no veto
 
 
 def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike) -> Floats:
-    """Probabilities [N, C] for a clinic of this `prevalence` [C], from those for equal prevalence [N, C].
+    """Probabilities `[N, C]` at this `prevalence` `[C]`, from those at equal prevalence `[N, C]`.
 
-    Bayes' rule: p'_c is proportional to p_c pi_c. With pi_c = 1/C nothing changes. Raises ValueError where
-    the prevalence is not C finite, non-negative numbers that sum to 1 (within 1e-6), and where an image has
-    probability only for diagnoses that the prevalence rules out.
+    Bayes' rule: p'_c is proportional to p_c pi_c. With pi_c = 1/C nothing changes.
+
+    Raises:
+        ValueError: the prevalence is not C finite, non-negative numbers that sum to 1 (within 1e-6), or it is 0 for
+            every diagnosis to which an image gives any probability.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     pi = np.asarray(prevalence, dtype=np.float64)
@@ -76,8 +77,8 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
 def combine(probabilities: npt.ArrayLike, lesions: npt.ArrayLike, rule: str) -> Floats:
     """Every image's probabilities `[N, C]` replaced by those of its lesion (`lesions` `[N]`).
 
-    `mean` is the mean over the lesion's images; `geometric` their geometric mean, scaled to sum to 1. An only image
-    keeps its own, to the last digit.
+    `rule` is `mean`, or `geometric`: the geometric mean, scaled to sum to 1. A lesion's only image keeps its own
+    probabilities exactly.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     _, lesion = np.unique(np.asarray(lesions), return_inverse=True)

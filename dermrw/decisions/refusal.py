@@ -1,7 +1,7 @@
-"""What a picture is refused for before any class is named. NumPy alone in here.
+"""Refusal of images that the model should not classify. Needs NumPy only.
 
-The model file gives eight measures of each picture (`checks`, in the order of `CHECKS`); its metadata holds the limits,
-which all but a few validation images keep. A picture that breaks one is refused, with the reason.
+The model file computes eight measures of each image (`checks`, in the order of `CHECKS`). Its metadata holds limits
+that nearly all validation images satisfy. An image beyond a limit is refused, with the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from dermrw.decisions import ROUNDING
+
 CHECKS = ("brightness", "overexposed", "contrast", "sharpness", "colour", "grain", "colour_grain", "strangeness")
-# in the order in which they are looked for, the plainest first: which end is refused, the reason, and the share of the
-# validation lesions that may lie beyond the limit
+# in the order in which they are tested: which end is refused, the reason, and the share of the validation lesions that
+# may lie beyond the limit
 RULES: dict[str, tuple[str, str, float]] = {
     "brightness": ("low", "it is too dark", 0.001),
     "overexposed": ("high", "it is overexposed", 0.001),
@@ -22,14 +24,12 @@ RULES: dict[str, tuple[str, str, float]] = {
     "colour_grain": ("high", "it is too grainy", 0.001),
     "strangeness": ("high", "it isn't like the dermoscopic images that the model knows", 0.006),
 }
-# what cameras and files other than the data's may do beyond its limit, as a factor
-SPARED = {
-    "colour": 0.7,  # a grey or toned picture has next to none: what other cameras show a little paler is spared
-    "colour_grain": 4.0,  # JPEG smooths colours, lossless files keep their noise; what harms is above
+# factors that relax a limit for cameras and file formats other than the data's
+RELAXED = {
+    "colour": 0.7,  # a grey or toned image has almost no colour; other cameras' images are only a little paler
+    "colour_grain": 4.0,  # JPEG smooths colours, lossless files keep their noise; harmful noise is stronger
 }
-MARGIN = 0.1  # how far beyond the validation images' extreme a limit may lie, as a share of their middle half's width
-
-ROUNDING = 1e-4  # relative
+MARGIN = 0.1  # how far beyond the validation images' extreme a limit may lie, as a share of the interquartile range
 
 
 def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float]:
@@ -45,27 +45,26 @@ def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float
         raise ValueError("checks hold a number that is not finite")
     _, lesion, images = np.unique(lesion_of, return_inverse=True, return_counts=True)
     weight = 1 / images[lesion]
-    found = {}
+    limits = {}
     for column, name in enumerate(CHECKS):
         end, _, share = RULES[name]
         value = values[:, column] if end == "low" else -values[:, column]
         order = np.argsort(value)
         beyond = np.cumsum(weight[order])  # lesions at or below
-        # nobody knows the tail behind the last few images: there a little more is allowed
+        # the tail beyond the last few images is unknown: allow a margin there
         first = np.searchsorted(beyond, share * len(images))
         limit = value[order[first]]
         if first == 0:
             low, high = np.quantile(value, [0.25, 0.75])
             limit -= MARGIN * (high - low)
-        limit *= SPARED.get(name, 1.0)
-        # the model file computes in another order of operations than what was measured here
+        limit *= RELAXED.get(name, 1.0)
         limit -= ROUNDING * abs(limit)
-        found[name] = float(limit if end == "low" else -limit)
-    return found
+        limits[name] = float(limit if end == "low" else -limit)
+    return limits
 
 
 def refusal(checks: Sequence[float] | npt.NDArray[np.floating], limits: Mapping[str, float]) -> str | None:
-    """Why a picture of these measures `[8]` is refused, such as `it is blurred`; None where it isn't."""
+    """The reason to refuse an image with these measures `[8]`, such as `it is blurred`; None: not refused."""
     for name, value in zip(CHECKS, checks, strict=True):
         end, reason, _ = RULES[name]
         if value < limits[name] if end == "low" else value > limits[name]:
@@ -74,7 +73,7 @@ def refusal(checks: Sequence[float] | npt.NDArray[np.floating], limits: Mapping[
 
 
 def too_small(width: int, height: int, smallest: int) -> str | None:
-    """Why a picture of so many pixels is refused; None where it isn't."""
+    """The reason to refuse an image of this size in pixels; None: not refused."""
     if min(width, height) >= smallest:
         return None
     return f"it is too small: {width} × {height} pixels, and the shorter side must have {smallest}"

@@ -1,8 +1,9 @@
-"""Refer, or no reason to refer seen: malignant and pre-malignant against the rest. NumPy alone in here.
+"""Triage: refer malignant and pre-malignant lesions. Needs NumPy only.
 
 The score is the summed probability, at equal prevalence, of melanoma, basal cell carcinoma and actinic keratosis /
-intraepithelial carcinoma. The operating point is chosen on validation so that even the lower end of the sensitivity's
-95 % interval is what was asked for: a threshold whose estimate is just that would fall short half of the time.
+intraepithelial carcinoma. The operating point is chosen on validation so that the lower end of the sensitivity's
+95 % confidence interval reaches the target. If only the estimate reached it, the true sensitivity would be below the
+target half of the time.
 """
 
 from typing import NamedTuple
@@ -10,14 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dermrw.decisions import ROUNDING
+
 Floats = npt.NDArray[np.float64]
 
 LEAST_SENSITIVITY = 0.92
-ROUNDING = 1e-4  # relative
 
 
 class Share(NamedTuple):
-    """A share with its 95 % interval over lesions, and how many of each it rests on."""
+    """A proportion with its 95 % confidence interval over lesions, and the numbers of images and lesions."""
 
     value: float
     low: float
@@ -27,7 +29,7 @@ class Share(NamedTuple):
 
 
 class OperatingPoint(NamedTuple):
-    """Refer where the score reaches `threshold`."""
+    """Refer if the score reaches `threshold`."""
 
     threshold: float
     sensitivity: Share
@@ -35,15 +37,14 @@ class OperatingPoint(NamedTuple):
 
 
 def share_of(hit: npt.ArrayLike, lesions: npt.ArrayLike) -> Share:
-    """The share of images `[N]` that are hit, N > 0, with its interval over lesions `[N]`.
+    """The share of hits among images `[N]`, N > 0, with its confidence interval over lesions `[N]`.
 
-    Clopper and Pearson's interval for as many independent images as would know the share as well as these, whose
-    lesions' images go together: n* = p (1 - p) / v, with v the variance between lesions (a ratio's, linearised), less
-    what v itself rests on few lesions (Korn, Graubard, Survey Methodology 24:193-201 (1998), section 3). Where all
-    or none are hit there is no v: n* is then the number of lesions. Near 100 %, where triage needs it, a bootstrap's
-    percentiles are too narrow.
+    Clopper and Pearson's interval with an effective sample size n* = p (1 - p) / v. Here v is the variance between
+    lesions (of a ratio, linearised), and n* is reduced if v is estimated from few lesions (Korn, Graubard, Survey
+    Methodology 24:193-201 (1998), section 3). If all or no images are hits, v is 0 and n* is the number of lesions.
+    Near 100 %, the range that triage needs, bootstrap percentiles are too narrow.
     """
-    from scipy.stats import beta, t  # here, since the demo uses this module and has no SciPy
+    from scipy.stats import beta, t  # imported here, because the demo uses this module without SciPy
 
     h = np.asarray(hit, dtype=bool)
     _, lesion, images = np.unique(np.asarray(lesions), return_inverse=True, return_counts=True)
@@ -59,7 +60,7 @@ def share_of(hit: npt.ArrayLike, lesions: npt.ArrayLike) -> Share:
     return Share(p, float(low), float(high), n, count)
 
 
-def _sides(
+def _validated(
     score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLike
 ) -> tuple[Floats, npt.NDArray[np.bool_], npt.NDArray[np.generic]]:
     s, event, lesion_of = np.asarray(score, dtype=np.float64), np.asarray(positive, dtype=bool), np.asarray(lesions)
@@ -77,9 +78,9 @@ def measure(score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLik
         score: `[N]`, the summed probability.
         positive: `[N]`, malignant or pre-malignant.
         lesions: `[N]`.
-        threshold: refer from here on.
+        threshold: refer if the score is at least this.
     """
-    s, event, lesion_of = _sides(score, positive, lesions)
+    s, event, lesion_of = _validated(score, positive, lesions)
     sensitivity = share_of(s[event] >= threshold, lesion_of[event])
     return OperatingPoint(threshold, sensitivity, share_of(s[~event] < threshold, lesion_of[~event]))
 
@@ -87,17 +88,16 @@ def measure(score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLik
 def choose(
     score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLike, least: float = LEAST_SENSITIVITY
 ) -> OperatingPoint:
-    """The highest threshold whose sensitivity's lower end is at least `least`, as is that of all below it.
+    """The operating point of the highest threshold whose sensitivity is at least `least` with 97.5 % confidence.
 
-    Arguments as of `measure`.
-
-    So few positive lesions that no threshold does it leave the lowest positive score, which misses none of them.
+    The lower end of the interval must reach `least` at this threshold and at every lower one. With too few positive
+    lesions no threshold reaches it: the lowest positive score is chosen, which misses none of them. Arguments as of
+    `measure`.
     """
-    s, event, lesion_of = _sides(score, positive, lesions)
+    s, event, lesion_of = _validated(score, positive, lesions)
     best, *higher = np.unique(s[event])  # rising
     for candidate in higher:
         if share_of(s[event] >= candidate, lesion_of[event]).low < least:
-            break  # beyond the first that breaks the promise none is looked at: the interval needn't fall evenly
+            break  # stop at the first failure: the lower end need not fall monotonically
         best = candidate
-    # the model file rounds otherwise than what was measured
     return measure(s, event, lesion_of, float(best) * (1 - ROUNDING))

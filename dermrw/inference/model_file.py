@@ -1,4 +1,4 @@
-"""What a model file says of itself: the metadata of the .onnx that `export` writes. No torch in here."""
+"""The metadata of a model file, which `export` writes into the .onnx. No torch in here."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError, first_of
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
-# [N, C], [N, C, h, w], [N, D], [N, 8]: what a picture may be refused for, as `dermrw.decisions.refusal.CHECKS`
+# [N, C], [N, C, h, w], [N, D], [N, 8]; the checks in the order of `dermrw.decisions.refusal.CHECKS`
 OUTPUTS = ("probabilities", "activation_map", "embedding", "checks")
 RESIZE = (
     "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "
@@ -19,20 +19,20 @@ RESIZE = (
 )
 
 
-# what a terminal would obey: control characters, line ends, and marks that turn the direction of writing
-OBEYED = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+# control characters, line ends, and marks that change the direction of writing: a terminal would act on them
+CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, as `size: input should be less than …`."""
+    """The first validation error, as `size: input should be less than …`."""
     first = error.errors()[0]
     reason = first["msg"].removeprefix("Value error, ")
     return f"{'.'.join(str(part) for part in first['loc'])}: {reason[0].lower()}{reason[1:]}".removeprefix(": ")
 
 
 class Score(BaseModel):
-    """The run's own figure: balanced accuracy on its own test split, with its 95 % interval over lesions."""
+    """Balanced accuracy on the run's own test split, with its 95 % confidence interval over lesions."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     balanced_accuracy: Share
@@ -42,7 +42,7 @@ class Score(BaseModel):
 
 
 class Proportion(BaseModel):
-    """A share with its 95 % interval over lesions."""
+    """A proportion with its 95 % confidence interval over lesions."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     share: Share
@@ -51,7 +51,7 @@ class Proportion(BaseModel):
 
 
 class Triage(BaseModel):
-    """Refer where the malignant classes' summed probability reaches the threshold; measured on the score's images."""
+    """Refer if the summed probability of the malignant classes reaches the threshold, measured on test images."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     threshold: Share
@@ -92,7 +92,7 @@ class ModelInfo(BaseModel):
     licence: str = Field(max_length=2000, description="of the model: the training data's")
 
     @model_validator(mode="after")
-    def _one_of_each(self) -> Self:
+    def _check_consistency(self) -> Self:
         lengths = {len(part) for part in (self.codes, self.columns, self.names, self.offsets, self.thresholds)}
         lengths |= {len(set(self.codes)), len(set(self.columns))}
         if lengths != {len(self.codes)} or set(self.prevalence) != set(self.codes):
@@ -100,7 +100,7 @@ class ModelInfo(BaseModel):
         if set(self.limits) != set(CHECKS):
             raise ValueError(f"limits must be of {', '.join(CHECKS)}")
         for key, value in self:
-            if any(OBEYED.search(text) for text in _texts(value)):
+            if any(CONTROL_CHARACTERS.search(text) for text in _texts(value)):
                 raise ValueError(f"{key} holds control characters")
         if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
             raise ValueError("prevalence must be shares that sum to 1")
@@ -115,7 +115,7 @@ class ModelInfo(BaseModel):
         """From the entries of `metadata_props`.
 
         Raises:
-            UserError: dermrw did not write them.
+            UserError: they are not the metadata of a dermrw model.
         """
         try:
             absent = [key for key in cls.model_fields if key not in props]
@@ -128,12 +128,12 @@ class ModelInfo(BaseModel):
         except (ValueError, RecursionError) as error:
             reason = str(error)
         raise UserError(
-            f"{source} is not a model of dermrw ({reason[:200]}): name a file that `make export` wrote"
+            f"{source} is not a dermrw model ({reason[:200]}): name a file that `make export` wrote"
         ) from None
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a field."""
+    """Every string in a field."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, BaseModel):

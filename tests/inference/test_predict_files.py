@@ -262,7 +262,7 @@ def test_foreign_and_forged_models(model_file: Path, tmp_path: Path) -> None:
         {"limits": "{}"}, {"limits": json.dumps(dict.fromkeys(CHECKS, float("nan")))}, {"thresholds": "[0.1]"},
         {"thresholds": "[0, 0, 0, 0, 0, 0, 2]"}, {"triage": '{"threshold": 7}'}, {"smallest": "0"},
     ):  # fmt: skip
-        with pytest.raises(UserError, match=r"forged\.onnx is not a model of dermrw"):
+        with pytest.raises(UserError, match=r"forged\.onnx is not a dermrw model"):
             Classifier(changed(model_file, forged, **props))
     identity = onnx.helper.make_graph(
         [onnx.helper.make_node("Identity", ["images"], ["probabilities"])],
