@@ -14,7 +14,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint package format clean
+.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint docs package format clean
 
 help: ## this list
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -107,6 +107,9 @@ lint: $(READY) ## ruff, mypy and the import contracts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+docs: $(READY) ## build the documentation site in build/docs; a dead link fails
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
 package: $(READY) ## build the wheel and try it in an environment of its own
 	PY="$(PY)" bash tests/try_wheel.sh

@@ -100,7 +100,7 @@ class Objective(_Section):
         "shuffled", description="every example once per epoch, or every class equally often"
     )
     weights: Literal["exact", "finite_difference", "last_stage"] = Field(
-        "exact", description="reweight: exact weights, or a cheaper approximation (see the README, What it costs)"
+        "exact", description="reweight: exact weights, or a cheaper approximation (docs/cost.md)"
     )
     refresh_every: int = Field(
         1,

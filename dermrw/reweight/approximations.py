@@ -1,4 +1,4 @@
-"""Cheaper than exact: scores whose distance from the exact ones is known. README, "What it costs", gives it.
+"""Cheaper than exact: scores whose distance from the exact ones is known. docs/cost.md gives it.
 
 Each function stands in for what `reweight.reweighted_losses` does before it normalises: (losses `[B]` with the graph of
 the one training forward pass, scores `[B]`, detached). `reweight.normalize` makes weights of them. Needs torch alone.
