@@ -23,7 +23,13 @@ napoleon_numpy_docstring = False
 html_theme = "pydata_sphinx_theme"
 html_title = f"dermrw {release}"
 html_show_sourcelink = False
-html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "search_bar_text": "Search"}
+html_sidebars = {"**": ["globaltoc.html"]}  # all pages: the pages are not nested
+html_theme_options = {
+    "navbar_center": [],
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "search_bar_text": "Search",
+}
 
 # Pages link to files of the repository's root, as GitHub needs it; in the site these are pages of their own.
 ROOT_PAGES = {
