@@ -1,4 +1,4 @@
-"""What the study consists of: tables of rows, rows of runs. Read from configs/study/study.yaml."""
+"""The plan of the study: tables of rows, rows of runs. Read from configs/study/study.yaml."""
 
 import hashlib
 import json
@@ -12,11 +12,11 @@ from dermrw.config import CONFIGS, Config, load_config, settings_of
 from dermrw.errors import UserError
 
 STUDY = CONFIGS / "study" / "study.yaml"
-RESULTS = Path("docs/study")  # from the root of a checkout: a folder a budget
+RESULTS = Path("docs/study")  # from the root of a checkout: one folder for each budget
 
 
 class Budget(BaseModel):
-    """What a run may cost: how many seeds, and what is set in every run on each data set."""
+    """The size of the study: the number of seeds, and the settings of every run on each data set."""
 
     model_config = ConfigDict(extra="forbid")
     seeds: int
@@ -29,7 +29,8 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     title: str
-    text: str  # what is asked, and how to read it
+    text: str  # the question, and how to read the table
+    findings: dict[str, str] = {}  # by budget: what its results show
     against: str
     rows: list[str]
     under: dict[str, dict[str, Any]] = {"clean": {}}
@@ -69,9 +70,10 @@ class Run(NamedTuple):
         return load_config(None, [f"name={self.method}", *_as_overrides(self.method_settings), *self.overrides(*more)])
 
     def digest(self) -> str:
-        """Of `settings_of` the config alone, so a key that dermrw learns later outdates no result.
+        """Returns a digest of `settings_of` the config, so that a new config key does not outdate a result.
 
-        Nor would a change of a default: docs/study/defaults.json holds those of the results, and a test compares.
+        A changed default would not change the digest either: a test compares the defaults with those of the results,
+        docs/study/defaults.json.
         """
         return hashlib.sha256("\n".join(sorted(settings_of(self.load()))).encode()).hexdigest()[:16]
 
@@ -94,16 +96,16 @@ class Plan(BaseModel):
         return self
 
     def runs(self, budget: str, tables: list[str] | None = None) -> list[Run]:
-        """Every run of a budget, first seeds first, each once."""
-        found: dict[str, Run] = {}
+        """Returns every run of a budget once, ordered by seed."""
+        by_name: dict[str, Run] = {}
         for seed in range(self.budgets[budget].seeds):
             for name, table in self.tables.items():
                 if tables is None or name in tables:
-                    found.update({run.name: run for run in self.runs_of(budget, table, seed) if run.name not in found})
-        return list(found.values())
+                    by_name.update({r.name: r for r in self.runs_of(budget, table, seed) if r.name not in by_name})
+        return list(by_name.values())
 
     def runs_of(self, budget: str, table: Table, seed: int) -> list[Run]:
-        """A table's runs of one seed."""
+        """Returns a table's runs of one seed."""
         by_data_set = {"ham": self.budgets[budget].ham, "cifar": self.budgets[budget].cifar}
         runs = []
         for condition, settings in table.under.items():
@@ -129,10 +131,10 @@ def _as_overrides(settings: dict[str, Any]) -> list[str]:
 
 
 def read_plan(path: Path = STUDY) -> Plan:
-    """The study.
+    """Reads the study.
 
     Raises:
-        UserError: the file is not one.
+        UserError: the file is not a study.
     """
     try:
         return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""The study's report, from the result files alone: Markdown, HTML and pictures, each figure with the runs behind it."""
+"""The study's report from the result files alone: Markdown, HTML and pictures."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,14 @@ from dermrw.files import write_atomic
 from dermrw.study.pictures import draw
 from dermrw.study.plan import read_plan
 from dermrw.study.result import results_folder
-from dermrw.study.sections import ENOUGH, Section, build_sections, load_results, verdict
+from dermrw.study.sections import ENOUGH, Row, Section, build_sections, load_results, verdict
+from dermrw.study.statistics import Paired
 
 HERE = Path(__file__).parent
 
 
 def mean_sd(values: np.ndarray, scale: float = 100, digits: int = 1) -> str:
-    """`61.2 ± 0.8`, or the mean alone of one value, or a dash of none."""
+    """Returns `61.2 ± 0.8`, the mean alone for one value, or a dash for none; NaN is left out."""
     values = values[np.isfinite(values)] * scale
     if not len(values):
         return "–"
@@ -28,112 +29,124 @@ def mean_sd(values: np.ndarray, scale: float = 100, digits: int = 1) -> str:
 
 
 def cells(section: Section) -> tuple[list[str], list[list[str]]]:
-    """A table's header and its rows as text."""
+    """Returns a table's header and its rows as text."""
     wrong = any(row.results[0]["wrong_labels"] for row in section.rows)
     skin = "mel" in section.rows[0].results[0]["recalls"]
-    header = [
-        "row",
-        "seeds",
-        "validation, as trained",
-        "test, as trained",
-        "as trained, against",
-        "95 %",
-        "test, offsets fitted",
-    ]
+    comparison = ["difference", "95 %", "p, corrected"]
+    header = ["row", "seeds", "validation, as trained", "test, as trained", *comparison]
+    header += ["test, fitted", *comparison]
     header += ["melanoma sensitivity, fitted"] * skin + ["calibration error, fitted"]
-    header += ["wrong labels: share", "AUROC", "within the class", "in the first 100"] * wrong + ["min"]
+    header += [
+        "share of wrong labels",
+        "AUROC",
+        "AUROC of the class alone",
+        "AUROC within the class",
+        "wrong in the first 100",
+        "wrong in the first 100 by the class alone",
+    ] * wrong
+    header += ["minutes"]
     body = []
     for row in section.rows:
-        line = [
-            row.name,
-            ", ".join(map(str, row.seeds)),
-            mean_sd(row.values("sets.validation.balanced_accuracy_as_trained")),
-            mean_sd(row.values("balanced_accuracy_as_trained")),
-        ]
-        p = row.against
-        if p is None:
-            line += ["–", "–"]
-        else:
-            over = "" if p.seeds == len(row.results) else f" ({p.seeds} of them)"  # the reference lacks the others
-            line.append(f"{100 * p.difference:+.1f}{over}")
-            line.append("–" if p.seeds < ENOUGH else f"{100 * p.low:+.1f} to {100 * p.high:+.1f}")
-        line.append(mean_sd(row.values("balanced_accuracy")))
+        line = [row.name, ", ".join(map(str, row.seeds))]
+        line.append(mean_sd(row.values("sets.validation.balanced_accuracy_as_trained")))
+        line += [mean_sd(row.values("balanced_accuracy_as_trained")), *_comparison_cells(row, row.against)]
+        line += [mean_sd(row.values("balanced_accuracy")), *_comparison_cells(row, row.against_fitted)]
         line += [mean_sd(row.values("recalls.mel"))] * skin
         line.append(mean_sd(row.values("calibration_error.training_prevalence"), 1, 3))
-        if wrong:
-            share = row.values("wrong_labels.share")
-            line.append(f"{100 * share.mean():.0f}" if np.isfinite(share).all() else "–")
-            line.append(mean_sd(row.values("wrong_labels.auroc"), 1, 2))
-            line.append(mean_sd(row.values("wrong_labels.auroc_within_class"), 1, 2))
-            line.append(mean_sd(row.values("wrong_labels.precision_of_first_100")))
+        line += _wrong_label_cells(row) if wrong else []
         line.append(mean_sd(row.values("training_seconds"), 1 / 60, 0))
         body.append(line)
     return header, body
 
 
+def _comparison_cells(row: Row, paired: Paired | None) -> list[str]:
+    if paired is None:
+        return ["–", "–", "–"]
+    some = "" if paired.seeds == len(row.results) else f" ({paired.seeds} of them)"  # the reference lacks the others
+    difference = f"{100 * paired.difference:+.1f}{some}"
+    if paired.seeds < ENOUGH:
+        return [difference, "–", "–"]
+    interval = f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}"
+    return [difference, interval, "< 0.001" if paired.holm < 0.001 else f"{paired.holm:.3f}"]
+
+
+def _wrong_label_cells(row: Row) -> list[str]:
+    share, first = row.values("wrong_labels.share"), row.values("wrong_labels.precision_of_first_100")
+    known = int(np.isfinite(first).sum())
+    auroc_alone, first_alone = row.class_alone or (np.nan, np.nan)
+    return [
+        f"{100 * share.mean():.0f}" if np.isfinite(share).all() else "–",
+        mean_sd(row.values("wrong_labels.auroc"), 1, 2),
+        mean_sd(np.array([auroc_alone]), 1, 2),
+        mean_sd(row.values("wrong_labels.auroc_within_class"), 1, 2),
+        mean_sd(first) + (f" ({known} seeds)" if 0 < known < len(first) else ""),
+        mean_sd(np.array([first_alone]), 100, 0),
+    ]
+
+
 def weights_cells(sections: list[Section]) -> tuple[list[str], list[list[str]]]:
-    """What the weights of every run that has some were like in its last epoch."""
+    """Returns the table of the weights in the last epoch of every run that weighs its examples."""
     rows = {row.name: row for section in sections for row in section.rows if row.results[0]["weights_over_time"]}
-    header = ["row", "zero", "images in effect (1/Σw²)", "shares move from step to step", "an image's weight moves"]
-    header.append("each class's share of the weight, last epoch")
+    header = ["row", "weights of zero", "effective batch (1/Σw²)", "change of the classes' shares"]
+    header += ["change of an image's weight", "each class's share of the weight (%)"]
     body = []
     for name, row in rows.items():
-        last = [result["weights_over_time"][-1] for result in row.results]
+        last_epochs = [result["weights_over_time"][-1] for result in row.results]
 
-        def of(key: str, scale: float = 1, digits: int = 1, last: list[dict[str, Any]] = last) -> str:
-            return mean_sd(np.array([epoch.get(key, np.nan) for epoch in last]), scale, digits)
+        def cell(key: str, scale: float = 1, digits: int = 1, epochs: list[dict[str, Any]] = last_epochs) -> str:
+            return mean_sd(np.array([epoch.get(key, np.nan) for epoch in epochs]), scale, digits)
 
-        shares = np.mean([epoch["class_weight"] for epoch in last], axis=0)
-        named = " ".join(f"{c} {100 * s:.0f}" for c, s in zip(row.results[0]["recalls"], shares, strict=True))
-        body.append([name, of("zero_share", 100, 0) + " %", of("effective_batch"), of("class_swing", 1, 2),
-                     of("example_swing", 1, 2), named])  # fmt: skip
+        shares = np.mean([epoch["class_weight"] for epoch in last_epochs], axis=0)
+        by_class = " ".join(f"{c} {100 * s:.0f}" for c, s in zip(row.results[0]["recalls"], shares, strict=True))
+        body.append([name, cell("zero_share", 100, 0) + " %", cell("effective_batch"), cell("class_swing", 1, 2),
+                     cell("example_swing", 1, 2), by_class])  # fmt: skip
     return header, body
 
 
 def overhead_cells() -> tuple[list[str], list[list[str]]]:
-    """What the weights cost, from the benchmark's own file."""
+    """Returns the table of the weights' cost, from docs/bench.json."""
     path = Path("docs/bench.json")
-    header = ["network", "precision", "way", "time", "FLOPs", "memory"]
+    header = ["network", "precision", "method", "time", "FLOPs", "memory"]
     if not path.is_file():
         return header, []
     body = []
     try:
         for network in json.loads(path.read_text(encoding="utf-8"))["networks"]:
-            for way, row in network["rows"].items():
+            for method, row in network["rows"].items():
                 name = f"{network['network']}, {network['size']} px, {network['batch']} + {network['meta']}"
                 precision = network["precision"] + (", channels-last" if network["channels_last"] else "")
                 ratios = [f"{row[key]:.2f}" for key in ("time_ratio", "flops_ratio", "memory_ratio")]
-                body.append([name, precision, way, *ratios])
+                body.append([name, precision, method, *ratios])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not what `make bench` writes: take it back from version control") from None
+        raise UserError(f"{path} is not what `make bench` writes: restore it from version control") from None
     return header, body
 
 
 def markdown(header: list[str], body: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Returns a table in Markdown."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *body])
 
 
 def write_report(budget: str) -> str:
-    """Writes docs/study/BUDGET/report.md, report.html and the pictures; returns a sentence on what was written.
+    """Writes docs/study/BUDGET/report.md, report.html and the pictures; returns a sentence that names the files.
 
     Raises:
         UserError: there is no result yet, or a table's rows can't be compared.
     """
     plan, folder = read_plan(), results_folder(budget)
-    there = {path.stem for path in folder.glob("*-*.json")}  # listed first: a study under way may add to them
+    present = {path.stem for path in folder.glob("*-*.json")}  # listed first: a study under way may add to them
     results = load_results(plan, budget)
     sections = build_sections(plan, budget, results)
     if not sections:
-        raise UserError(f"{folder} holds no result yet: `make reproduce` makes some")
+        raise UserError(f"{folder} holds no result yet: run `make reproduce` first")
     drawn = []
     for section in sections:
         picture = draw(section)
         if picture is not None:
             write_atomic(folder / f"{section.key}.svg", picture.encode())
         drawn.append(section._replace(picture=f"{section.key}.svg" if picture is not None else None))
-    finished_runs = {f"{row}-{r['seed']}" for row, mine in results.items() for r in mine}
+    finished_runs = {f"{row}-{r['seed']}" for row, runs in results.items() for r in runs}
     facts = {
         "budget": budget,
         "sections": [(s, verdict(s), *cells(s)) for s in drawn],
@@ -141,7 +154,7 @@ def write_report(budget: str) -> str:
         "overhead": overhead_cells(),
         "finished": len(finished_runs),
         "wanted": len(plan.runs(budget)),
-        "outdated": len(there - finished_runs),
+        "outdated": len(present - finished_runs),
     }
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True)
     text = environment.get_template("report.md.jinja").render(**facts, table=markdown)

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from scipy.stats import ttest_ind
+from sklearn.metrics import roc_auc_score
 
 from dermrw.__main__ import main as dermrw_main
 from dermrw.config import CONFIGS, Config, load_config
@@ -35,8 +36,17 @@ from dermrw.study.result import (
     same_again,
     same_origin,
 )
-from dermrw.study.sections import Row, Section, build_sections, load_results, same_samples, verdict
-from dermrw.study.statistics import Paired, _seed_noise, paired_interval
+from dermrw.study.sections import (
+    Row,
+    Section,
+    build_sections,
+    class_alone,
+    corrected,
+    load_results,
+    same_samples,
+    verdict,
+)
+from dermrw.study.statistics import Paired, _seed_noise, _seed_spread, holm, paired_interval
 from dermrw.training.train import train
 
 
@@ -154,10 +164,38 @@ def test_the_lesions_part_of_an_interval_against_a_bootstrap_written_out() -> No
 
 def test_the_seeds_part_of_an_interval_is_welchs() -> None:
     a, b = np.array([0.5, 0.62, 0.55]), np.array([0.6, 0.61, 0.59])
-    drawn = np.concatenate([_seed_noise(a, b, np.random.default_rng(i)) for i in range(100)])
+    drawn = np.concatenate([_seed_noise(*_seed_spread(a, b), np.random.default_rng(i)) for i in range(100)])
     welch = ttest_ind(a, b, equal_var=False).confidence_interval()
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert (a.mean() - b.mean() + low, a.mean() - b.mean() + high) == pytest.approx((welch.low, welch.high), abs=0.005)
+
+
+def test_the_p_value_is_welchs_where_lesions_add_nothing() -> None:
+    """Every lesion of a class is as often right as the others, so only seeds vary."""
+    labels, lesions = np.repeat([0, 1], 100), np.arange(200) // 100
+    rights = np.array([[50, 62, 55], [60, 71, 69]])
+    a, b = (np.array([np.where(np.arange(200) % 100 < n, labels, 2) for n in row]) for row in rights)
+    found = paired_interval(a, b, labels, lesions)
+    assert found.p == pytest.approx(ttest_ind(rights[0], rights[1], equal_var=False).pvalue, abs=1e-6)
+
+
+def test_holms_correction_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.9, 0.6]) == pytest.approx([1, 1])
+    assert holm([]).tolist() == []
+    rows = [Row(str(k), "a", "clean", [], Paired(0.1, 0, 1, 3, p), None) for k, p in enumerate([0.01, 0.04])]
+    few = Row("few", "a", "clean", [], Paired(0.1, 0, 1, 2, 0.001), None)
+    adjusted = [row.against.holm for row in corrected([*rows, few]) if row.against]
+    assert adjusted[:2] == pytest.approx([0.02, 0.04]) and np.isnan(adjusted[2])
+
+
+def test_the_class_alone_against_scikit_learn() -> None:
+    right, wrong = np.array([900, 20, 60]), np.array([10, 80, 40])
+    labels = np.concatenate([np.repeat([0, 1, 2], right), np.repeat([0, 1, 2], wrong)])
+    is_wrong = np.repeat([0, 1], [right.sum(), wrong.sum()])
+    auroc, first = class_alone(right, wrong, first=150)
+    assert auroc == pytest.approx(roc_auc_score(is_wrong, (wrong / (right + wrong))[labels]))
+    assert first == pytest.approx((80 + 50 * 0.4) / 150)
 
 
 def test_an_interval_of_three_seeds_covers_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +223,8 @@ def test_one_seed_has_no_interval() -> None:
 def test_a_method_is_no_better_than_itself_and_worse_the_other_way_round() -> None:
     labels, lesions = np.repeat([0, 1], 10), np.arange(20)
     right, wrong = np.tile(labels, (2, 1)), np.tile(1 - labels, (2, 1))
-    assert paired_interval(right, right, labels, lesions) == (0, 0, 0, 2)
-    assert paired_interval(wrong, right, labels, lesions) == (-1, -1, -1, 2)
+    assert paired_interval(right, right, labels, lesions)[:5] == (0, 0, 0, 2, 1)
+    assert paired_interval(wrong, right, labels, lesions)[:5] == (-1, -1, -1, 2, 0)
     with pytest.raises(ValueError, match="decisions"):
         paired_interval(right, right[:1], labels, lesions)
 
@@ -219,25 +257,23 @@ def test_weights_over_time_are_means_of_each_epoch() -> None:
     assert second["class_weight"] == [1, 0]
 
 
-def test_the_verdict_speaks_of_rows_with_seeds_enough_alone() -> None:
+def test_the_verdict_follows_the_corrected_p_values_of_rows_with_enough_seeds() -> None:
     def row(name: str, seeds: int, *against: float) -> Row:
-        """`against`: difference, low, high, and the seeds that the reference has, too."""
-        paired = Paired(*against[:3], int(against[3])) if against else None
+        """`against`: difference, low, high, the seeds that the reference has, too, and the corrected p-value."""
+        paired = Paired(*against[:3], int(against[3]), 0.01, against[4]) if against else None
         return Row(name, name, "clean", [{"seed": seed} for seed in range(seeds)], paired)
 
     rows = [
         row("reference", 4),
-        row("one", 3, 0.05, 0.01, 0.09, 3),
-        row("two", 3, -0.05, -0.09, -0.01, 3),
-        row("three", 4, 0.02, -0.01, 0.05, 4),
-        row("early", 2, 0.50, 0.40, 0.60, 2),
-        row("ahead of the reference", 5, 0.50, 0.40, 0.60, 2),
+        row("one", 3, 0.05, 0.01, 0.09, 3, 0.03),
+        row("two", 3, -0.05, -0.09, -0.01, 3, 0.04),
+        row("three", 4, 0.02, 0.01, 0.05, 4, 0.06),
+        row("early", 2, 0.50, 0.40, 0.60, 2, 0.001),
+        row("ahead of the reference", 5, 0.50, 0.40, 0.60, 2, 0.001),
     ]
     table = Table(title="", text="", against="reference", rows=[])
     said = verdict(Section("key", table, rows, None, ""))
-    assert said == (
-        "Against it, by 3 seeds or more: better: one (+5.0); worse: two (-5.0); within chance: three (+2.0)."
-    )
+    assert said == ("As trained, better: one (+5.0); worse: two (-5.0); no significant difference: three (+2.0).")
     assert verdict(Section("key", table, rows[:1] + rows[-2:], None, "")) == ""
 
 
@@ -250,6 +286,28 @@ def test_a_repeated_run_is_compared_decision_by_decision() -> None:
         "balanced accuracy as trained 40.00 % now, 50.00 % in the result; 4 of 5 test images are decided alike"
     )
     assert "the test splits differ" in same_again(old, result("truth_b.csv", "012", 0.4))
+
+
+def test_the_findings_of_the_report_hold_in_the_committed_results() -> None:
+    folder = Path(__file__).parents[2] / "docs/study/cpu"
+    results = {path.stem: json.loads(path.read_text()) for path in folder.glob("ham_*-*.json")}
+    effective = {
+        name: [epoch["effective_batch"] for epoch in result["weights_over_time"]]
+        for name, result in results.items()
+        if name.startswith("ham_noise_weights")
+    }
+    assert len(effective) == 18
+    assert min(value for epochs in effective.values() for value in epochs[:4]) > 63.55
+    uniform = {name: epochs for name, epochs in effective.items() if "uniform" in name}
+    assert min(min(epochs) for name, epochs in effective.items() if name not in uniform) > 63.9
+    last = [epochs[4] for epochs in uniform.values()]
+    assert (min(last), max(last)) == pytest.approx((54.1, 64.0), abs=0.05)
+    assert sum(results[name]["epoch"] == 4 for name in uniform) == 6
+    random, reweight = (
+        np.mean([results[f"{row}-{seed}"]["balanced_accuracy"] for seed in range(3)])
+        for row in ("ham_random_weights", "ham_reweight")
+    )
+    assert 100 * (random - reweight) == pytest.approx(12.9, abs=0.05)
 
 
 def test_means_and_deviations() -> None:
