@@ -1,15 +1,14 @@
-"""The training loop, readable from top to bottom."""
+"""The training loop."""
 
 import math
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from dermrw.config import Config
@@ -24,70 +23,74 @@ from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
 from dermrw.training.logits import predict_logits
-from dermrw.training.optim import build_optimizer, build_schedule
-from dermrw.training.progress import average, describe, duration, stoppable
+from dermrw.training.optim import build_optimizer, build_schedule, moving_average
+from dermrw.training.progress import TimeEstimate, average, describe, duration, stoppable
 from dermrw.training.run_folder import Log
 
-LOG_EVERY = 10  # steps that one row of metrics.jsonl averages
-WARM_UP = 3  # steps that the estimate of the whole time leaves out
+LOG_EVERY = 10  # steps averaged in one row of metrics.jsonl
+COUNTERS = ("epoch", "step", "best", "best_epoch", "all_zero", "seconds", "rows", "origin")  # keys of a checkpoint
 
 
-def running_mean(model: nn.Module, decay: float) -> AveragedModel:
-    """The exponential moving average of a model's weights and buffers; the first steps weigh less, as in a plain mean.
+class EpochImages(NamedTuple):
+    """The images of an epoch, in memory."""
 
-    Without that, a run of few hundred steps would keep much of the weights that it began with.
-    """
-
-    def follow(mean: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
-        n = float(steps)
-        kept = min(decay, (1 + n) / (10 + n))
-        return kept * mean + (1 - kept) * new if mean.is_floating_point() else new
-
-    return AveragedModel(model, avg_fn=follow, use_buffers=True)
+    size: int  # side in pixels
+    pixels: ImageDataset  # the training images
+    meta_x: Tensor  # [M, 3, size, size]
+    meta_y: Tensor  # [M]
 
 
 class Loop:
-    """One run's state, and the loop over epochs and steps."""
-
-    pixels: ImageDataset  # the training images
+    """The state of one run, and the loop over its epochs and steps."""
 
     def __init__(
         self,
         run: Path,
         config: Config,
-        choice: Placement,
+        placement: Placement,
         splits: Splits,
         model: nn.Module,
         objective: Objective,
         origin: str,
         job: Job,
     ) -> None:
-        self.run, self.config, self.choice, self.splits, self.origin = run, config, choice, splits, origin
+        """Prepares a run that starts from the beginning; `fit` then resumes from the checkpoint, if there is one."""
+        self.run, self.config, self.placement, self.splits, self.origin = run, config, placement, splits, origin
         self.job = job
-        self.model, self.objective = choice.place(model), objective
+        self.model, self.objective = placement.place(model), objective
         self.batch_size = min(config.train.batch_size, len(splits.train))
         self.steps = steps_per_epoch(len(splits.train), config.train.batch_size)
-        self.mean = running_mean(self.model, config.train.average) if config.train.average else None
+        self.averaged = moving_average(self.model, config.train.average) if config.train.average else None
         self.optimizer = build_optimizer(config.train, self.model)
         self.schedule = build_schedule(config.train, self.optimizer, self.steps * config.train.epochs)
-        self.epoch = self.step = 0  # finished epochs; finished steps of the present one
-        self.best, self.best_epoch, self.all_zero, self.seconds = -1.0, 0, 0.0, 0.0
-        self.rows: list[dict[str, Any]] = []  # steps that no row of the log has averaged yet
+        self.epoch = self.step = 0  # finished epochs; finished steps of the current epoch
+        self.best, self.best_epoch = -1.0, 0  # highest balanced accuracy on validation, and its epoch
+        self.all_zero, self.seconds = 0.0, 0.0  # steps in which all weights were zero; training time
+        self.rows: list[dict[str, Any]] = []  # steps that are not yet averaged into a row of the log
+        self.saved = time.monotonic()  # time of the last checkpoint
+        self.images: EpochImages | None = None
+        self.validation: ImageDataset | None = None
+        self.log: Log | None = None  # only on the leading process
+        self.time = TimeEstimate(config, self.steps)
+
+    @property
+    def steps_done(self) -> int:
+        """Finished steps of the whole run."""
+        return self.epoch * self.steps + self.step
 
     def fit(self) -> None:
-        """Trains to the end, from the last checkpoint where there is one."""
-        offset = self.load() if self.job.same((self.run / "last.pt").exists) else 0
-        for network in [self.model, *([self.mean] if self.mean is not None else [])]:
+        """Trains to the last epoch, from the last checkpoint if there is one."""
+        log_offset = self.load() if self.job.same((self.run / "last.pt").exists) else 0
+        for network in [self.model, *([self.averaged] if self.averaged is not None else [])]:
             self.job.spread([*network.parameters(), *network.buffers()])
         if self.epoch == self.config.train.epochs:
             print(f"{self.run} is finished; `make eval RUN={self.run}` evaluates it.")
             return
-        part = self.splits.validation.part(self.job.part)
-        self.validation = ImageDataset(part, self.config.data, progress="the validation split")
-        self.size = 0  # of the images in memory
-        self.log = Log(self.run / "metrics.jsonl", offset) if self.job.leads else None
-        self.started, self.saved = time.monotonic(), time.monotonic()
-        self.done_before = self.epoch * self.steps + self.step
+        own_part = self.splits.validation.part(self.job.part)
+        self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
+        self.log = Log(self.run / "metrics.jsonl", log_offset) if self.job.leads else None
+        self.saved = time.monotonic()
+        self.time.start(self.steps_done)
         with stoppable(patient=self.job.world > 1) as stop:
             while self.epoch < self.config.train.epochs:
                 self.train_epoch(stop)
@@ -97,63 +100,67 @@ class Loop:
             f"in {duration(self.seconds)}. Now `make eval RUN={self.run}`."
         )
 
-    def read_images(self) -> None:
-        """Has the training and the meta images in memory, of the size that the present epoch asks for."""
+    def read_images(self) -> EpochImages:
+        """Returns the training and meta images in the size of the current epoch; reads them if the size changed."""
         train = self.config.train
         size = train.first_size if self.epoch < self.config.first_epochs else self.config.data.size
-        if size == self.size:
-            return
-        if self.size:
-            del self.pixels  # what is no longer needed goes before the new comes
-        self.size, data = size, self.config.data.model_copy(update={"size": size})
-        self.pixels = ImageDataset(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
-        meta = ImageDataset(self.splits.meta, data)
-        images, labels, _ = next(in_order(meta, len(meta)))
-        self.meta_x = to_input(images, self.choice.device, self.choice.channels_last)  # [M, 3, size, size]
-        self.meta_y = labels.to(self.choice.device)
+        if self.images is None or self.images.size != size:
+            self.images = None  # free the memory of the old images before the new ones are read
+            data = self.config.data.model_copy(update={"size": size})
+            pixels = ImageDataset(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
+            meta = ImageDataset(self.splits.meta, data)
+            images, labels, _ = next(in_order(meta, len(meta)))
+            meta_x = to_input(images, self.placement.device, self.placement.channels_last)
+            self.images = EpochImages(size, pixels, meta_x, labels.to(self.placement.device))
+        return self.images
 
     def train_epoch(self, stop: threading.Event) -> None:
-        """The steps that are left of the present epoch; a checkpoint, and the end, where `stop` is set."""
-        self.read_images()
+        """Trains the remaining steps of the current epoch.
+
+        Raises:
+            KeyboardInterrupt: `stop` was set; a checkpoint is written first.
+        """
+        pixels = self.read_images().pixels
         train_mode(self.model, self.config.model.freeze)
-        parts = [self.job.part(batch) for batch in self.batches(self.epoch)[self.step :]]
-        rest = loader(self.pixels, parts, self.epoch, self.config.data.workers)
-        best = f", validation {self.best:.3f} at best" if self.best_epoch else ""
+        own_parts = [self.job.part(batch) for batch in self.batches(self.epoch)[self.step :]]
+        remaining = loader(pixels, own_parts, self.epoch, self.config.data.workers)
+        best = f", best validation {self.best:.3f}" if self.best_epoch else ""
         bar = tqdm(
-            rest, f"epoch {self.epoch + 1}/{self.config.train.epochs}{best}", self.steps, initial=self.step,
+            remaining, f"epoch {self.epoch + 1}/{self.config.train.epochs}{best}", self.steps, initial=self.step,
             leave=False, mininterval=1, dynamic_ncols=True, unit="step", disable=not self.job.leads,
         )  # fmt: skip
         for images, labels, index in bar:
             self.rows.append(self.train_step(images, labels, index))
             self.step += 1
             if self.step % LOG_EVERY == 0 or self.step == self.steps:
-                row = {"epoch": self.epoch, "step": self.epoch * self.steps + self.step, **average(self.rows)}
+                row = {"epoch": self.epoch, "step": self.steps_done, **average(self.rows)}
                 self.record(row)
                 bar.set_postfix_str(describe(row, self.splits.classes))
                 self.rows = []
-            self.estimate()
+            if estimate := self.time.first_estimate(self.steps_done):
+                tqdm.write(estimate)
             stopping = self.job.any(stop.is_set())
             if stopping or time.monotonic() - self.saved > self.config.train.checkpoint_seconds:
                 self.save("last.pt")
             if stopping:
                 bar.close()
-                self.job.wait()  # until the checkpoint is written: who ends first, ends the others
+                self.job.wait()  # the first process that ends would end the others before the checkpoint is written
                 raise KeyboardInterrupt
         bar.close()
 
     def batches(self, epoch: int) -> np.ndarray:
-        """Rows of the training set for each step of an epoch, int `[steps, batch_size]`."""
+        """Returns the rows of the training set for each step of an epoch, int `[steps, batch_size]`."""
         seed = self.config.train.seed
         return epoch_batches(self.splits.train.labels, self.objective.sampler, self.batch_size, seed, epoch)
 
     def samples(self, epoch: int) -> dict[str, int]:
-        """How many training images of each label an epoch drew."""
+        """Returns the number of training images drawn in an epoch, by label."""
         codes = self.splits.classes.codes
         counts = np.bincount(self.splits.train.labels[self.batches(epoch).ravel()], minlength=len(codes))
         return dict(zip(codes, counts.tolist(), strict=True))
 
     def write_weights(self) -> None:
-        """weights.csv: what each training image weighed, on the leading process, where the objective weighs."""
+        """Writes weights.csv, the mean weight of each training image, if the objective weights the examples."""
         weights = self.objective.example_weights()
         if weights is None or not self.log:
             return
@@ -163,19 +170,29 @@ class Loop:
         write_atomic(self.run / "weights.csv", table.to_csv(index=False, lineterminator="\n").encode())
 
     def train_step(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Any]:
-        """One step of the optimiser on this process's part of a batch, pixels uint8 `[B, size, size, 3]`."""
-        if self.job.world > 1:  # a stream for each step and process, which no checkpoint has to keep
-            at = [self.config.train.seed, self.epoch * self.steps + self.step, self.job.rank]
-            torch.manual_seed(int(np.random.SeedSequence(at).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        x = to_input(images, self.choice.device, self.choice.channels_last)
+        """Makes one optimiser step on this process's part of a batch; returns the values to log.
+
+        Args:
+            images: pixels, uint8 `[B, size, size, 3]`.
+            labels: `[B]`.
+            index: rows of the training set `[B]`.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        if self.job.world > 1:  # one random stream per step and process, so that checkpoints need not store them
+            entropy = [self.config.train.seed, self.steps_done, self.job.rank]
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        epoch_images, device = self.read_images(), self.placement.device
+        x = to_input(images, device, self.placement.channels_last)
         batch = Batch(
-            x, labels.to(self.choice.device), index, self.meta_x, self.meta_y, self.batch_size, self.job.group
+            x, labels.to(device), index, epoch_images.meta_x, epoch_images.meta_y, self.batch_size, self.job.group
         )
-        with self.choice.autocast():
+        with self.placement.autocast():
             loss, log = self.objective(self.model, batch)
-        whole = loss.detach().clone()
-        sum_over([whole], self.job.group)
-        value = whole.item()
+        total_loss = loss.detach().clone()
+        sum_over([total_loss], self.job.group)
+        value = total_loss.item()
         if not math.isfinite(value):
             raise self.diverged(f"the loss became {value} at epoch {self.epoch + 1}, step {self.step + 1}")
         self.optimizer.zero_grad()
@@ -184,8 +201,8 @@ class Loop:
         if self.config.train.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
         self.optimizer.step()
-        if self.mean is not None:
-            self.mean.update_parameters(self.model)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         row: dict[str, Any] = {
             "loss": value,
             "lr": max(self.schedule.get_last_lr()),
@@ -196,19 +213,20 @@ class Loop:
         return row
 
     def validate(self) -> None:
-        """Ends an epoch: balanced accuracy on validation, best.pt where it is the best so far, last.pt."""
-        guess = self.best_guess()
-        self.job.spread(list(guess.buffers()))  # each process had running statistics of its own
-        part = predict_logits(guess, self.validation, self.choice, self.batch_size)
-        logits = self.job.gather(part)
+        """Ends an epoch: computes balanced accuracy on validation and writes last.pt, and best.pt if it is the best."""
+        network = self.evaluated_network()
+        self.job.spread(list(network.buffers()))  # each process has its own running statistics
+        assert self.validation is not None
+        own_logits = predict_logits(network, self.validation, self.placement, self.batch_size)
+        logits = self.job.gather(own_logits)
         if not np.isfinite(logits).all():
-            raise self.diverged(f"the network gave numbers that are not finite after epoch {self.epoch + 1}")
+            raise self.diverged(f"the network's outputs were not finite after epoch {self.epoch + 1}")
         score = balanced_accuracy(logits, self.splits.validation.labels)
         self.epoch, self.step = self.epoch + 1, 0
         better = score > self.best
         if better:
             self.best, self.best_epoch = score, self.epoch
-        row = {"epoch": self.epoch, "step": self.epoch * self.steps, "validation": {"balanced_accuracy": score}}
+        row = {"epoch": self.epoch, "step": self.steps_done, "validation": {"balanced_accuracy": score}}
         row["samples"] = self.samples(self.epoch - 1)
         self.record(row)
         self.write_weights()
@@ -216,53 +234,24 @@ class Loop:
             self.save("best.pt")
         self.save("last.pt")
         zero = f"; all weights were zero in {self.all_zero:.0f} steps so far" if self.all_zero else ""
-        left, now = "", self.epoch * self.steps
-        if now > self.done_before:  # else resumed after the epoch's last step: nothing shows the pace yet
-            left = f", {duration(self.seconds_left(self.started, self.done_before, now))} left"
+        seconds = self.time.seconds_left(self.steps_done)
+        left = "" if seconds is None else f", {duration(seconds)} left"
         tqdm.write(
             f"epoch {self.epoch}/{self.config.train.epochs}: balanced validation accuracy {score:.3f}"
             f"{' (best so far)' if better else ''}{left}{zero}"
         )
 
-    def best_guess(self) -> nn.Module:
-        """The network that is validated and kept: the running mean of the weights, where there is one."""
-        return self.model if self.mean is None else self.mean.module
+    def evaluated_network(self) -> nn.Module:
+        """The network to validate and to keep: the exponential moving average if there is one, else the model."""
+        return self.model if self.averaged is None else self.averaged.module
 
-    def diverged(self, what: str) -> UserError:
-        """The error of a training whose numbers left the finite ones."""
-        mend = f"train.lr={self.config.train.lr / 10:g}"
-        if self.choice.precision != "fp32":
-            mend += ", or train.precision=fp32"
+    def diverged(self, problem: str) -> UserError:
+        """The error of a training whose loss or outputs are no longer finite."""
+        fix = f"train.lr={self.config.train.lr / 10:g}"
+        if self.placement.precision != "fp32":
+            fix += ", or train.precision=fp32"
         kept = " and keeps its last checkpoint" if (self.run / "last.pt").exists() else ""
-        return UserError(f"{what}: the run stopped{kept}; try a lower rate in a new run, such as {mend}")
-
-    def work(self, steps: int) -> float:
-        """What the first so many steps cost, in steps of `data.size`: time goes with the pixels of an image."""
-        small = min(steps, self.config.first_epochs * self.steps)
-        return small * (self.config.train.first_size / self.config.data.size) ** 2 + steps - small
-
-    def seconds_left(self, since: float, before: int, now: int) -> float:
-        """Until the end, if the rest goes as the steps `before` to `now` did, which began at the time `since`."""
-        pace = (time.monotonic() - since) / (self.work(now) - self.work(before))
-        return pace * (self.work(self.steps * self.config.train.epochs) - self.work(now))
-
-    def estimate(self) -> None:
-        """After the first steps, once: how long it all will take and, where that is hours, what shortens it."""
-        now = self.epoch * self.steps + self.step
-        done = now - self.done_before
-        if done == WARM_UP:
-            self.warm = time.monotonic()
-        if done != 3 * WARM_UP:
-            return
-        train = self.config.train
-        seconds = self.seconds_left(self.warm, self.done_before + WARM_UP, now)
-        text = f"About {duration(seconds)} to go on this machine."
-        if seconds > 3600:
-            epochs = max(1, int(train.epochs * 1800 / seconds))
-            size = max(64, self.config.data.size // 2)
-            text += f' Shorter, for less accuracy: ARGS="train.epochs={epochs}" (about half an hour)'
-            text += f' or ARGS="data.size={size}".'
-        tqdm.write(text)
+        return UserError(f"{problem}: the run stopped{kept}; start a new run with a lower learning rate, such as {fix}")
 
     def record(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl, on the leading process."""
@@ -270,54 +259,52 @@ class Loop:
             self.log.write(row)
 
     def save(self, name: str) -> None:
-        """Writes a checkpoint, on the leading process."""
+        """Writes the checkpoint `name`, on the leading process."""
         now = time.monotonic()
-        self.seconds += now - max(self.saved, self.started)
+        self.seconds += now - self.saved
         self.saved = now
         if not self.log:
             return
+        last = name == "last.pt"
         save_checkpoint(
             self.run / name,
             {
-                "model": (self.best_guess() if name == "best.pt" else self.model).state_dict(),
-                **({"mean": self.mean.state_dict()} if self.mean is not None and name == "last.pt" else {}),
+                "model": (self.model if last else self.evaluated_network()).state_dict(),
+                **({"mean": self.averaged.state_dict()} if self.averaged is not None and last else {}),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "objective": self.objective.state_dict(),
-                "epoch": self.epoch,
-                "step": self.step,
-                "best": self.best,
-                "best_epoch": self.best_epoch,
-                "all_zero": self.all_zero,
-                "seconds": self.seconds,
-                "rows": self.rows,
+                **{key: getattr(self, key) for key in COUNTERS},
                 "log_offset": self.log.offset,
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 "classes": list(self.splits.classes.codes),
-                "origin": self.origin,
                 "environment": environment(),
             },
         )
 
     def load(self) -> int:
-        """Takes back the state of last.pt; returns how much of metrics.jsonl belongs to it."""
+        """Restores the state of last.pt; returns the length in bytes of metrics.jsonl at that checkpoint.
+
+        Raises:
+            UserError: the checkpoint is damaged or does not fit this run.
+        """
         state = load_checkpoint(self.run / "last.pt")
         try:
             self.model.load_state_dict(state["model"])
-            if self.mean is not None:
-                self.mean.load_state_dict(state["mean"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["mean"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.objective.load_state_dict(state["objective"])
-            for key in ("epoch", "step", "best", "best_epoch", "all_zero", "seconds", "rows", "origin"):
+            for key in COUNTERS:
                 setattr(self, key, state[key])
             torch.set_rng_state(state["random"])
-            if self.choice.device.type == "cuda" and state["random_cuda"]:
+            if self.placement.device.type == "cuda" and state["random_cuda"]:
                 torch.cuda.set_rng_state_all(state["random_cuda"])
-            offset = int(state["log_offset"])
+            log_offset = int(state["log_offset"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{self.run / 'last.pt'} does not fit this run: {reason}") from None
         print(f"Resuming {self.run} after epoch {self.epoch}, step {self.step} of {self.steps}", flush=True)
-        return offset
+        return log_offset

@@ -1,51 +1,55 @@
-"""What the loop says while it runs, and how it is stopped."""
+"""The progress output of the training loop, time estimates, and stopping by a signal."""
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from dermrw.config import Config
 from dermrw.diagnoses import Classes
+
+WARM_UP = 3  # steps that the first time estimate leaves out
 
 
 @contextmanager
 def stoppable(patient: bool = False) -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a scheduler's SIGTERM sets, so that the step under way ends before the loop does.
+    """Yields an event that SIGINT (Ctrl-C) or SIGTERM sets, so that the loop can finish the current step and stop.
 
-    A second signal acts at once, unless `patient`: one of several processes gets a signal from the terminal and
-    another from its launcher, which itself loses patience after 30 seconds.
+    A second signal stops the program at once, unless `patient`. Each of several processes receives one signal from the
+    terminal and one from its launcher, which kills it after 30 seconds.
     """
     stop = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: object) -> None:
         stop.set()
         if not patient:
-            signal.signal(number, before[signal.Signals(number)])
+            signal.signal(number, handlers[signal.Signals(number)])
 
     in_main = threading.current_thread() is threading.main_thread()
     if in_main:
-        for number in before:
+        for number in handlers:
             signal.signal(number, handle)
     try:
         yield stop
     finally:
         if in_main:
-            for number, handler in before.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
 
 
 def average(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each value (a number or a list of numbers) over those of some steps that have it."""
+    """Returns the mean of each value (a number or a list of numbers) over the rows that contain it."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: np.mean([row[key] for row in rows if key in row], axis=0).tolist() for key in keys}
 
 
 def describe(row: dict[str, Any], classes: Classes) -> str:
-    """The progress bar's right end."""
+    """Returns the text at the right end of the progress bar."""
     text = f"loss {row['loss']:.3f}"
     if "class_weight" in row:
         weights = " ".join(f"{c} {w:.2f}" for c, w in zip(classes.codes, row["class_weight"], strict=True))
@@ -54,7 +58,59 @@ def describe(row: dict[str, Any], classes: Classes) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 45 s, 12 min, 3.4 h."""
+    """Formats seconds: 45 s, 12 min, 3.4 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class TimeEstimate:
+    """Estimates the remaining time of a training from the speed of this process.
+
+    The time of a step is taken as proportional to the number of pixels, so steps are counted in steps on images of
+    `data.size`.
+    """
+
+    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+        self.start_step, self.start_time = 0, time.monotonic()
+        self.warm_time = self.start_time  # when the first WARM_UP steps were finished
+
+    def start(self, step: int) -> None:
+        """Starts the clock of a process that resumes after `step` steps."""
+        self.start_step, self.start_time = step, time.monotonic()
+
+    def cost(self, steps: int) -> float:
+        """Cost of the first `steps` steps of the run, in full-size steps."""
+        small = min(steps, self.config.first_epochs * self.steps_per_epoch)
+        return small * (self.config.train.first_size / self.config.data.size) ** 2 + steps - small
+
+    def seconds_left(self, step: int) -> float | None:
+        """Returns the time from `step` to the end, at the speed since the start; None before the first step."""
+        if step <= self.start_step:
+            return None
+        return self._seconds_left(step, self.start_step, self.start_time)
+
+    def first_estimate(self, step: int) -> str | None:
+        """Returns the estimate to print after the first steps, with hints if it exceeds an hour; None at other steps.
+
+        Call it after every step. The first WARM_UP steps are slower and are left out.
+        """
+        done = step - self.start_step
+        if done == WARM_UP:
+            self.warm_time = time.monotonic()
+        if done != 3 * WARM_UP:
+            return None
+        seconds = self._seconds_left(step, self.start_step + WARM_UP, self.warm_time)
+        text = f"About {duration(seconds)} left on this machine."
+        if seconds > 3600:
+            epochs = max(1, int(self.config.train.epochs * 1800 / seconds))
+            size = max(64, self.config.data.size // 2)
+            text += f' Faster, but less accurate: ARGS="train.epochs={epochs}" (about half an hour)'
+            text += f' or ARGS="data.size={size}".'
+        return text
+
+    def _seconds_left(self, step: int, since_step: int, since_time: float) -> float:
+        total = self.cost(self.steps_per_epoch * self.config.train.epochs)
+        seconds_per_step = (time.monotonic() - since_time) / (self.cost(step) - self.cost(since_step))
+        return seconds_per_step * (total - self.cost(step))

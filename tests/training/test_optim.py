@@ -5,8 +5,7 @@ from torch import nn
 
 from dermrw.config import Train
 from dermrw.models import trainable_blocks, views
-from dermrw.training.loop import running_mean
-from dermrw.training.optim import build_optimizer, build_schedule
+from dermrw.training.optim import build_optimizer, build_schedule, moving_average
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "vit_b_16", "densenet121"])
@@ -34,9 +33,9 @@ def test_the_head_has_the_whole_rate_and_each_block_below_it_less() -> None:
     assert sorted(set(peaks)) == pytest.approx([0.25, 0.5, 1.0])  # the cycle is each group's own
 
 
-def test_the_running_mean_is_the_recurrence_written_out() -> None:
+def test_the_moving_average_is_the_recurrence_written_out() -> None:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)).double()
-    mean, expected = running_mean(model, 0.6), None
+    mean, expected = moving_average(model, 0.6), None
     for step in range(20):
         with torch.no_grad():
             model[0].weight.fill_(float(step**2))

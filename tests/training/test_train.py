@@ -22,6 +22,7 @@ from dermrw.datasets.dataset import load_splits
 from dermrw.errors import UserError
 from dermrw.metrics.classification import balanced_accuracy
 from dermrw.training import loop as module
+from dermrw.training import progress
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import Log, latest_run, new_run, read_log, read_split
@@ -94,7 +95,7 @@ def test_a_crash_at_any_step_and_a_resume_change_nothing(
     assert_same_end(whole, tmp_path / "run")
 
 
-def test_a_resume_across_sizes_keeps_the_running_mean(
+def test_a_resume_across_sizes_keeps_the_moving_average(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = config(sample, "train.average=0.9", "train.first_share=0.5", "train.first_size=32", "data.size=48")
@@ -125,7 +126,7 @@ def test_the_first_epochs_see_smaller_images(sample: Path, tmp_path: Path, monke
     step, seen = Loop.train_step, []
 
     def noting(self: Loop, images: Tensor, *args: Tensor) -> dict:
-        seen.append((self.epoch, images.shape[1], self.meta_x.shape[2]))
+        seen.append((self.epoch, images.shape[1], self.read_images().meta_x.shape[2]))
         return step(self, images, *args)
 
     monkeypatch.setattr(Loop, "train_step", noting)
@@ -150,12 +151,13 @@ def test_the_time_left_knows_that_later_images_are_larger(
         return step(self, images, *args)
 
     monkeypatch.setattr(Loop, "train_step", timed)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))  # others' clocks go on
+    # only the estimate's clock is replaced
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     train(config(sample, "train.first_share=0.5", "train.first_size=32", "data.size=64"), tmp_path / "run")
     said, large = capsys.readouterr().out, steps.count(64)
     assert large == steps.count(32) and 2 * large > 9
     assert "epoch 1/2: balanced validation accuracy" in said and f", {large} min left" in said
-    assert f"About {2 * large - 9} min to go" in said
+    assert f"About {2 * large - 9} min left on" in said
 
 
 def test_a_crash_between_the_last_step_and_validation(
