@@ -1,7 +1,7 @@
-"""The web demo: `python -m app [MODEL]`. It needs no torch."""
+"""The web demo: `python -m app [MODEL]`. It does not need torch."""
 
 import os
 
-# Before Pillow is imported, which reads it once: pictures take memory by blocks of this size. Blocks of up to 32 MB the
-# C library keeps for the thread that took them, gigabytes after a few large pictures; larger ones it returns.
+# Pillow reads this once, when it is imported, and allocates images in blocks of this size. The C library keeps freed
+# blocks of up to 32 MB for the thread that allocated them: gigabytes after a few large images. It returns larger ones.
 os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")

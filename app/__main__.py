@@ -1,4 +1,4 @@
-"""`python -m app [MODEL]`: serves a model file to a browser on this machine."""
+"""`python -m app [MODEL]`: serves a model file as a web page on this machine."""
 
 import argparse
 import errno
@@ -18,42 +18,41 @@ from .middleware import own_names
 from .uploads import clear_stale
 
 HOST, PORT = "127.0.0.1", 7860
-
-
-IN_THE_BOX = Path(__file__).with_name("model.onnx")
+GRACE_SECONDS = 10  # that running requests have to finish when the server stops
+SHIPPED_MODEL = Path(__file__).with_name("model.onnx")
 
 
 def find_model(named: Path | None) -> Path:
-    """The model file, or that of the run's folder, that was named; else the one that comes with dermrw."""
+    """Returns the path of the named model file, or of a run folder's; None gives the one shipped with dermrw."""
     if named is None:
-        return IN_THE_BOX
+        return SHIPPED_MODEL
     return named / "model.onnx" if named.is_dir() else named
 
 
 def find_index(classifier: Classifier) -> Index | None:
-    """The labelled cases beside the model file; None where there are none, or, which is said, none that fit."""
+    """Loads the labelled cases next to the model file; None if there are none, or none that fit (prints why)."""
     path = index_path(classifier.path)
     if not path.exists():
         return None
     try:
         return Index.load(path, classifier.digest)
     except UserError as error:
-        print(f"No nearest cases are shown, since {error}")
+        print(f"No nearest cases are shown: {error}")
         return None
 
 
 def read_password(path: Path | None) -> str:
-    """The first line of the file; nothing where none is named.
+    """Returns the first line of the file; empty without a file.
 
     Raises:
-        UserError: it can't be read, or its first line is shorter than 8 characters.
+        UserError: the file can't be read, or its first line is shorter than 8 characters.
     """
     if path is None:
         return ""
     try:
         with open_regular(path) as file:
             if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
-                print(f"Others on this machine may read {path}: chmod 600 {path}")
+                print(f"Other users of this machine can read {path}: run chmod 600 {path}")
             password = file.read(10_000).decode("utf-8-sig").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the password file {path} can't be read: {error}") from None
@@ -62,15 +61,15 @@ def read_password(path: Path | None) -> str:
     return password
 
 
-def free_port(host: str, port: int | None) -> socket.socket:
-    """A socket bound to the port; where none was asked for, to the first free one from 7860 on.
+def bind_socket(host: str, port: int | None) -> socket.socket:
+    """Returns a socket bound to the port, or without a port to the first free one from 7860.
 
     Raises:
-        UserError: the port is taken, or not ours to take; or the address is not this machine's.
+        UserError: the port can't be used, or the address is not one of this machine.
     """
-    foreign = UserError(f"{host!r} is not an address of this machine: name one with --host")
-    if not host:  # the system would take it for every address
-        raise foreign
+    not_ours = UserError(f"{host!r} is not an address of this machine: choose one with --host")
+    if not host:  # the system would listen on every address
+        raise not_ours
     for candidate in [port] if port is not None else range(PORT, PORT + 100):
         bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -78,40 +77,47 @@ def free_port(host: str, port: int | None) -> socket.socket:
             bound.bind((host, candidate))
         except (OSError, OverflowError, TypeError) as error:
             bound.close()
-            # a name that is none, or isn't known; an address of another machine
+            # an invalid or unknown name, or the address of another machine
             if isinstance(error, TypeError | socket.gaierror) or getattr(error, "errno", 0) == errno.EADDRNOTAVAIL:
-                raise foreign from None
+                raise not_ours from None
             reason = getattr(error, "strerror", None) or error
             if port is not None:
-                raise UserError(f"port {port} of {host} can't be used ({reason}): name another with --port") from None
+                raise UserError(f"port {port} of {host} can't be used ({reason}): choose another with --port") from None
             continue
         return bound
-    raise UserError(f"no port from {PORT} to {PORT + 99} of {host} can be used: name one with --port")
+    raise UserError(f"no port from {PORT} to {PORT + 99} of {host} can be used: choose one with --port")
 
 
 def main() -> None:
-    """A user's mistake is one sentence and status 2."""
+    """Runs the command. A user's mistake ends it with one sentence and status 2."""
     parser = argparse.ArgumentParser("app", description="Serve a model as a web page on this machine.")
-    parser.add_argument("model", nargs="?", type=Path, help="an .onnx file or a run (default: dermrw's own model)")
-    parser.add_argument("--host", default=HOST, help="address to serve on (default: %(default)s, this machine alone)")
-    parser.add_argument("--port", type=int, help=f"default: the first free one from {PORT} on")
+    parser.add_argument(
+        "model", nargs="?", type=Path, help="model file (.onnx) or run folder (default: the model shipped with dermrw)"
+    )
+    parser.add_argument(
+        "--host", default=HOST, help="address to listen on (default: %(default)s, for this machine only)"
+    )
+    parser.add_argument("--port", type=int, help=f"port to listen on (default: the first free one from {PORT})")
     parser.add_argument(
         "--allow-host", metavar="NAME", action="append", default=[],
-        help="a further name that browsers may call it by, such as a proxy's; may be given several times (default: "
-        "localhost and --host alone; with --host 0.0.0.0 any IP address, too)",
+        help="further host name that browsers may use, such as a proxy's; repeat it for several names. Always allowed: "
+        "localhost and --host; with --host 0.0.0.0 also every IP address",
     )  # fmt: skip
-    parser.add_argument("--password-file", metavar="FILE", type=Path, help="ask for the password in its first line")
+    parser.add_argument(
+        "--password-file", metavar="FILE", type=Path, help="require the password in the first line of FILE"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args()
     with plain_endings("app"):
         classifier = Classifier(find_model(arguments.model), arguments.device)
         if classifier.info.codes != DX:
             raise UserError(
-                f"{classifier.path} knows {', '.join(classifier.info.codes)}, and this page seven diagnoses"
+                f"{classifier.path} has the classes {', '.join(classifier.info.codes)}: "
+                "the demo needs a model of HAM10000's seven diagnoses"
             )
         password = read_password(arguments.password_file)
         is_own = own_names(arguments.host, arguments.allow_host)
-        bound = free_port(arguments.host, arguments.port)
+        bound = bind_socket(arguments.host, arguments.port)
         import uvicorn
 
         from .engine import Engine
@@ -125,25 +131,25 @@ def main() -> None:
         if info.warning:
             print(info.warning)
         if index is not None:
-            print(f"With the nearest of {len(index.ids):,} labelled cases")
+            print(f"Showing the nearest of {len(index.ids):,} labelled cases")
         if not password and arguments.host not in ("127.0.0.1", "::1", "localhost"):
-            print("Whoever reaches this address can use it: --password-file FILE asks for a password")
-        print(f"Serving http://{host}:{port} (Ctrl-C ends it)", flush=True)
+            print("Anyone who can reach this address can use the demo: --password-file FILE requires a password")
+        print(f"Serving http://{host}:{port} (press Ctrl-C to stop)", flush=True)
         config = uvicorn.Config(
             build_app(Engine(classifier, index), is_own, password), log_level="error", access_log=False, ws="none",
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=GRACE_SECONDS,
         )  # fmt: skip
-        if os.name == "posix":  # each connection takes a file's place, and what is usual is few
+        if os.name == "posix":  # each connection needs a file descriptor, and the usual limit is low
             import resource
 
-            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        # uvicorn finishes what is in hand and then raises the signal again: let that end the program in good order
+            hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+        # uvicorn finishes the running requests and then raises the signal again: exit normally then
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:
             uvicorn.Server(config).run(sockets=[bound])
         except KeyboardInterrupt:
-            print("Ended.")
+            print("Stopped.")
         finally:
             UPLOADS.cleanup()
 

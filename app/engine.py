@@ -1,4 +1,4 @@
-"""What page and API share: the model, one picture at a time, and the answer as JSON."""
+"""The model as the page and the API share it, and the API's result as JSON."""
 
 import io
 import threading
@@ -13,72 +13,77 @@ from dermrw.inference.case_index import Case, Index
 from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
 
-MOST_BYTES = 30_000_000  # of one file
-MOST_PICTURES = 10  # of one lesion
+MAX_BYTES = 30_000_000  # per file
+MAX_PICTURES = 10  # per lesion
 NOTE = "For research. Not a medical device; not a diagnosis."
 
 
 class Picture(NamedTuple):
-    """A file that was uploaded, in memory alone."""
+    """An uploaded file, in memory only."""
 
-    name: str  # as the user's machine calls it
+    name: str  # on the user's machine
     content: bytes
 
 
 def plain_name(path: str) -> str:
-    """The file's own name, without what would hide in a line of text or turn it round."""
+    """Returns the file's name without line ends, control characters and marks that change the writing direction."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in Path(path).name)
 
 
 class Engine:
-    """The model and, where there is one, the index of labelled cases."""
+    """The model and, if there is one, the index of labelled cases."""
 
     def __init__(self, classifier: Classifier, index: Index | None = None) -> None:
         self.classifier, self.index, self.info = classifier, index, classifier.info
-        self._turn = threading.Lock()  # of 50 megapixels one picture takes a gigabyte while it is decoded
+        self._lock = threading.Lock()  # one image at a time: decoding 50 megapixels takes a gigabyte
 
     def explain(self, picture: Picture) -> Explanation:
-        """What the model says of it.
+        """Returns the model's outputs and verdict for one image.
 
         Raises:
-            UserError: it can't be read; the sentence names it.
+            UserError: the image can't be read; the message names it.
         """
         file = io.BytesIO(picture.content)
         file.name = picture.name
-        with self._turn:
+        with self._lock:
             return self.classifier.explain(file)
 
     def cases(self, lesion: Lesion) -> list[Case]:
-        """The labelled cases nearest to what isn't refused of it; none without an index."""
+        """Returns the labelled cases nearest to the lesion's accepted images; none without an index."""
         if self.index is None or not lesion.accepted:
             return []
         return self.index.nearest(np.mean([picture.embedding for picture in lesion.accepted], axis=0))
 
-    def answer(self, names: list[str], lesion: Lesion, prevalence: str, stated: npt.NDArray[np.float64] | None) -> Any:
-        """As JSON: of the lesion, and of each of its pictures by itself, all at the stated prevalence.
+    def answer(self, names: list[str], lesion: Lesion, prevalence: str, shares: npt.NDArray[np.float64] | None) -> Any:
+        """Returns the API's result as JSON: for the lesion, and for each of its images alone.
+
+        Args:
+            names: of the images' files.
+            lesion: the combined result of the images.
+            prevalence: as the client gave it.
+            shares: its share of each diagnosis `[C]`; None for equal prevalence.
 
         Raises:
-            UserError: the stated prevalence has no share for any diagnosis in question.
+            UserError: the prevalence is 0 for every diagnosis with a probability above 0.
         """
-        said, codes = lesion.verdict, self.info.codes
-        whole = None if said.refused else by_code(codes, lesion.at(stated))
+        verdict, codes = lesion.verdict, self.info.codes
         return {
-            "refused": said.refused,
-            "triage": said.triage or None,
-            "set": list(said.classes),
-            "not_ruled_out": list(said.not_ruled_out),
-            "probabilities": whole,
+            "refused": verdict.refused,
+            "triage": verdict.triage or None,
+            "set": list(verdict.classes),
+            "not_ruled_out": list(verdict.not_ruled_out),
+            "probabilities": None if verdict.refused else by_code(codes, lesion.at(shares)),
             "prevalence": prevalence,
             "pictures": [
                 {
                     "name": name,
-                    "refused": one.verdict.refused,
-                    "triage": one.verdict.triage or None,
+                    "refused": picture.verdict.refused,
+                    "triage": picture.verdict.triage or None,
                     "probabilities": None
-                    if one.verdict.refused
-                    else by_code(codes, adjust_prevalence(one.probabilities, stated)),
+                    if picture.verdict.refused
+                    else by_code(codes, adjust_prevalence(picture.probabilities, shares)),
                 }
-                for name, one in zip(names, lesion.pictures, strict=True)
+                for name, picture in zip(names, lesion.pictures, strict=True)
             ],
             "model": {"name": self.info.name, "created": self.info.created, "sha256": self.classifier.digest},
             "warning": self.info.warning,
@@ -87,5 +92,5 @@ class Engine:
 
 
 def by_code(codes: tuple[str, ...], values: npt.NDArray[np.floating]) -> Mapping[str, float]:
-    """Each diagnosis's number."""
+    """Returns the values `[C]` by the code of their diagnosis."""
     return dict(zip(codes, map(float, values), strict=True))

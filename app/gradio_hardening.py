@@ -1,7 +1,7 @@
-"""Gradio, made strict: it opens uploads alone, remembers nothing of a session, and logs nothing that a client said.
+"""Restricts Gradio: it opens only uploads, keeps nothing of a session, and logs nothing that a client sent.
 
-It is written for pages that are its author's own; this one takes patients' pictures from strangers. What is changed of
-it is all in here; the tests in `tests/app` show whether another version still obeys.
+Gradio is designed for trusted users. This page takes patients' images from anyone. All changes to Gradio are in this
+file; the tests in `tests/app` show whether they work with another version.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from .uploads import Uploads
 # before Gradio is imported: it reads these once
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-UPLOADS = Uploads()  # emptied as the answers are given, and removed when the program ends
+UPLOADS = Uploads()  # each file is removed when it is classified, the folder when the program ends
 os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS.folder)
 
 import gradio
@@ -26,77 +26,75 @@ from gradio import route_utils
 from gradio.block_function import BlockFunction
 from gradio.data_classes import FileData, ListFiles
 
-NOT_HERE = "only a picture that was uploaded here, and is not yet deleted, can be classified: upload it again"
-STRANGE = "give what the page gives"
-MOST_WAITING = 100  # calls; one more is told to come back
-UNREAD_EVERY = (
-    10  # seconds: of an answer that waits for its reader, who is gone if nothing was read since the last look
-)
-MOST_FILES = 1000  # of one upload
+NOT_HERE = "this image is not among the uploads, or it was deleted: upload it again"
+INVALID = "the request is not valid: use the page, or POST /classify from a program"
+MAX_WAITING = 100  # calls in the queue; Gradio refuses further ones
+UNREAD_SECONDS = 10  # a client that read nothing of its results for so long is gone
+MAX_FILES = 1000  # per upload
 SESSION = re.compile(r"\w{1,40}")
 
 
-def refuse(sentence: str) -> NoReturn:
-    """Answers with this sentence; nothing is logged."""
-    raise gradio.Error(sentence, print_exception=False)
+def refuse(message: str) -> NoReturn:
+    """Raises an error that the page shows and Gradio does not log."""
+    raise gradio.Error(message, print_exception=False)
 
 
 class Page(gradio.Blocks):
-    """Blocks that open uploads alone (Gradio's copy or fetch whatever path or URL a client names) and forget them."""
+    """Blocks that open only uploads and do not remember them. Gradio's own copy or fetch any path or URL."""
 
     def __init__(self, **named: Any) -> None:
         super().__init__(analytics_enabled=False, **named)
-        self.state_session_capacity = MOST_WAITING
-        self.upload_file_set = _Nothing()
+        self.state_session_capacity = MAX_WAITING
+        self.upload_file_set = _EmptySet()
 
     def queue(self, *given: Any, **named: Any) -> "Page":
-        """The queue, which forgets a call once it is answered."""
+        """Creates the queue, which forgets a call once it is answered."""
         super().queue(*given, **named)
         queue = self._queue
         queue.ANALYTICS_MAX_EVENTS = 1
-        push, process = queue.push, queue.process_events
+        push, process_events = queue.push, queue.process_events
 
-        async def checked(body: Any, *rest: Any, **more: Any) -> Any:
+        async def push_checked(body: Any, *rest: Any, **more: Any) -> Any:
             if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
-                return False, STRANGE, "error"
+                return False, INVALID, "error"
             return await push(body, *rest, **more)
 
-        async def forgotten(events: list[Any], *rest: Any, **more: Any) -> None:
+        async def process_and_forget(events: list[Any], *rest: Any, **more: Any) -> None:
             try:
-                await process(events, *rest, **more)
+                await process_events(events, *rest, **more)
             finally:
-                for event in events:  # the queue's loop holds the last one until another comes
+                for event in events:  # Gradio keeps a reference to the last one
                     event.data = event.request = None
 
-        queue.push, queue.process_events = checked, forgotten  # type: ignore[method-assign]
+        queue.push, queue.process_events = push_checked, process_and_forget  # type: ignore[method-assign]
         return self
 
     async def process_api(
         self, block_fn: BlockFunction | int, inputs: list[Any], state: Any = None, *rest: Any, **named: Any
     ) -> dict[str, Any]:
-        """One call of a function. Without the session's `state`, in which Gradio keeps all inputs and outputs."""
+        """Calls a function, without the session's `state`, in which Gradio keeps all inputs and outputs."""
         try:
             return await super().process_api(block_fn, inputs, None, *rest, **named)
         except gradio.Error as error:
             refuse(error.message)
         except Exception as error:
-            print(f"app: a call could not be answered ({type(error).__name__})", flush=True)
-            refuse("the demo could not answer this")
+            print(f"app: a call failed ({type(error).__name__})", flush=True)
+            refuse("the demo failed to answer this request")
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **named: Any) -> Any:
-        """Every way from a client to a function leads through here."""
+        """Checks the inputs. Gradio calls this for every call of a function."""
         if len(inputs) != len(block_fn.inputs):
-            refuse(STRANGE)
+            refuse(INVALID)
         pairs = zip(block_fn.inputs, inputs, strict=True)
-        plain = [_files(value) if isinstance(block, gradio.File) else _plain(block, value) for block, value in pairs]
-        return await super().preprocess_data(block_fn, plain, *rest, **named)
+        checked = [_files(value) if isinstance(block, gradio.File) else _plain(block, value) for block, value in pairs]
+        return await super().preprocess_data(block_fn, checked, *rest, **named)
 
     async def forget_unread(self) -> None:
-        """Without end: drops the answers that nobody comes for."""
+        """Drops the results that no client fetches; runs until it is cancelled."""
         heads: dict[str, Any] = {}
         waiting = self._queue.pending_messages_per_session
         while True:
-            await asyncio.sleep(UNREAD_EVERY)
+            await asyncio.sleep(UNREAD_SECONDS)
             before, heads = heads, {}
             for session, messages in list(waiting.items()):
                 head = next(iter(messages._queue), None)
@@ -110,8 +108,8 @@ class Page(gradio.Blocks):
                     self._queue.pending_event_ids_session.pop(session, None)
 
 
-class _Nothing(set[str]):
-    """A set that stays empty, in the place of two in which Gradio keeps the name of every file that it ever got."""
+class _EmptySet(set[str]):
+    """A set that stays empty. It replaces two sets in which Gradio keeps the name of every file that it received."""
 
     def update(self, *_: Iterable[str]) -> None:
         pass
@@ -121,7 +119,7 @@ class _Nothing(set[str]):
 
 
 class _File(route_utils.GradioUploadFile):
-    """An upload in a folder of its own: by its content alone, two people's copies would be one file."""
+    """An upload in its own folder. Gradio names folders by content: equal images of two users would be one file."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -131,17 +129,17 @@ class _File(route_utils.GradioUploadFile):
 
 
 class _Parser(route_utils.GradioMultiPartParser):
-    """Of a form with files alone, since a text would be held in memory; what is torn off leaves nothing behind."""
+    """Parses forms with files only, since Gradio keeps texts in memory, and removes the files of broken connections."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **{**named, "max_fields": 0, "max_files": MOST_FILES})
+        super().__init__(*given, **{**named, "max_fields": 0, "max_files": MAX_FILES})
 
     async def parse(self) -> Any:
-        """The form."""
+        """Returns the form."""
         kept: set[str] = set()
         try:
             form = await super().parse()
-            kept = {one.file.name for field, one in self.items if field == "files" and not isinstance(one, str)}
+            kept = {item.file.name for field, item in self.items if field == "files" and not isinstance(item, str)}
             return form
         finally:
             for file in self._files_to_close_on_error:
@@ -155,39 +153,39 @@ route_utils.GradioUploadFile = _File  # type: ignore[misc]
 route_utils.GradioMultiPartParser = _Parser  # type: ignore[misc]
 
 
-def upload(label: str, name: str) -> gradio.File:
-    """A place for several files, of which a function gets the paths.
+def upload_field(label: str, name: str) -> gradio.File:
+    """Returns an upload field for several files, whose paths are passed to the event's function.
 
-    Gradio's own way opens them, and says "Error" of what it can't read.
+    Gradio's own preprocessing opens the files, and shows only "Error" if it can't read one.
     """
     files = gradio.File(file_count="multiple", label=label, height=170, elem_id=name)
     object.__setattr__(files, "preprocess", _paths)
-    files.temp_files = _Nothing()
+    files.temp_files = _EmptySet()
     return files
 
 
 def _paths(payload: ListFiles | FileData | None) -> list[str]:
-    """Each once, as they were sent."""
+    """Returns the paths in the order of the upload, without duplicates."""
     return [] if payload is None else list(dict.fromkeys(file.path for file in getattr(payload, "root", [payload])))
 
 
 def _files(value: Any) -> list[dict[str, Any]]:
-    """Uploads as Gradio describes them, with nothing in it that the client said but their paths."""
+    """Returns uploads in Gradio's format, with only their paths taken from the client's request."""
     given = [] if value is None else value if isinstance(value, list) else [value]
-    if len(given) > MOST_FILES:
-        refuse(STRANGE)
-    paths = [UPLOADS.known(one.get("path") if isinstance(one, dict) else None) for one in given]
+    if len(given) > MAX_FILES:
+        refuse(INVALID)
+    paths = [UPLOADS.known(file.get("path") if isinstance(file, dict) else None) for file in given]
     for path in paths:
         if path is None:
             refuse(NOT_HERE)
-        UPLOADS.touch(path)  # it was asked about, and isn't swept before its turn
+        UPLOADS.touch(path)  # it is in use: not to be swept before its turn
     return [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in paths]
 
 
 def _plain(block: Any, value: Any) -> Any:
-    """A number, or one of the words that can be chosen; anything else may name a file."""
-    if isinstance(block, gradio.Radio) and value not in [word for _, word in block.choices]:
-        refuse(STRANGE)
+    """Returns the value if it is a number, a text or one of the options; anything else may name a file."""
+    if isinstance(block, gradio.Radio) and value not in [option for _, option in block.choices]:
+        refuse(INVALID)
     if not isinstance(value, str | int | float | None):
-        refuse(STRANGE)
+        refuse(INVALID)
     return value

@@ -1,4 +1,4 @@
-"""What is answered at all: what the demo serves, asked of this server by its own name and from its own page."""
+"""Checks every request before Gradio sees it: host, origin, route, size, speed and password."""
 
 import asyncio
 import base64
@@ -17,33 +17,33 @@ from dermrw.errors import UserError
 
 from .uploads import Uploads
 
-# of Gradio's interface, what the page uses; the rest records, edits, proxies, fetches, and hands uploads out again
+# the part of Gradio's interface that the page uses; other routes record, edit, proxy, fetch, or return uploads
 UPLOAD, PROGRESS = "/gradio_api/upload", "/gradio_api/upload_progress"
 INTERFACE = re.compile(
     r"/gradio_api/(upload|upload_progress|queue/(join|data|status)|info|app_id|startup-events|heartbeat/\w+|cancel"
     r"|reset|theme\.css)/?"
 )
 OWN = re.compile(r"/(|classify|health|config|theme\.css|favicon\.ico|manifest\.json|(assets|static)/[\w./-]+)")
-MOST_REQUEST = 100_000_000  # bytes of a request with the pictures of one lesion
-MOST_UPLOAD = 2_000_000_000  # of many at once
-MOST_ELSE = 1_000_000
-MOST_KEPT = 8_000_000_000  # of all uploads that wait for their answers
-SPARE = 10_000_000  # bytes of the disk that are left to others
-WRONG_SECONDS = 1  # that a wrong password takes, one after the other
-WANTED = "The demo wants a password."
-MOST_GUESSES = 20  # that wait for their turn
-FIRST_SECONDS, LEAST_RATE = 10, 20_000  # a body must begin so soon, and then come with so many bytes a second
-SILENT_SECONDS = 15  # at most, however much came before
+MAX_REQUEST_BYTES = 100_000_000  # of a request to /classify
+MAX_UPLOAD_BYTES = 2_000_000_000  # of an upload by the page
+MAX_OTHER_BYTES = 1_000_000  # of any other request
+MAX_KEPT_BYTES = 8_000_000_000  # of all uploads that wait to be classified
+SPARE_BYTES = 10_000_000  # of the disk's space that stay free
+WRONG_SECONDS = 1  # that the check of a wrong password takes; passwords are checked one after the other
+PASSWORD_REQUIRED = "This demo requires a password."
+MAX_GUESSES = 20  # passwords that wait to be checked
+FIRST_SECONDS, MIN_RATE = 10, 20_000  # a body must start within this time, then arrive at this rate (bytes per second)
+SILENT_SECONDS = 15  # longest pause, whatever has arrived before
 HOST = re.compile(r"([\w.-]+|\[[0-9a-f:.]+\])(?::\d*)?")
 
 
 def _name(host: str) -> str:
-    """The name or address in a Host header's `name:port`; empty where it is neither."""
-    found = HOST.fullmatch(host.lower())
-    return found[1].strip("[]") if found else ""
+    """Returns the name or address in a Host header's `name:port`; empty if the header is not valid."""
+    match = HOST.fullmatch(host.lower())
+    return match[1].strip("[]") if match else ""
 
 
-def _address(name: str) -> bool:
+def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -51,73 +51,77 @@ def _address(name: str) -> bool:
     return True
 
 
-def own_names(host: str, more: Sequence[str] = ()) -> Callable[[str], bool]:
-    """Whether a name is one of this server's, which serves on the address `host`.
+def own_names(host: str, allowed: Sequence[str] = ()) -> Callable[[str], bool]:
+    """Returns a function that tells whether a host name is one of this server's, which listens on `host`.
 
-    A page elsewhere whose name was made to point to this machine (DNS rebinding) calls it by that name. On every
-    interface (0.0.0.0 or ::) any address is fine: an address is no name, and can't be made to point elsewhere.
+    This stops DNS rebinding: a foreign page whose name points to this machine sends that name in its requests. A server
+    on every interface (0.0.0.0 or ::) accepts any IP address, since an address cannot be rebound.
+
+    Args:
+        host: the address that the server listens on.
+        allowed: further names.
 
     Raises:
-        UserError: one of `more` is more or less than a name.
+        UserError: one of `allowed` is not a plain name.
     """
-    for name in more:
+    for name in allowed:
         if not name or _name(name) != name.lower():
             raise UserError(
                 f"--allow-host takes a name such as demo.example.org, without http:// and port, not {name!r}"
             )
-    names = {"localhost", "127.0.0.1", "::1", host.lower(), *(name.lower() for name in more)}
+    names = {"localhost", "127.0.0.1", "::1", host.lower(), *(name.lower() for name in allowed)}
     everywhere = host in ("0.0.0.0", "::")
-    return lambda name: name in names or (everywhere and _address(name))
+    return lambda name: name in names or (everywhere and _is_address(name))
 
 
 class _Body:
-    """A request's body, which ends where it comes too slowly: idle senders would keep others waiting."""
+    """Receives a request's body, and disconnects clients that send too slowly: they would block others."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._bytes, self._waited, self._whole = 0, 0.0, False
-        self.gone = False
+        self._bytes, self._waited, self._complete = 0, 0.0, False
+        self.disconnected = False
 
     async def __call__(self) -> Message:
-        """The next part; whether the client is still there, once all has come."""
-        if self._whole:
+        """Returns the next message: a part of the body, then the server's own messages."""
+        if self._complete:
             return await self._receive()
         began = time.monotonic()
         try:
-            allowed = max(0.0, FIRST_SECONDS + self._bytes / LEAST_RATE - self._waited)
+            allowed = max(0.0, FIRST_SECONDS + self._bytes / MIN_RATE - self._waited)
             async with asyncio.timeout(min(allowed, SILENT_SECONDS)):
                 message = await self._receive()
         except TimeoutError:
             message = {"type": "http.disconnect"}
         self._waited += time.monotonic() - began
         self._bytes += len(message.get("body", b""))
-        self.gone = message["type"] == "http.disconnect"
-        self._whole = self.gone or not message.get("more_body", False)
+        self.disconnected = message["type"] == "http.disconnect"
+        self._complete = self.disconnected or not message.get("more_body", False)
         return message
 
 
 class Guard:
-    """Refuses the rest, with a sentence, before Gradio sees it."""
+    """Refuses requests that the demo does not serve, each with a status and a sentence."""
 
     def __init__(self, app: ASGIApp, is_own: Callable[[str], bool], uploads: Uploads, password: str = "") -> None:
         self.app = app
         self.is_own = is_own
         self.uploads = uploads
         self.password = password.encode()
-        self._known: set[bytes] = set()  # digests of the credentials that were right
-        self._guessing, self._turn = 0, asyncio.Lock()
-        self._announced = 0  # bytes of the uploads that are on their way
+        self._accepted: set[bytes] = set()  # digests of correct credentials
+        self._guesses, self._lock = 0, asyncio.Lock()
+        self._announced = 0  # bytes of the uploads that are being received
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
-        if scope["type"] != "http":  # starting and ending; websockets are off
+        """Handles one request."""
+        if scope["type"] != "http":  # startup and shutdown; websockets are off
             await self.app(scope, receive, send)
         elif refusal := self._refusal(scope):
-            status, sentence = refusal
-            await PlainTextResponse(f"{sentence}\n", status)(scope, receive, send)
-        elif sentence := await self._stranger(scope):
+            status, message = refusal
+            await PlainTextResponse(f"{message}\n", status)(scope, receive, send)
+        elif message := await self._unauthorised(scope):
             challenge = {"WWW-Authenticate": 'Basic realm="dermrw", charset="UTF-8"'}
-            await PlainTextResponse(f"{sentence}\n", 401, challenge)(scope, receive, send)
+            await PlainTextResponse(f"{message}\n", 401, challenge)(scope, receive, send)
         elif scope["path"].rstrip("/") == PROGRESS:
             await PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
         else:
@@ -129,93 +133,92 @@ class Guard:
                 self._announced -= announced
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gradio's answer; where it fails over a request that nobody's browser sends, no traceback of it is logged."""
-        # Gradio would take its own address from this
+        """Passes the request to Gradio. If Gradio fails, no traceback is logged: it may contain the request."""
+        # Gradio would take its own address from this header
         scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"x-forwarded-host"]}
-        if (
-            scope["path"].rstrip("/") == UPLOAD
-        ):  # by its upload_id Gradio would keep how far each file has come, for good
+        if scope["path"].rstrip("/") == UPLOAD:  # Gradio would never delete the progress that it keeps by upload_id
             scope["query_string"] = b""
-        begun, body = False, _Body(receive)
+        started, body = False, _Body(receive)
 
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self.app(scope, body, watched)
-        except asyncio.CancelledError:  # the server ends; it would log where the request stood
+            await self.app(scope, body, send_and_note)
+        except asyncio.CancelledError:  # shutdown: a traceback would be logged
             pass
         except Exception as error:
-            if body.gone:
-                if not begun:
-                    await PlainTextResponse("The request came too slowly.\n", 408)(scope, receive, send)
+            if body.disconnected:
+                if not started:
+                    await PlainTextResponse("The request arrived too slowly.\n", 408)(scope, receive, send)
                 return
-            print(f"app: a request could not be answered ({type(error).__name__})", flush=True)
-            if not begun:
-                await PlainTextResponse("The demo could not answer this request.\n", 500)(scope, receive, send)
+            print(f"app: a request failed ({type(error).__name__})", flush=True)
+            if not started:
+                await PlainTextResponse("The demo failed to answer this request.\n", 500)(scope, receive, send)
 
-    async def _stranger(self, scope: Scope) -> str:
-        """Why it is refused where the request lacks the password (HTTP Basic, RFC 7617); nothing where it has it.
+    async def _unauthorised(self, scope: Scope) -> str:
+        """Returns why the request is refused for lack of the password (HTTP Basic, RFC 7617); empty if it is accepted.
 
-        The user's name is free. What was not seen to be right before waits for its turn, so that many guesses at once
-        are no faster than one after the other.
+        Any user name is accepted. Credentials that were not accepted before are checked one after the other, so that
+        many simultaneous guesses are no faster.
         """
         if not self.password or scope["path"] == "/health":
             return ""
-        given = Headers(scope=scope).get("authorization", "")
-        digest = hashlib.sha256(given.encode()).digest()
-        if digest in self._known:
+        credentials = Headers(scope=scope).get("authorization", "")
+        digest = hashlib.sha256(credentials.encode()).digest()
+        if digest in self._accepted:
             return ""
-        if not given:
-            return WANTED
-        if self._guessing >= MOST_GUESSES:
-            return "Too many wrong passwords: wait a minute."
-        self._guessing += 1
+        if not credentials:
+            return PASSWORD_REQUIRED
+        if self._guesses >= MAX_GUESSES:
+            return "Too many attempts: wait a minute."
+        self._guesses += 1
         try:
-            async with self._turn:
-                if not self._is_right(given):
+            async with self._lock:
+                if not self._is_correct(credentials):
                     await asyncio.sleep(WRONG_SECONDS)
-                    return WANTED
+                    return PASSWORD_REQUIRED
         finally:
-            self._guessing -= 1
-        if len(self._known) > 1000:  # names that somebody with the password makes up
-            self._known.clear()
-        self._known.add(digest)
+            self._guesses -= 1
+        if len(self._accepted) > 1000:  # bounds the memory: each user name is another entry
+            self._accepted.clear()
+        self._accepted.add(digest)
         return ""
 
-    def _is_right(self, given: str) -> bool:
-        kind, _, coded = given.partition(" ")
+    def _is_correct(self, credentials: str) -> bool:
+        scheme, _, encoded = credentials.partition(" ")
         try:
-            password = base64.b64decode(coded, validate=True).partition(b":")[2]
+            password = base64.b64decode(encoded, validate=True).partition(b":")[2]
         except ValueError:
             return False
-        return kind.lower() == "basic" and hmac.compare_digest(password, self.password)
+        return scheme.lower() == "basic" and hmac.compare_digest(password, self.password)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Returns the status and the reason if the request is refused, whatever its password."""
         headers, path = Headers(scope=scope), scope["path"]
         host, origin = headers.get("host", "").lower(), headers.get("origin")
         if not self.is_own(_name(host)):
-            return 400, "The demo isn't served by this name: `python -m app --allow-host NAME` adds one."
+            return 400, "The demo is not served under this name: `python -m app --allow-host NAME` adds one."
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
-            return 403, "The demo answers to its own page, not to another's."
+            return 403, "The demo does not accept requests from other sites' pages."
         if not (OWN.fullmatch(path) or INTERFACE.fullmatch(path)):
-            return 404, "The demo has no such interface."
+            return 404, "Not found."
         return self._too_large(path.rstrip("/"), headers) if scope["method"] not in ("GET", "HEAD") else None
 
     def _too_large(self, path: str, headers: Headers) -> tuple[int, str] | None:
-        """Before anything of a body is read. A server behind a proxy gets a length from it."""
-        length, *more = headers.getlist("content-length") or [""]
-        if "transfer-encoding" in headers:  # which would decide where the body ends, whatever the length says
-            return 411, "A request must say how long it is, and not come in chunks."
-        if more or not (length.isascii() and length.isdigit()):
-            return 411, "A request must say how long it is (Content-Length)."
-        most = {UPLOAD: MOST_UPLOAD, "/classify": MOST_REQUEST}.get(path, MOST_ELSE)
-        if int(length) > most:
-            return 413, f"A request of more than {most // 10**6:,} MB is not taken here."
-        if path == UPLOAD and self.uploads.size() + self._announced + int(length) > MOST_KEPT:
-            return 507, "Too many pictures wait for their answers: try again in a minute."
-        if path == UPLOAD and self.uploads.room() < self._announced + int(length) + SPARE:
-            return 507, "The demo has no room for this picture: whoever keeps it must make some on its disk."
+        """Checks the announced length before the body is read. Proxies send one, too."""
+        length, *others = headers.getlist("content-length") or [""]
+        if "transfer-encoding" in headers:  # it would override Content-Length
+            return 411, "Chunked requests are not accepted: send Content-Length."
+        if others or not (length.isascii() and length.isdigit()):
+            return 411, "The request needs one valid Content-Length."
+        limit = {UPLOAD: MAX_UPLOAD_BYTES, "/classify": MAX_REQUEST_BYTES}.get(path, MAX_OTHER_BYTES)
+        if int(length) > limit:
+            return 413, f"The request is larger than {limit // 10**6:,} MB."
+        if path == UPLOAD and self.uploads.size() + self._announced + int(length) > MAX_KEPT_BYTES:
+            return 507, "Too many images are waiting: try again in a minute."
+        if path == UPLOAD and self.uploads.free_space() < self._announced + int(length) + SPARE_BYTES:
+            return 507, "The server's disk is full: its administrator must free some space."
         return None

@@ -1,38 +1,38 @@
 () => {
-    // pasted pictures go where dragged ones go
+    // Pasted images go to the upload field of the visible tab, as dropped ones do.
     addEventListener("paste", (event) => {
         const files = [...(event.clipboardData?.files ?? [])];
         const input = [...document.querySelectorAll("#upload input[type=file], #many input[type=file]")]
-            .find((one) => one.closest("[role=tabpanel]")?.offsetParent !== null);
+            .find((field) => field.closest("[role=tabpanel]")?.offsetParent !== null);
         if (!files.length || !input) return;
-        const all = new DataTransfer();
-        files.forEach((file) => all.items.add(file));
-        input.files = all.files;
+        const transfer = new DataTransfer();
+        files.forEach((file) => transfer.items.add(file));
+        input.files = transfer.files;
         input.dispatchEvent(new Event("change", { bubbles: true }));
     });
-    // Gradio 6.31 forgets to translate this one
-    const name = () => document.querySelectorAll("[aria-label='common.upload']").forEach((button) => {
-        button.ariaLabel = button.title = "Add pictures";
+    // Gradio 6.31 has no translation for this button's label.
+    const labelUploadButtons = () => document.querySelectorAll("[aria-label='common.upload']").forEach((button) => {
+        button.ariaLabel = button.title = "Add images";
     });
-    // nor does it make one group of a choice, in which the arrow keys move
-    const group = () => ["one-prevalence", "many-prevalence"].forEach((id) => {
+    // Gradio 6.31 gives radio buttons no common name: without one, the arrow keys do not move between them.
+    const groupRadioButtons = () => ["one-prevalence", "many-prevalence"].forEach((id) => {
         document.querySelectorAll(`#${id} input[type=radio]`).forEach((radio) => { radio.name = id; });
     });
-    // the reference outlasts another prevalence, and not another choice of pictures
-    let reference = "", pictures = "";
+    // The reference stays when another prevalence is selected, and is cleared when the images change.
+    let reference = "", shownFiles = "";
     addEventListener("input", (event) => {
         if (event.target.matches(".remark input")) reference = event.target.value;
     });
-    const refer = () => {
+    const restoreReference = () => {
         const field = document.querySelector("#result .remark input");
-        const now = document.querySelector("#upload .file-preview")?.textContent ?? "";
-        if (now !== pictures) {
-            pictures = now;
+        const files = document.querySelector("#upload .file-preview")?.textContent ?? "";
+        if (files !== shownFiles) {
+            shownFiles = files;
             reference = "";
             if (field) field.value = "";
         } else if (field && !field.value) field.value = reference;
     };
-    const mend = () => { name(); group(); refer(); };
-    mend();
-    new MutationObserver(mend).observe(document.body, { childList: true, subtree: true });
+    const update = () => { labelUploadButtons(); groupRadioButtons(); restoreReference(); };
+    update();
+    new MutationObserver(update).observe(document.body, { childList: true, subtree: true });
 }

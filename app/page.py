@@ -1,4 +1,4 @@
-"""The page and its server: Gradio inside an app of our own, which nothing but this machine serves."""
+"""The web page and its server: Gradio mounted in a FastAPI app. The browser loads nothing from other servers."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .gradio_hardening import MOST_WAITING, NOT_HERE, UPLOADS, Page, upload  # isort: skip  (before Gradio, which it restrains)
+from .gradio_hardening import MAX_WAITING, NOT_HERE, UPLOADS, Page, upload_field  # isort: skip  (before Gradio, see there)
 
 import gradio
 import numpy as np
@@ -20,198 +20,230 @@ from dermrw.inference.classifier import Explanation
 from dermrw.inference.lesion import combine_explanations
 
 from .api import add_api
-from .engine import MOST_BYTES, MOST_PICTURES, Engine, Picture, plain_name
-from .middleware import MOST_REQUEST, Guard
-from .page_cache import Memory
-from .render import answer, fault, fixed
-from .table import MOST_IMAGES, Row, classify_many
+from .engine import MAX_BYTES, MAX_PICTURES, Engine, Picture, plain_name
+from .middleware import MAX_REQUEST_BYTES, Guard
+from .page_cache import PageCache
+from .render import error_box, fixed_part, lesion_result
+from .table import MAX_IMAGES, Row, classify_many
 
 HERE = Path(__file__).parent
 CSS = (HERE / "page.css").read_text(encoding="utf-8")
 SCRIPT = (HERE / "page.js").read_text(encoding="utf-8")
-SWEEP_EVERY, UNASKED_SECONDS = 20, 600  # seconds: what was uploaded and never asked about is removed so late
-# the browser itself refuses whatever would be fetched from, or sent to, another place
+SWEEP_SECONDS, UNUSED_SECONDS = (
+    20,
+    600,
+)  # how often uploads are swept, and how long one is kept without a request for it
+# with this policy, the browser itself refuses to load anything from, or send anything to, another server
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss: blob: data:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-SHARES = "Your patients’ shares"
-SHARE = re.compile(r" *[0-9]{1,3}([.,][0-9]+)? *%? *")
+PREVALENCE_TITLE = "Your clinic’s prevalence"
+PERCENTAGE = re.compile(r" *[0-9]{1,3}([.,][0-9]+)? *%? *")
 EQUAL, TRAINING, OWN = "equal", "training", "own"
-Paths = list[str]
 
 
-def _take(path: str) -> Picture:
+def take_upload(path: str) -> Picture:
+    """Returns an upload and removes it from the disk.
+
+    Raises:
+        UserError: there is no such upload, or it is too large.
+    """
     content = UPLOADS.take(path)
     if content is None:
         raise UserError(NOT_HERE)
     name = plain_name(path)
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{name} has more than {MOST_BYTES // 10**6} MB: shrink it")
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{name} is larger than {MAX_BYTES // 10**6} MB: reduce its size")
     return Picture(name, content)
 
 
-def _stated(choice: str, shares: tuple[str, ...], engine: Engine) -> np.ndarray | None:
-    """The prevalence that was chosen `[C]`; None for equal."""
+def selected_shares(choice: str, percentages: tuple[str, ...], engine: Engine) -> np.ndarray | None:
+    """Returns the selected prevalence `[C]`; None for equal prevalence.
+
+    Args:
+        choice: `equal`, `training` or `own`.
+        percentages: the texts that the user entered for `own`, one for each diagnosis.
+        engine: the model, which knows the training data's prevalence.
+
+    Raises:
+        UserError: a percentage is missing or not a number, or they do not sum to 100.
+    """
     if choice in (EQUAL, TRAINING):
         return parse_prevalence(choice, engine.info.codes, engine.info.prevalence)
-    if not all(map(SHARE.fullmatch, shares)):
-        raise UserError("say what share of your patients has each diagnosis, such as 2.5 or 0; all together 100 %")
-    values = np.array([float(share.strip(" %").replace(",", ".")) for share in shares])
-    if abs(values.sum() - 100) > 0.5:  # thirds, rounded
-        raise UserError(f"the shares must sum to 100 %, not to {values.sum():.4g} %")
+    if not all(map(PERCENTAGE.fullmatch, percentages)):
+        raise UserError(
+            "enter the percentage of your patients with each diagnosis, such as 2.5 or 0; they must sum to 100 %"
+        )
+    values = np.array([float(text.strip(" %").replace(",", ".")) for text in percentages])
+    if abs(values.sum() - 100) > 0.5:  # tolerance for rounded values, such as thirds
+        raise UserError(f"the percentages must sum to 100 %, not to {values.sum():.4g} %")
     return values / values.sum()
 
 
-def _prevalence(engine: Engine, name: str) -> list[Any]:
-    """The choice of a prevalence, and a number for each diagnosis."""
+def prevalence_fields(engine: Engine, name: str) -> list[Any]:
+    """Creates and returns the selection of a prevalence, and a text field for each diagnosis."""
     nevi = engine.info.prevalence.get("nv", 0) / sum(engine.info.prevalence.values())
     choice = gradio.Radio(
         [
-            ("Each diagnosis equally often", EQUAL),
+            ("Equal: each diagnosis equally often", EQUAL),
             (f"As in the training data ({100 * nevi:.0f} % nevi)", TRAINING),
             ("As in my clinic", OWN),
         ],
-        value=EQUAL, label="Probabilities for patients who come with", elem_id=f"{name}-prevalence",
+        value=EQUAL, elem_id=f"{name}-prevalence",
+        label="Prevalence (changes the probabilities, not the referral or the differential)",
     )  # fmt: skip
     with gradio.Group(visible=False) as group:
-        shares = [
-            # a text, since Gradio's number begins with 0: what nobody typed would pass for the clinic's
+        percentages = [
+            # text fields, since Gradio's number field starts at 0, which would pass for the user's input
             gradio.Textbox("", label=f"{d.name}, %", max_lines=1, max_length=10)
             for d in DIAGNOSES
         ]  # fmt: skip
     choice.change(lambda value: gradio.Group(visible=value == OWN), choice, group, api_visibility="private")
-    return [choice, *shares]
+    return [choice, *percentages]
 
 
-def build_page(engine: Engine, memory: Memory[Explanation], rows: Memory[Row]) -> Page:
-    """The page for this model; what it remembers of pictures of a lesion, and of many lesions'."""
+class PageEvents:
+    """The functions that the page's events call, with the results of the open pages."""
 
-    def show(request: gradio.Request, paths: Paths, choice: str, *shares: str) -> Iterator[str]:
+    def __init__(self, engine: Engine, lesions: PageCache[Explanation], rows: PageCache[Row]) -> None:
+        """`lesions` keeps the results of the first tab, `rows` those of the second."""
+        self.engine, self.lesions, self.rows = engine, lesions, rows
+
+    def show_lesion(self, request: gradio.Request, paths: list[str], choice: str, *percentages: str) -> Iterator[str]:
+        """Yields the result for the uploaded images of one lesion, as HTML."""
         page = request.session_hash or ""
-        before = memory.of(page, still_open=True)
-        if any(path not in before for path in paths):
-            yield fixed("judging", engine)  # no older answer stands beside a new picture
-        said, seen = judge(paths, before, choice, shares)
-        memory.keep(page, seen)
-        yield said
+        known = self.lesions.get(page, reopen=True)
+        if any(path not in known for path in paths):
+            yield fixed_part("classifying", self.engine)  # an older result must not stand next to a new image
+        html, explanations = self._classify_lesion(paths, known, choice, percentages)
+        self.lesions.put(page, explanations)
+        yield html
 
-    def judge(
-        paths: Paths, before: dict[str, Explanation], choice: str, shares: tuple[str, ...]
+    def _classify_lesion(
+        self, paths: list[str], known: dict[str, Explanation], choice: str, percentages: tuple[str, ...]
     ) -> tuple[str, dict[str, Explanation]]:
+        """Returns the result as HTML, and each image's explanation by path; `known` are those from before."""
         if not paths:
             return "", {}
-        wrong, names = [], []
-        seen: dict[str, Explanation] = {}
-        for path in paths[:MOST_PICTURES]:
-            name = plain_name(path)
+        errors: list[tuple[str, str]] = []  # message, file name
+        explanations: dict[str, Explanation] = {}
+        for path in paths[:MAX_PICTURES]:
             try:
-                seen[path] = before[path] if path in before else engine.explain(_take(path))
-                names.append(name)
+                explanations[path] = known[path] if path in known else self.engine.explain(take_upload(path))
             except UserError as error:
-                wrong.append((str(error), name))
-        if len(paths) > MOST_PICTURES:
-            for path in paths[MOST_PICTURES:]:
+                errors.append((str(error), plain_name(path)))
+        surplus = paths[MAX_PICTURES:]
+        if surplus:
+            for path in surplus:
                 UPLOADS.drop(path)
-            others = ", ".join(map(plain_name, paths[MOST_PICTURES:]))
-            wrong.append((f"of one lesion {MOST_PICTURES} pictures are taken, and not {others}", ""))
-        if not seen:
-            return "".join(fault(message, name) for message, name in wrong), {}
-        faults = [fault(message, name, title="Left out") for message, name in wrong]
+            left_out = ", ".join(map(plain_name, surplus))
+            errors.append((f"at most {MAX_PICTURES} images of one lesion are used, without {left_out}", ""))
+        if not explanations:
+            return "".join(error_box(message, name) for message, name in errors), {}
+        boxes = [error_box(message, name, title="Left out") for message, name in errors]
         try:
-            lesion = combine_explanations(list(seen.values()), engine.info)
-            said = answer(lesion, names, engine, choice, _stated(choice, shares, engine))
+            shares = selected_shares(choice, percentages, self.engine)
+            lesion = combine_explanations(list(explanations.values()), self.engine.info)
+            boxes.append(lesion_result(lesion, list(map(plain_name, explanations)), self.engine, choice, shares))
         except UserError as error:
-            return "".join([*faults, fault(str(error), title=SHARES)]), seen
-        return "".join([*faults, said]), seen
+            boxes.append(error_box(str(error), title=PREVALENCE_TITLE))
+        return "".join(boxes), explanations
 
-    def show_many(request: gradio.Request, paths: Paths, choice: str, *shares: str) -> Iterator[str]:
+    def show_table(self, request: gradio.Request, paths: list[str], choice: str, *percentages: str) -> Iterator[str]:
+        """Yields the table of many uploaded images, as HTML, again and again while it grows."""
         page = request.session_hash or ""
-        before = rows.of(page, still_open=True)
-        said = {path: before[path] for path in paths if path in before}
+        known = self.rows.get(page, reopen=True)
+        rows = {path: known[path] for path in paths if path in known}
         try:
-            stated = _stated(choice, shares, engine)
+            shares = selected_shares(choice, percentages, self.engine)
+            yield from classify_many(self.engine, paths, take_upload, UPLOADS.drop, UPLOADS.touch, choice, shares, rows)
         except UserError as error:
-            rows.keep(page, said)
-            yield fault(str(error), title=SHARES)
-            return
-        try:
-            yield from classify_many(engine, paths, _take, UPLOADS.drop, UPLOADS.touch, choice, stated, said)
+            yield error_box(str(error), title=PREVALENCE_TITLE)
         finally:
-            rows.keep(page, said)
+            self.rows.put(page, rows)
 
-    def forget(request: gradio.Request) -> None:
-        memory.close(request.session_hash or "")
-        rows.close(request.session_hash or "")
+    def close_page(self, request: gradio.Request) -> None:
+        """Deletes the results of a page that was closed."""
+        self.lesions.close(request.session_hash or "")
+        self.rows.close(request.session_hash or "")
 
-    with Page(title="dermrw: seven diagnoses, with doubt") as page:
-        gradio.HTML(fixed("head", engine))
+
+def build_page(events: PageEvents) -> Page:
+    """Returns the Gradio page, whose events call the methods of `events`."""
+    engine = events.engine
+    with Page(title="dermrw: skin lesion classifier") as page:
+        gradio.HTML(fixed_part("head", engine))
         with gradio.Tabs():
             with gradio.Tab("One lesion"), gradio.Row(equal_height=False):
-                with gradio.Column(scale=2, min_width=280, elem_id="asking"):
-                    one = upload("Dermoscopic image, or several of one lesion", "upload")
-                    how_often = _prevalence(engine, "one")
+                with gradio.Column(scale=2, min_width=280, elem_id="input"):
+                    lesion_files = upload_field("Dermoscopic images of one lesion", "upload")
+                    lesion_prevalence = prevalence_fields(engine, "one")
                 with gradio.Column(scale=3, min_width=280):
-                    result = gradio.HTML(fixed("waiting", engine), elem_id="result", padding=False)
+                    result = gradio.HTML(fixed_part("waiting", engine), elem_id="result", padding=False)
             with gradio.Tab("Many images"):
-                how_often_many = _prevalence(engine, "many")
-                many = upload(f"Up to {MOST_IMAGES} dermoscopic images of different lesions", "many")
-                table = gradio.HTML(fixed("waiting", engine), elem_id="table", padding=False)
-        gradio.HTML(fixed("texts", engine))
-        gradio.HTML(fixed("foot", engine))
-        answers: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+                table_prevalence = prevalence_fields(engine, "many")
+                table_files = upload_field(f"Up to {MAX_IMAGES} dermoscopic images of different lesions", "many")
+                table = gradio.HTML(fixed_part("waiting", engine), elem_id="table", padding=False)
+        gradio.HTML(fixed_part("texts", engine))
+        gradio.HTML(fixed_part("foot", engine))
+        options: dict[str, Any] = {
+            "api_visibility": "private", "show_progress": "minimal",
+            "concurrency_limit": 2, "trigger_mode": "always_last",
+        }  # fmt: skip
         gradio.on(
-            [one.change, *_changes(how_often)], show, [one, *how_often], result,
-            concurrency_id="picture", concurrency_limit=2, trigger_mode="always_last", **answers,
+            [lesion_files.change, *_change_events(lesion_prevalence)], events.show_lesion,
+            [lesion_files, *lesion_prevalence], result, concurrency_id="picture", **options,
         )  # fmt: skip
         gradio.on(
-            [many.change, *_changes(how_often_many)], show_many, [many, *how_often_many], table,
-            concurrency_id="many", concurrency_limit=2, trigger_mode="always_last", **answers,
+            [table_files.change, *_change_events(table_prevalence)], events.show_table,
+            [table_files, *table_prevalence], table, concurrency_id="many", **options,
         )  # fmt: skip
-        page.unload(forget)
-    page.queue(max_size=MOST_WAITING)
-    page.has_launched = True  # Gradio's own check of paths: off in a page that is mounted, as this is, and not launched
+        page.unload(events.close_page)
+    page.queue(max_size=MAX_WAITING)
+    page.has_launched = True  # Gradio checks paths only in a page that was launched; this one is mounted
     return page
 
 
-def _changes(how_often: list[Any]) -> list[Any]:
-    """When another prevalence was chosen: not at each sign that is typed."""
-    choice, *shares = how_often
-    return [choice.change, *(event for share in shares for event in (share.blur, share.submit))]
+def _change_events(prevalence: list[Any]) -> list[Any]:
+    """Returns the events after which the prevalence has changed: not every keystroke in a text field."""
+    choice, *percentages = prevalence
+    return [choice.change, *(event for field in percentages for event in (field.blur, field.submit))]
+
+
+async def add_security_headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Middleware: adds the content security policy and other headers to every response."""
+    response = await call_next(request)
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+@contextlib.asynccontextmanager
+async def _forgetting_unread(page: Page) -> AsyncIterator[None]:
+    """Drops the results that no client fetches, while the server runs."""
+    task = asyncio.create_task(page.forget_unread())
+    yield
+    task.cancel()
 
 
 def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "") -> FastAPI:
-    """The server's app: the page at /, /classify for programs, a health check at /health.
+    """Returns the server's app: the page at /, the API at /classify, a health check at /health.
 
     Args:
-        engine: the model, and the labelled cases.
-        is_own: whether a host's name is one that this server is served by.
-        password: that every request must have, but for the health check; empty: none.
+        engine: the model and the labelled cases.
+        is_own: returns whether a host name is one that this server is served by.
+        password: required for every request except the health check; empty for none.
     """
-    memory: Memory[Explanation] = Memory()
-    rows: Memory[Row] = Memory()
-    page = build_page(engine, memory, rows)
-
-    @contextlib.asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
-        forgetting = asyncio.create_task(page.forget_unread())
-        yield
-        forgetting.cancel()
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=running)
+    events = PageEvents(engine, PageCache(), PageCache())
+    page = build_page(events)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lambda _: _forgetting_unread(page))
     add_api(app, engine)
-
-    @app.middleware("http")
-    async def headers(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
-    app.add_middleware(Guard, is_own=is_own, uploads=UPLOADS, password=password)  # the last that is added comes first
-    UPLOADS.keep_sweeping(SWEEP_EVERY, UNASKED_SECONDS, memory.sweep, rows.sweep)
+    app.middleware("http")(add_security_headers)
+    app.add_middleware(Guard, is_own=is_own, uploads=UPLOADS, password=password)  # added last: it runs first
+    UPLOADS.keep_sweeping(SWEEP_SECONDS, UNUSED_SECONDS, events.lesions.sweep, events.rows.sweep)
     theme = gradio.themes.Base(
         primary_hue="blue",
         neutral_hue="slate",
@@ -220,6 +252,6 @@ def build_app(engine: Engine, is_own: Callable[[str], bool], password: str = "")
     )
     return gradio.mount_gradio_app(
         app, page, "/", css=CSS, js=SCRIPT, theme=theme, footer_links=[], show_error=False,
-        max_file_size=MOST_REQUEST, ssr_mode=False, run_history=False, enable_monitoring=False, pwa=False,
+        max_file_size=MAX_REQUEST_BYTES, ssr_mode=False, run_history=False, enable_monitoring=False, pwa=False,
         mcp_server=False,
     )  # fmt: skip

@@ -1,54 +1,55 @@
-"""What the open pages were told, for a while and in memory alone."""
+"""Results of the open pages, kept for a limited time and in memory only."""
 
 import threading
 import time
 from collections import OrderedDict
 from typing import Generic, TypeVar
 
-REMEMBERED_SECONDS = 600  # so that another prevalence needs no other upload
-MOST_PAGES = 200  # that are remembered at once: ten pictures of a lesion take some two megabytes
+KEPT_SECONDS = 600  # so that selecting another prevalence needs no new upload
+MAX_PAGES = 200  # ten images of a lesion take about two megabytes
 
-Said = TypeVar("Said")
+Result = TypeVar("Result")
 
 
-class Memory(Generic[Said]):
-    """What was said of each upload, by its path, on each open page. Only who knows a page's random name asks for it."""
+class PageCache(Generic[Result]):
+    """The results of each open page, by upload path. A page is known by Gradio's random session name."""
 
-    def __init__(self, seconds: float = REMEMBERED_SECONDS) -> None:
+    def __init__(self, seconds: float = KEPT_SECONDS) -> None:
         self._seconds = seconds
-        self._pages: OrderedDict[str, tuple[float, dict[str, Said]]] = OrderedDict()
+        self._pages: OrderedDict[str, tuple[float, dict[str, Result]]] = OrderedDict()
         self._closed: dict[str, float] = {}
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def close(self, page: str) -> None:
-        """Forgets it, and keeps nothing of what is on its way to it."""
-        with self._turn:
+        """Deletes the page's results. Results that arrive later are not stored."""
+        with self._lock:
             self._pages.pop(page, None)
             self._closed[page] = time.monotonic()
 
-    def of(self, page: str, still_open: bool = False) -> dict[str, Said]:
-        """What it has before it; nothing where that is too long ago. A page that asks anew is `still_open`."""
+    def get(self, page: str, reopen: bool = False) -> dict[str, Result]:
+        """Returns a copy of the page's results, empty if they have expired. `reopen` undoes `close`."""
         self.sweep()
-        with self._turn:
-            if still_open:
+        with self._lock:
+            if reopen:
                 self._closed.pop(page, None)
             return dict(self._pages.get(page, (0.0, {}))[1])
 
-    def keep(self, page: str, seen: dict[str, Said]) -> None:
-        """In the place of what it had before; nothing: forgets it."""
-        with self._turn:
+    def put(self, page: str, results: dict[str, Result]) -> None:
+        """Replaces the page's results; an empty dict deletes them."""
+        with self._lock:
             self._pages.pop(page, None)
-            if seen and page not in self._closed:
-                self._pages[page] = (time.monotonic(), seen)
-            while len(self._pages) > MOST_PAGES:
+            if results and page not in self._closed:
+                self._pages[page] = (time.monotonic(), results)
+            while len(self._pages) > MAX_PAGES:
                 self._pages.popitem(last=False)
 
     def sweep(self) -> None:
-        """Forgets what is too old."""
-        with self._turn:
+        """Deletes expired results."""
+        with self._lock:
+            now = time.monotonic()
             for page, (since, _) in list(self._pages.items()):
-                if time.monotonic() - since > self._seconds:
+                if now - since > self._seconds:
                     del self._pages[page]
             for page, since in list(self._closed.items()):
-                if time.monotonic() - since > self._seconds:
+                if now - since > self._seconds:
                     del self._closed[page]

@@ -1,4 +1,4 @@
-"""What the page says: HTML from an answer, by templates that escape all that they are given."""
+"""HTML of the page's results. The templates escape all values that they are given."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,10 +14,10 @@ from dermrw.errors import UserError
 from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case
 from dermrw.inference.lesion import Lesion
-from dermrw.inference.model_file import ModelInfo
+from dermrw.inference.model_file import ModelInfo, Proportion
 
 from .engine import Engine
-from .heatmap import SIDE, data_uri, overlay
+from .heatmap import SIDE, colour_scale, data_uri, overlay
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 CASE_SIDE = 200  # pixels, of a labelled case on the page
@@ -25,47 +25,59 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def percent(value: float) -> str:
-    """0.123 -> 12 %; what rounds to nothing or to all is said to be a little more or less."""
+    """Formats a share: 0.123 -> `12 %`. Shares that would round to 0 or 100 % become `< 1 %` and `> 99 %`."""
     if value < 0.005:
         return f"<{SPACE}1{SPACE}%"
     return f">{SPACE}99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
 
 
+def interval(proportion: Proportion) -> str:
+    """Formats a share with its confidence interval: `97 % (95 % CI 91 % to 99 %)`."""
+    low, high = map(percent, proportion.interval_95)
+    return f"{percent(proportion.share)} (95{SPACE}% CI {low} to {high})"
+
+
 def now() -> str:
-    """2026-11-22 08:25+00:00, for the head of a printed answer."""
+    """Returns the local time, such as `2026-11-22 08:25+00:00`, for the head of a printed result."""
     return datetime.now().astimezone().isoformat(" ", "minutes")
 
 
-def doubt(probabilities: npt.NDArray[np.floating], names: tuple[str, ...], inside: Sequence[bool]) -> tuple[str, str]:
-    """How sure the model is, in a headline and a sentence; never a diagnosis.
+def evaluation_set(info: ModelInfo) -> str:
+    """Returns the name of the images that the model's figures were measured on."""
+    return info.score.scored_on.replace("the run's own test split", "held-out test images")
+
+
+def certainty(probabilities: npt.NDArray[np.floating], names: Sequence[str], inside: Sequence[bool]) -> tuple[str, str]:
+    """Returns how certain the result is, as a headline and a sentence; never a diagnosis.
 
     Args:
-        probabilities: `[C]`, as they are shown.
+        probabilities: at the selected prevalence, `[C]`.
         names: of the diagnoses, `[C]`.
-        inside: which of them the prediction set holds, `[C]`.
+        inside: whether each diagnosis is in the differential, `[C]`.
     """
     first, *others = np.argsort(-probabilities)
     second = next((c for c in others if inside[c]), others[0])
     p, q = float(probabilities[first]), float(probabilities[second])
-    if not inside[first]:
-        return "No clear answer", (
-            f"{names[first]} has most, {percent(p)}, and is not among these: each diagnosis has a threshold of its "
-            "own, which is the same at every prevalence."
+    if not inside[first]:  # only at another prevalence: at equal prevalence the first is always in the set
+        return "No clear result", (
+            f"At the selected prevalence, {names[first]} is the most probable diagnosis ({percent(p)}), but it is "
+            "not in the differential, which always uses equal prevalence."
         )
     if p < 0.5:
-        return "No clear answer", f"No diagnosis has half of the probability; {names[first]} has most, {percent(p)}."
+        return (
+            "No clear result",
+            f"No diagnosis clearly stands out. The most probable is {names[first]} ({percent(p)}).",
+        )
     if p < 0.8:
-        return f"Some likeness to {names[first]}", f"{percent(p)}, with much doubt: {names[second]} has {percent(q)}."
-    return f"Looks most like {names[first]}", f"It has {percent(p)} of the model’s probability."
+        return f"Uncertain: most similar to {names[first]}", (
+            f"The most probable diagnosis is {names[first]} ({percent(p)}); an alternative is {names[second]} "
+            f"({percent(q)})."
+        )
+    return f"Most similar to {names[first]}", f"The model gives it a probability of {percent(p)}."
 
 
-def listed(names: list[str]) -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def example(case: Case, info: ModelInfo) -> dict[str, str]:
-    """A labelled case for the page; without its picture where that is no longer on the disk."""
+def case_for_page(case: Case, info: ModelInfo) -> dict[str, str]:
+    """Returns a labelled case for the template; `picture` is empty if its file can no longer be read."""
     try:
         image = read_image(case.path)
         image.thumbnail((CASE_SIDE, CASE_SIDE))
@@ -76,45 +88,46 @@ def example(case: Case, info: ModelInfo) -> dict[str, str]:
     return {"id": case.image_id, "name": name, "picture": picture}
 
 
-def in_words(prevalence: str, stated: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
-    """How the page calls a choice of prevalence; the clinic's own with its shares `[C]`, so that it can be checked."""
+def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
+    """Returns the selected prevalence in words; the clinic's own with its shares `[C]`, for users to check."""
     known = {"equal": "at equal prevalence", "training": "at the training data’s prevalence"}
-    if prevalence in known or stated is None:
+    if prevalence in known or shares is None:
         return known[prevalence]
-    shares = ", ".join(f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, stated, strict=True))
-    return f"at your clinic’s prevalence ({shares})"
+    listed = ", ".join(f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, shares, strict=True))
+    return f"at your clinic’s prevalence ({listed})"
 
 
-def answer(
-    lesion: Lesion, names: Sequence[str], engine: Engine, prevalence: str, stated: npt.NDArray[np.float64] | None
+def lesion_result(
+    lesion: Lesion, names: Sequence[str], engine: Engine, prevalence: str, shares: npt.NDArray[np.float64] | None
 ) -> str:
-    """The page's answer to the pictures of a lesion: the doubt before the class, and of refused ones the reason alone.
+    """Returns the page's result for the images of one lesion; only the reasons if all of them are refused.
 
     Args:
-        lesion: what the pictures say together.
-        names: of the pictures' files.
-        engine: the model, and the labelled cases.
-        prevalence: what was chosen: `equal`, `training` or anything else for the clinic's own.
-        stated: its shares `[C]`; None for equal prevalence.
+        lesion: the combined result of the images.
+        names: of the images' files.
+        engine: the model and the labelled cases.
+        prevalence: the selected option: `equal`, `training` or `own` (the clinic's).
+        shares: its share of each diagnosis `[C]`; None for equal prevalence.
 
     Raises:
-        UserError: the stated prevalence has no share for any diagnosis in question.
+        UserError: the prevalence is 0 for every diagnosis with a probability above 0.
     """
-    said, info = lesion.verdict, engine.info
-    refused = [(n, p.verdict.refused) for n, p in zip(names, lesion.pictures, strict=True) if p.verdict.refused]
-    if said.refused:
+    verdict, info = lesion.verdict, engine.info
+    named = list(zip(names, lesion.pictures, strict=True))
+    refused = [(name, picture.verdict.refused) for name, picture in named if picture.verdict.refused]
+    if verdict.refused:
         return TEMPLATES.get_template("refused.html.jinja").render(
-            reason=said.refused, refused=refused, info=info, digest=engine.classifier.digest,
-            now=now(),
-        )  # fmt: skip
-    probabilities = lesion.at(stated)
-    name_of = dict(zip(info.codes, info.names, strict=True))
-    headline, sentence = doubt(probabilities, info.names, [code in said.classes for code in info.codes])
+            reason=verdict.refused, refused=refused, info=info, digest=engine.classifier.digest, now=now()
+        )
+    accepted = [(name, picture) for name, picture in named if not picture.verdict.refused]
+    probabilities = lesion.at(shares)
     order = np.argsort(-probabilities, kind="stable")
+    name_of = dict(zip(info.codes, info.names, strict=True))
+    headline, sentence = certainty(probabilities, info.names, [code in verdict.classes for code in info.codes])
     rows = [
         {
             "name": info.names[c],
-            "inside": info.codes[c] in said.classes,
+            "inside": info.codes[c] in verdict.classes,
             "malignant": info.codes[c] in MALIGNANT,
             "width": f"{100 * probabilities[c]:.1f}",
             "percent": percent(float(probabilities[c])),
@@ -125,34 +138,31 @@ def answer(
     pictures = [
         {
             "name": name,
-            "shown": data_uri(Image.fromarray(one.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)),
-            "map": data_uri(overlay(one.pixels, one.activation_map[order[0]])),
+            "shown": data_uri(Image.fromarray(picture.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)),
+            "map": data_uri(overlay(picture.pixels, picture.activation_map[order[0]])),
         }
-        for name, one in zip(names, lesion.pictures, strict=True)
-        if not one.verdict.refused
+        for name, picture in accepted
     ]
     return TEMPLATES.get_template("answer.html.jinja").render(
-        triage=said.triage,
+        triage=verdict.triage,
         rule=info.triage,
-        tested=info.score.scored_on.replace("the run's own test split", "test images that it never saw"),
-        members=listed([name_of[code] for code in said.classes]),
-        count=len(said.classes),
-        left=listed([name_of[code] for code in said.not_ruled_out] or [""]),
+        alone=[name for name, picture in accepted if picture.verdict.refer] if len(accepted) > 1 else [],
+        not_ruled_out=", ".join(name_of[code] for code in verdict.not_ruled_out),
+        differential=", ".join(name_of[code] for code in verdict.classes),
         coverage=percent(info.coverage),
         covered=info.covered,
-        share=percent,
         headline=headline,
         sentence=sentence,
         rows=rows,
-        together=percent(float(sum(probabilities[info.codes.index(code)] for code in MALIGNANT))),
-        prevalence=in_words(prevalence, stated, info),
-        alone=[n for n, p in zip(names, lesion.pictures, strict=True) if p.verdict.refer]
-        if len(lesion.accepted) > 1
-        else [],
-        shifted=stated is not None,
+        malignant_sum=percent(float(sum(probabilities[info.codes.index(code)] for code in MALIGNANT))),
+        prevalence=prevalence_phrase(prevalence, shares, info),
         pictures=pictures,
+        scale=colour_scale(np.stack([picture.pixels for _, picture in accepted])),
         refused=refused,
-        cases=[example(case, info) for case in engine.cases(lesion)],
+        cases=[case_for_page(case, info) for case in engine.cases(lesion)],
+        percent=percent,
+        interval=interval,
+        evaluation_set=evaluation_set(info),
         info=info,
         digest=engine.classifier.digest,
         now=now(),
@@ -161,18 +171,23 @@ def answer(
     )
 
 
-def fault(message: str, name: str = "", title: str = "This can’t be classified") -> str:
-    """The page's answer to what can't be read; a message that begins with the file's name keeps it as it is."""
-    begins = bool(name) and message.startswith(name)
+def error_box(message: str, name: str = "", title: str = "This image cannot be classified") -> str:
+    """Returns an error message as HTML; it is capitalised, unless it begins with the file's name."""
+    if not (name and message.startswith(name)):
+        message = message[:1].upper() + message[1:]
     template = TEMPLATES.from_string(
         '<section class="answer fault" role="alert"><h2>{{ title }}</h2><p>{{ message }}</p></section>'
     )
-    return template.render(title=title, message=message if begins else message[:1].upper() + message[1:])
+    return template.render(title=title, message=message)
 
 
-def fixed(part: str, engine: Engine) -> str:
-    """One of the page's fixed parts: `head`, `waiting`, `judging`, `texts` or `foot`."""
+def fixed_part(part: str, engine: Engine) -> str:
+    """Returns a part of the page that no result changes: `head`, `waiting`, `classifying`, `texts` or `foot`."""
     about = [(name, ABOUT[code]) for code, name in zip(engine.info.codes, engine.info.names, strict=True)]
     return TEMPLATES.get_template("page.html.jinja").render(
-        part=part, info=engine.info, digest=engine.classifier.digest, about=about
+        part=part,
+        info=engine.info,
+        digest=engine.classifier.digest,
+        about=about,
+        evaluation_set=evaluation_set(engine.info),
     )

@@ -1,4 +1,4 @@
-"""Many images of different lesions: a table that grows, and a CSV that never touches the server's disk."""
+"""Many images of different lesions: a table that grows, and a CSV file that is never written to the server's disk."""
 
 import base64
 import csv
@@ -15,62 +15,65 @@ from dermrw.errors import UserError
 from dermrw.inference.lesion import Lesion, combine_explanations
 
 from .engine import Engine, Picture, plain_name
-from .render import TEMPLATES, in_words, now, percent
+from .render import TEMPLATES, now, percent, prevalence_phrase
 
-MOST_IMAGES = 500
-REDRAWN_SECONDS = 1.0
+MAX_IMAGES = 500
+REDRAW_SECONDS = 1.0
 Shares = npt.NDArray[np.float64] | None  # [C] of a prevalence; None: equal
-FORMULA = re.compile(r"((?:^|[;,\t\r\n])[\s'\"]*)([=+\-@＝＋－＠])")  # after each sign that divides cells somewhere
+# a formula's first character at the start of the text, or after any character that may separate cells
+FORMULA = re.compile(r"((?:^|[;,\t\r\n])[\s'\"]*)([=+\-@＝＋－＠])")
 
 
 class Row(NamedTuple):
-    """One image, or what is wrong with it."""
+    """The result for one image, or the error."""
 
     name: str
     lesion: Lesion | None  # without its pictures
-    fault: str
+    error: str
 
-    def at(self, stated: Shares) -> tuple[npt.NDArray[np.float64] | None, str]:
-        """Probabilities `[C]` at this prevalence, or None and why there are none."""
-        if self.lesion is None or self.lesion.verdict.refused:
-            return None, self.fault or (self.lesion.verdict.refused or "" if self.lesion else "")
+    def at(self, shares: Shares) -> tuple[npt.NDArray[np.float64] | None, str]:
+        """Returns the probabilities `[C]` at this prevalence, or None with the reason why there are none."""
+        if self.lesion is None:
+            return None, self.error
+        if self.lesion.verdict.refused:
+            return None, self.lesion.verdict.refused
         try:
-            return self.lesion.at(stated), ""
+            return self.lesion.at(shares), ""
         except UserError as error:
             return None, str(error)
 
 
 def classify_many(
     engine: Engine, paths: Sequence[str], take: Callable[[str], Picture], drop: Callable[[str], None],
-    touch: Callable[[str], None], prevalence: str, stated: Shares, rows: dict[str, Row],
+    touch: Callable[[str], None], prevalence: str, shares: Shares, rows: dict[str, Row],
 ) -> Iterator[str]:  # fmt: skip
-    """The page's table of these uploads, drawn again as it grows; each is off the disk once it is read.
+    """Yields the table of these uploads as HTML, repeatedly while it grows. Each upload is deleted when it is read.
 
     Args:
         engine: the model.
         paths: of the uploads.
-        take: gives an upload's content and removes it.
-        drop: removes one.
-        touch: keeps one from being swept.
-        prevalence: what was chosen, for the caption.
-        stated: its shares `[C]`; None for equal prevalence.
-        rows: what was said of some of them before, by path; what is said now is put in.
+        take: returns an upload's content and removes it.
+        drop: removes an upload.
+        touch: postpones the sweeping of an upload.
+        prevalence: the selected option, for the caption.
+        shares: its share of each diagnosis `[C]`; None for equal prevalence.
+        rows: earlier results by path; new results are added.
     """
-    drawn = 0.0
-    left_out = max(0, len(paths) - MOST_IMAGES)
-    kept = paths[:MOST_IMAGES]
+    last_drawn = 0.0
+    left_out = max(0, len(paths) - MAX_IMAGES)
+    used = paths[:MAX_IMAGES]
     try:
-        for path in kept:
+        for path in used:
             if path not in rows:
                 rows[path] = _row(engine, path, take)
-                if time.monotonic() - drawn > REDRAWN_SECONDS:
-                    done = [rows[one] for one in kept if one in rows]
-                    for one in kept[len(done) :]:
-                        touch(one)
-                    yield _table(engine, done, len(kept), left_out, prevalence, stated)
-                    drawn = time.monotonic()
-        yield _table(engine, [rows[path] for path in kept], len(kept), left_out, prevalence, stated) if kept else ""
-    finally:  # also where the page was closed meanwhile
+                if time.monotonic() - last_drawn > REDRAW_SECONDS:
+                    done = [rows[p] for p in used if p in rows]
+                    for waiting in used[len(done) :]:
+                        touch(waiting)
+                    yield _table(engine, done, len(used), left_out, prevalence, shares)
+                    last_drawn = time.monotonic()
+        yield _table(engine, [rows[path] for path in used], len(used), left_out, prevalence, shares) if used else ""
+    finally:  # also if the page was closed in the meantime
         for path in paths:
             drop(path)
 
@@ -83,52 +86,58 @@ def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
         return Row(name, None, str(error))
 
 
-def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalence: str, stated: Shares) -> str:
+def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalence: str, shares: Shares) -> str:
     info = engine.info
-    name_of = dict(zip(info.codes, info.names, strict=True))
-    shown = []
-    for row in rows:
-        probabilities, why = row.at(stated)
-        said = row.lesion.verdict if row.lesion and probabilities is not None else None
-        best = int(np.argmax(probabilities)) if probabilities is not None else 0
-        shown.append(
-            {
-                "name": row.name,
-                "fault": why,
-                "triage": said.triage if said else "",
-                "left": ", ".join(name_of[code] for code in said.not_ruled_out) if said else "",
-                "members": ", ".join(name_of[code] for code in said.classes) if said else "",
-                "first": f"{info.names[best]}, {percent(float(probabilities[best]))}"
-                if probabilities is not None else "",
-            }
-        )  # fmt: skip
+    shown = [_cells(engine, row, shares) for row in rows]
     done = len(rows) == total
     return TEMPLATES.get_template("table.html.jinja").render(
-        rows=shown, total=total, done=done, left_out=left_out, prevalence=in_words(prevalence, stated, info),
-        csv=base64.b64encode(_csv(engine, rows, prevalence, stated)).decode() if done else "",
+        rows=shown, total=total, done=done, left_out=left_out, limit=MAX_IMAGES,
+        prevalence=prevalence_phrase(prevalence, shares, info),
+        csv=base64.b64encode(_csv(engine, rows, prevalence, shares)).decode() if done else "",
         info=info, digest=engine.classifier.digest, now=now(),
         referred=sum(row["triage"] == "refer" for row in shown), refused=sum(bool(row["fault"]) for row in shown),
     )  # fmt: skip
 
 
-def _csv(engine: Engine, rows: list[Row], prevalence: str, stated: Shares) -> bytes:
-    """A row an image: probabilities as `dermrw predict` writes them, then refusal, set and triage."""
-    if stated is not None and prevalence != "training":  # as `--prevalence` takes it
-        prevalence = ",".join(f"{code}={share:.6g}" for code, share in zip(engine.info.codes, stated, strict=True))
+def _cells(engine: Engine, row: Row, shares: Shares) -> dict[str, str]:
+    """Returns the row for the template: the name with either a fault or the result."""
+    info = engine.info
+    probabilities, fault = row.at(shares)
+    if row.lesion is None or probabilities is None:
+        return {"name": row.name, "fault": fault, "triage": ""}
+    name_of = dict(zip(info.codes, info.names, strict=True))
+    verdict, best = row.lesion.verdict, int(np.argmax(probabilities))
+    return {
+        "name": row.name,
+        "fault": "",
+        "triage": verdict.triage,
+        "not_ruled_out": ", ".join(name_of[code] for code in verdict.not_ruled_out),
+        "differential": ", ".join(name_of[code] for code in verdict.classes),
+        "most_probable": f"{info.names[best]}, {percent(float(probabilities[best]))}",
+    }
+
+
+def _csv(engine: Engine, rows: list[Row], prevalence: str, shares: Shares) -> bytes:
+    """Returns a CSV file with a row for each image: the columns of `dermrw predict`, then refusal, set and triage."""
+    if shares is not None and prevalence != "training":  # in the form that `dermrw predict --prevalence` accepts
+        prevalence = ",".join(f"{code}={share:.6g}" for code, share in zip(engine.info.codes, shares, strict=True))
     text = io.StringIO()
     writer: Any = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(
         ["image", *engine.info.columns, "refused", "set", "triage", "not_ruled_out", "prevalence", "model_sha256"]
     )
     for row in rows:
-        probabilities, reason = row.at(stated)
-        said = row.lesion.verdict if row.lesion and probabilities is not None else None
-        values = [""] * len(engine.info.codes) if probabilities is None else map(repr, probabilities.tolist())
-        decided = [" ".join(said.classes), said.triage, " ".join(said.not_ruled_out)] if said else ["", "", ""]
-        writer.writerow([_cell(row.name), *values, _cell(reason), *decided, prevalence, engine.classifier.digest])
-    return text.getvalue().encode("utf-8-sig")  # the mark tells Excel that it is UTF-8
+        probabilities, fault = row.at(shares)
+        if row.lesion is None or probabilities is None:
+            values, decisions = [""] * len(engine.info.codes), ["", "", ""]
+        else:
+            verdict = row.lesion.verdict
+            values = [repr(p) for p in probabilities.tolist()]
+            decisions = [" ".join(verdict.classes), verdict.triage, " ".join(verdict.not_ruled_out)]
+        writer.writerow([_cell(row.name), *values, _cell(fault), *decisions, prevalence, engine.classifier.digest])
+    return text.getvalue().encode("utf-8-sig")  # Excel needs the byte order mark to read UTF-8
 
 
 def _cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula, whatever a file was called and whatever it divides a line by."""
+    """Returns the text with each start of a formula quoted, so that no spreadsheet evaluates a file's name."""
     return FORMULA.sub(r"\1'\2", text)

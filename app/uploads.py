@@ -1,4 +1,4 @@
-"""The folder of the uploads: made at each start, removed in the end, and the only place where a picture is opened."""
+"""The folder of uploads: created at each start, removed at the end. No upload is opened anywhere else."""
 
 import atexit
 import contextlib
@@ -15,19 +15,19 @@ from dermrw.files import open_regular
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed demo leaves behind stays there
+except ImportError:  # Windows: the folder of a killed demo is not cleared
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "dermrw-demo-"
 
 
-def _lock(folder: Path, how: int = 0) -> int | None:
-    """A descriptor that holds our own folder's lock until it is closed or the process dies; None: it can't be had."""
+def _lock(folder: Path, flags: int = 0) -> int | None:
+    """Locks a folder of this user. Returns the descriptor that holds the lock; None if it can't be locked."""
     descriptor = None
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         if os.fstat(descriptor).st_uid == os.getuid():
-            fcntl.flock(descriptor, fcntl.LOCK_EX | how)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
             return descriptor
     except OSError:
         pass
@@ -37,7 +37,7 @@ def _lock(folder: Path, how: int = 0) -> int | None:
 
 
 def clear_stale() -> None:
-    """Removes the folders of killed demos. One that runs holds its folder's lock, and another user's isn't ours."""
+    """Removes the folders of killed demos. A running demo holds its folder's lock; other users' folders stay."""
     if fcntl is None:
         return
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
@@ -48,25 +48,25 @@ def clear_stale() -> None:
 
 
 class Uploads:
-    """This process's folder."""
+    """The folder of this process."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
         while True:
             self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
             self._held = _lock(self.folder) if fcntl else None
-            # before it was locked, another demo's start may have taken it for stale
+            # before it was locked, another demo may have removed it as stale
             if self.folder.exists():
                 break
         atexit.register(self.cleanup)
 
     def cleanup(self) -> None:
-        """Removes all."""
+        """Removes the folder."""
         self._ended.set()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def take(self, path: object) -> bytes | None:
-        """An upload's content, which is then no longer on the disk; None: there is no such upload."""
+        """Returns an upload's content and removes its file; None if there is no such upload."""
         own = self.own(path)
         if own is None:
             return None
@@ -79,7 +79,7 @@ class Uploads:
             self.drop(own)
 
     def drop(self, path: object) -> None:
-        """Removes an upload, and the folder that it alone lies in."""
+        """Removes an upload and its own folder."""
         if own := self.own(path):
             with contextlib.suppress(OSError):
                 Path(own).unlink()
@@ -87,63 +87,63 @@ class Uploads:
                     Path(own).parent.rmdir()
 
     def touch(self, path: str) -> None:
-        """Has it swept later."""
+        """Postpones the sweeping of an upload."""
         with contextlib.suppress(OSError):
             os.utime(path, follow_symlinks=False)
 
     def size(self) -> int:
-        """Bytes of all uploads."""
+        """Returns the size of all uploads in bytes."""
         return sum(status.st_size for _, status in self._files())
 
-    def room(self) -> int:
-        """Bytes that the disk has left."""
+    def free_space(self) -> int:
+        """Returns the disk's free space in bytes."""
         return shutil.disk_usage(self.folder).free
 
     def sweep(self, seconds: float) -> None:
-        """Removes what came longer ago than this and was never asked about: a page that was closed, a torn upload."""
+        """Removes uploads older than this: of pages that were closed, or of connections that broke."""
         for path, status in self._files():
             if time.time() - status.st_mtime > seconds:
                 self.drop(str(path))
 
-    def keep_sweeping(self, every: float, seconds: float, *more: Callable[[], None]) -> None:
-        """Sweeps in the background until the program ends, and does what else is to be done then."""
+    def keep_sweeping(self, every: float, seconds: float, *tasks: Callable[[], None]) -> None:
+        """Runs `sweep(seconds)` and the tasks in the background, at this interval, until the program ends."""
 
         def work() -> None:
             while not self._ended.wait(every):
                 self.sweep(seconds)
-                for one in more:
-                    one()
+                for task in tasks:
+                    task()
 
         threading.Thread(target=work, name="sweeper", daemon=True).start()
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for folder, _, names in os.walk(self.folder):  # a folder that vanishes meanwhile is passed over
+        for folder, _, names in os.walk(self.folder):  # skips folders that are removed in the meantime
             for name in names:
                 with contextlib.suppress(OSError):
                     path = Path(folder, name)
                     yield path, path.lstat()
 
     def place(self, path: object) -> str | None:
-        """The path without detours, if it is one in the folder; whether a file is there is not looked up."""
+        """Returns the normalised path if it is inside the folder, else None. It does not access the disk."""
         if not isinstance(path, str) or "\0" in path:
             return None
         plain = Path(os.path.normpath(path))
         return str(plain) if plain.is_relative_to(self.folder) and plain != self.folder else None
 
     def known(self, path: object) -> str | None:
-        """The path of an upload, or of one that is no longer there; None for anything else."""
+        """Returns the path of an upload, also of one that was removed; None for any other path."""
         plain = self.place(path)
         return plain if plain and (self.own(plain) or not os.path.lexists(plain)) else None
 
     def own(self, path: object) -> str | None:
-        """The path as it is to be opened, if it is a file that was uploaded here; else None.
+        """Returns the real path of an uploaded file, else None.
 
-        Of a path outside the folder not even whether it exists is looked up.
+        For a path outside the folder, it does not even look up whether the path exists.
         """
         plain = self.place(path)
         if plain is None:
             return None
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # absent; no path at all; a link to itself
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # absent, not a valid path, or a link to itself
             real = Path(plain).resolve(strict=True)
             if real.is_relative_to(self.folder) and stat.S_ISREG(real.lstat().st_mode):
                 return str(real)

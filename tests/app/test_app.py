@@ -1,23 +1,23 @@
-"""The demo's parts, without a server: its words, its names, its mistakes."""
+"""The demo's parts without a server: texts, names, errors."""
 
 import os
 import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tools.serving import ROOT
+from tools.serving import ROOT, SECONDS
 
 from app.engine import Engine, plain_name
-from app.heatmap import SIDE, heat, overlay
+from app.heatmap import SIDE, colour_scale, overlay, relative_evidence
 from app.middleware import own_names
-from app.page import _stated
-from app.page_cache import MOST_PAGES, Memory
-from app.render import answer, doubt, fault, fixed, percent
+from app.page import selected_shares
+from app.page_cache import MAX_PAGES, PageCache
+from app.render import certainty, error_box, fixed_part, lesion_result, percent
 from app.table import _cell
 from app.uploads import Uploads
 from dermrw.config import load_config
@@ -41,25 +41,26 @@ def test_names_of_a_server() -> None:
             own_names("127.0.0.1", [wrong])
 
 
+@pytest.mark.slow
 def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign.onnx").write_bytes(b"rubbish")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        for arguments, fault_said in (
+        for arguments, message in (
             (["absent.onnx"], "no model absent.onnx"),
             (["foreign.onnx"], "foreign.onnx is not a model"),
-            ([str(model), "--host", "192.0.2.1"], "'192.0.2.1' is not an address of this machine: name one with --h"),
+            ([str(model), "--host", "192.0.2.1"], "'192.0.2.1' is not an address of this machine: choose one with --h"),
             ([str(model), "--host", ""], "'' is not an address of this machine"),
             ([str(model), "--allow-host", "http://x"], "--allow-host takes a name"),
             ([str(model), "--port", port], f"port {port} of 127.0.0.1 can't be used"),
         ):
             ended = subprocess.run(
-                [sys.executable, "-m", "app", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60,
-                env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+                [sys.executable, "-m", "app", *arguments], cwd=tmp_path, capture_output=True, text=True,
+                timeout=SECONDS, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
             )  # fmt: skip
-            assert ended.returncode == 2 and fault_said in ended.stderr and "Traceback" not in ended.stderr, ended
+            assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr, ended
 
 
 def test_it_needs_no_torch() -> None:
@@ -68,7 +69,7 @@ def test_it_needs_no_torch() -> None:
 
 
 def explanation(engine: Engine, *p: float, refused: str | None = None) -> Explanation:
-    """Of a grey picture, with these probabilities."""
+    """Returns a grey image's explanation with these probabilities."""
     codes = engine.info.codes[:2]
     size = len(engine.info.codes)
     values = np.array([*p, *[0] * (size - len(p))], np.float32)
@@ -78,8 +79,8 @@ def explanation(engine: Engine, *p: float, refused: str | None = None) -> Explan
     )  # fmt: skip
 
 
-def said(engine: Engine, lesion: Lesion, *names: str) -> str:
-    return answer(lesion, names, engine, "equal", None)
+def result_page(engine: Engine, lesion: Lesion, *names: str) -> str:
+    return lesion_result(lesion, names, engine, "equal", None)
 
 
 def with_info(model: Path, **changes: object) -> Engine:
@@ -91,14 +92,14 @@ def with_info(model: Path, **changes: object) -> Engine:
 def test_nothing_given_gets_into_the_page(model: Path) -> None:
     engine = with_info(model, names=("<script>",) * 7, warning="<img src=x>")
     seen, bad = explanation(engine, 0.9, 0.1), explanation(engine, 0.9, 0.1, refused="<i>it is blurred")
-    refused = said(engine, combine_explanations([bad], engine.info), "<b>.jpg")
+    refused = result_page(engine, combine_explanations([bad], engine.info), "<b>.jpg")
     assert "&lt;i&gt;it is blurred" in refused and "%" not in refused and "script" not in refused
-    page = said(engine, combine_explanations([seen, bad], engine.info), "<b>one.jpg", "<b>two.jpg")
-    page += "".join(fixed(part, engine) for part in ("head", "waiting", "texts", "foot"))
+    page = result_page(engine, combine_explanations([seen, bad], engine.info), "<b>one.jpg", "<b>two.jpg")
+    page += "".join(fixed_part(part, engine) for part in ("head", "waiting", "texts", "foot"))
     assert "<script>" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
     assert "<b>one" not in page and "<i>" not in page and "&lt;b&gt;two.jpg</strong> is refused" in page
-    assert "<b>" not in fault("<b>x")
-    assert ">Only a" in fault("only a picture") and ">one.jpg is" in fault("one.jpg is no image", "one.jpg")
+    assert "<b>" not in error_box("<b>x")
+    assert ">Only a" in error_box("only a picture") and ">one.jpg is" in error_box("one.jpg is no image", "one.jpg")
 
 
 def test_refused_pictures_have_no_say(model: Path) -> None:
@@ -107,8 +108,8 @@ def test_refused_pictures_have_no_say(model: Path) -> None:
     assert combine_explanations([one, two], engine.info).probabilities == pytest.approx(one.probabilities, abs=0)
     none = combine_explanations([two, two], engine.info)
     assert none.probabilities is None and none.verdict.refused == "each of the 2 pictures is refused"
-    page = said(engine, none, "a.jpg", "b.jpg")
-    assert "These pictures are refused" in page and "<bdi>a.jpg</bdi>: it is blurred" in page and "melanoma" not in page
+    page = result_page(engine, none, "a.jpg", "b.jpg")
+    assert "All images refused" in page and "<bdi>a.jpg</bdi>: it is blurred" in page and "melanoma" not in page
     with pytest.raises(ValueError, match="every picture is refused"):
         none.at(None)
     with pytest.raises(ValueError, match="no picture"):
@@ -121,15 +122,17 @@ def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
     calm = calm._replace(verdict=calm.verdict._replace(refer=False))
     lesion = combine_explanations([calm, calm, calm, alarming], engine.info)
     assert lesion.verdict.refer and not combine_explanations([calm, calm], engine.info).verdict.refer
-    page = said(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
-    assert "4 pictures, judged as one lesion" in page and "lesion in <bdi>d.jpg</bdi>, judged alone" in page
-    assert "judged as one lesion" not in said(engine, combine_explanations([calm], engine.info), "a.jpg")
+    page = result_page(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    assert "4 images, combined as one lesion" in page and re.search(
+        r"threshold of .* in\s<bdi>d.jpg</bdi>, judged alone", page
+    )
+    assert "combined as one lesion" not in result_page(engine, combine_explanations([calm], engine.info), "a.jpg")
 
 
 def test_the_clinics_prevalence_can_be_checked(model: Path) -> None:
     engine = with_info(model)
-    stated = _stated("own", ("4", "96", *["0"] * 5), engine)
-    page = answer(
+    stated = selected_shares("own", ("4", "96", *["0"] * 5), engine)
+    page = lesion_result(
         combine_explanations([explanation(engine, 0.9, 0.1)], engine.info), ["a.jpg"], engine, "own", stated
     ).replace("\N{NO-BREAK SPACE}", " ")
     assert "at your clinic’s prevalence (melanoma 4 %, melanocytic nevus 96 %, basal cell carcinoma 0 %" in page
@@ -148,24 +151,26 @@ def test_a_name_shows_what_it_is() -> None:
     assert plain_name("/x/Muttermal Rücken, شامة.jpg") == "Muttermal Rücken, شامة.jpg"
 
 
-def test_a_page_is_remembered_for_a_while(model: Path) -> None:
-    engine, memory = with_info(model), Memory[Explanation](seconds=0.2)
+def test_a_page_is_remembered_for_a_while(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("app.page_cache.time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine, cache = with_info(model), PageCache[Explanation](seconds=600)
     seen = {"/x/one.jpg": explanation(engine, 0.9, 0.1)}
-    memory.keep("hers", seen)
-    assert memory.of("hers") == seen and memory.of("his") == {}
-    time.sleep(0.25)
-    assert memory.of("hers") == {}
-    for page in range(MOST_PAGES + 5):
-        memory.keep(str(page), seen)
-    assert memory.of("0") == {} and memory.of(str(MOST_PAGES)) == seen
-    memory.keep("204", {})
-    assert memory.of("204") == {}
-    memory.close("hers")  # while its picture was judged
-    memory.keep("hers", seen)
-    assert memory.of("hers") == {}
-    assert memory.of("hers", still_open=True) == {}  # the line was cut, and she is back
-    memory.keep("hers", seen)
-    assert memory.of("hers") == seen
+    cache.put("hers", seen)
+    assert cache.get("hers") == seen and cache.get("his") == {}
+    now[0] += 601
+    assert cache.get("hers") == {}
+    for page in range(MAX_PAGES + 5):
+        cache.put(str(page), seen)
+    assert cache.get("0") == {} and cache.get(str(MAX_PAGES)) == seen
+    cache.put("204", {})
+    assert cache.get("204") == {}
+    cache.close("hers")  # while its image was being classified
+    cache.put("hers", seen)
+    assert cache.get("hers") == {}
+    assert cache.get("hers", reopen=True) == {}  # the connection broke, and the page is back
+    cache.put("hers", seen)
+    assert cache.get("hers") == seen
 
 
 def test_uploads_are_taken_once_and_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,57 +205,68 @@ def test_uploads_are_taken_once_and_swept(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_clinics_shares(model: Path) -> None:
     engine = with_info(model)
-    assert _stated("equal", (), engine) is None
-    training = _stated("training", (), engine)
+    assert selected_shares("equal", (), engine) is None
+    training = selected_shares("training", (), engine)
     assert training is not None and training.sum() == pytest.approx(1) and training[1] == training.max()
-    own = _stated("own", ("5", "80 %", "5,0", "2", "6.0", " 1", "1"), engine)
+    own = selected_shares("own", ("5", "80 %", "5,0", "2", "6.0", " 1", "1"), engine)
     assert own is not None and own[1] == 0.8
-    thirds = _stated("own", ("33.3", "33.3", "33.3", *["0"] * 4), engine)
+    thirds = selected_shares("own", ("33.3", "33.3", "33.3", *["0"] * 4), engine)
     assert thirds is not None and thirds.sum() == 1
     for shares, wrong in (
-        (("5",) * 7, "not to 35 %"),
-        (("-5", "105", *["0"] * 5), "say what share"),
-        (("",) * 7, "say what share of your patients"),
-        (("٥", "95", *["0"] * 5), "say what share"),
+        (("5",) * 7, "sum to 100 %, not to 35 %"),
+        (("-5", "105", *["0"] * 5), "enter the percentage"),
+        (("",) * 7, "enter the percentage of your patients"),
+        (("٥", "95", *["0"] * 5), "enter the percentage"),
         (("0",) * 7, "not to 0 %"),
     ):
         with pytest.raises(UserError, match=wrong):
-            _stated("own", shares, engine)
+            selected_shares("own", shares, engine)
 
 
-def test_of_drawings_nothing_is_said_that_holds_of_skin(model: Path) -> None:
+def test_texts_about_skin_are_only_shown_for_models_of_skin(model: Path) -> None:
     drawn, skin = with_info(model), with_info(model, warning=None)
     sample, real = drawn.info, skin.info
-    assert "learned from drawings" in fixed("texts", drawn) and "light skin" not in fixed("texts", drawn)
+    assert "trained on drawings" in fixed_part("texts", drawn) and "light skin" not in fixed_part("texts", drawn)
     report = Report.model_validate_json(model.with_name("report.json").read_text())
     card = model_card(report, sample, "0" * 64, load_config(None, ["train.epochs=7", "data.root=/secret/place"]))
     assert "train: {epochs: 7}" in card and "secret" not in card
     assert "learned from drawings" in card and not re.search("light skin|histology|Vienna", card)
     assert "confirmed by histology" in model_card(report, real, "0" * 64, load_config(None))
-    assert "drawings" not in fixed("texts", skin) and "almost only light skin" in fixed("texts", skin)
+    assert "drawings" not in fixed_part("texts", skin) and "almost only on light skin" in fixed_part("texts", skin)
 
 
 def test_words_follow_the_probability() -> None:
     def headline(*p: float) -> str:
-        return doubt(np.array(p, np.float32), NAMES, [True] * 5)[0]
+        return certainty(np.array(p, np.float32), NAMES, [True] * 5)[0]
 
-    assert headline(0.4, 0.3, 0.3, 0, 0) == "No clear answer"
-    assert headline(0.1, 0.6, 0.3, 0, 0) == "Some likeness to melanocytic nevus"
-    assert headline(0.9, 0.1, 0, 0, 0) == "Looks most like melanoma"
+    assert headline(0.4, 0.3, 0.3, 0, 0) == "No clear result"
+    assert headline(0.1, 0.6, 0.3, 0, 0) == "Uncertain: most similar to melanocytic nevus"
+    assert headline(0.9, 0.1, 0, 0, 0) == "Most similar to melanoma"
     inside = [True, False, True, False, False]
-    said = doubt(np.array([0.6, 0.25, 0.1, 0.05, 0]), NAMES, inside)[1]  # the second that is named is in the set, too
-    assert NAMES[2] in said and NAMES[1] not in said
-    headline_, said = doubt(np.array([0.3, 0.6, 0.1, 0, 0]), NAMES, inside)
-    assert headline_ == "No clear answer" and f"{NAMES[1]} has most" in said and "not among these" in said
+    sentence = certainty(np.array([0.6, 0.25, 0.1, 0.05, 0]), NAMES, inside)[1]  # the alternative is in the set, too
+    assert NAMES[2] in sentence and NAMES[1] not in sentence
+    headline_, sentence = certainty(np.array([0.3, 0.6, 0.1, 0, 0]), NAMES, inside)
+    assert (
+        headline_ == "No clear result"
+        and f"{NAMES[1]} is the most probable diagnosis" in sentence
+        and "not in the differential" in sentence
+    )
     assert [percent(p).replace("\N{NO-BREAK SPACE}", " ") for p in (0.001, 0.5, 0.999)] == ["< 1 %", "50 %", "> 99 %"]
 
 
 def test_the_map_lies_where_the_evidence_is() -> None:
     activation = np.full((4, 4), -1.0, np.float32)
     activation[0, 3] = 2
-    strength = heat(activation, 64)
+    strength = relative_evidence(activation, 64)
     assert strength[:16, 48:].mean() > 0.5 and strength[32:, :32].max() < 0.01 and strength.max() <= 1
     grey = np.full((8, 8, 3), 128, np.uint8)
     change = np.abs(np.asarray(overlay(grey, activation)).astype(int) - 128)
     assert change[SIDE // 2 :, : SIDE // 2].max() <= 1 and change[: SIDE // 4, -SIDE // 4 :].mean() > 20
     assert (np.asarray(overlay(grey, -np.ones((4, 4), np.float32))) == 128).all()
+
+
+def test_the_colour_scale_shows_the_overlays_colours() -> None:
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    colours = [bytes.fromhex(colour) for colour in re.findall("#([0-9a-f]{6})", colour_scale(grey))]
+    full = np.asarray(overlay(grey, np.ones((4, 4), np.float32)))[0, 0]
+    assert colours[0] == bytes([128] * 3) and colours[-1] == full.tobytes()

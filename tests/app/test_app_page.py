@@ -1,6 +1,6 @@
-"""The page, driven by a real browser: each flow in one look.
+"""The page in a real browser, wide and light.
 
-With DERMRW_ALL_LOOKS=1 (`make test-all`) in four: wide and narrow, light and dark.
+With DERMRW_ALL_LOOKS=1 (`make test-all`) also narrow and dark.
 """
 
 import base64
@@ -18,11 +18,12 @@ from PIL import Image
 from tools.serving import Server, Visit
 
 from app.heatmap import SIDE
-from app.page import MOST_PICTURES
+from app.page import MAX_PICTURES
 from app.render import percent
 from dermrw.decisions.prevalence import at_prevalence
 from dermrw.inference.classifier import Classifier
 
+pytestmark = pytest.mark.slow
 WIDE, NARROW = {"width": 1180, "height": 900}, {"width": 360, "height": 780}
 LOOKS = [(size, theme) for size in (WIDE, NARROW) for theme in ("light", "dark")]
 SHOTS = os.environ.get("DERMRW_SCREENSHOTS")
@@ -33,7 +34,7 @@ SHOTS = os.environ.get("DERMRW_SCREENSHOTS")
     ids=lambda look: f"{look[0]['width']}-{look[1]}",
 )
 def visit(request: Any, server: Server, browser: Any) -> Any:
-    """The page in one look; in the end nothing was complained of, and nobody else was asked for anything."""
+    """Opens the page; checks at the end that it had no errors and sent no request to another server."""
     size, theme = request.param
     opened = Visit(browser, server.url, viewport=size, color_scheme=theme)
     yield opened
@@ -45,18 +46,18 @@ def visit(request: Any, server: Server, browser: Any) -> Any:
 
 def test_a_lesion(visit: Visit, server: Server, lesion: Path, model: Path) -> None:
     before = visit.page.inner_text("body")
-    assert "not a medical device" in before and "drawn by dermrw" in before and "refuses pictures" in before
+    assert "not a medical device" in before and "drawn by dermrw" in before and "refuses images" in before
     text = visit.give(lesion)
     classifier = Classifier(model)
     expected = classifier(lesion)[0]
     for name, p in zip(classifier.info.names, expected, strict=True):
         assert percent(float(p)) in visit.page.inner_text(f"#result tr:has(th:has-text('{name}'))")
-    # doubt stands before the diagnoses, and the word that would calm nobody's doubt nowhere
-    assert text.index("Such sets are chosen") < text.index("Probability at equal prevalence")
-    said = classifier.explain(lesion).verdict
-    assert said.refused is None and text.lower().startswith(said.triage)
+    # referral and differential come before the probabilities, and nothing is called benign
+    assert text.index("The differential lists") < text.index("Probability at equal prevalence")
+    verdict = classifier.explain(lesion).verdict
+    assert verdict.refused is None and text.lower().startswith(verdict.triage)
     for code, name in zip(classifier.info.codes, classifier.info.names, strict=True):
-        assert (name in text[: text.index("Such sets are chosen")]) == (code in said.classes)
+        assert (name in text[: text.index("The differential lists")]) == (code in verdict.classes)
     assert "benign" not in visit.page.inner_text("body").lower()
     pictures = visit.page.eval_on_selector_all(
         "#result img", "all => all.map(i => [i.src.slice(0, 15), i.naturalWidth])"
@@ -78,7 +79,7 @@ def test_another_prevalence_and_another_picture_of_it(visit: Visit, lesion: Path
     for name, q in zip(classifier.info.names, at_prevalence(p, training)[0], strict=True):
         assert percent(q) in visit.page.inner_text(f"#result tr:has(th:has-text('{name}'))")
     visit.page.click("#one-prevalence label:has-text('my clinic')")
-    visit.page.wait_for_selector("#result .fault:has-text('say what share')")
+    visit.page.wait_for_selector("#result .fault:has-text('enter the percentage')")
     assert visit.page.locator("#result .remark").count() == 0
     for share, name in zip((90, 4, 1, 1, 1, 1, 1), reversed(classifier.info.names), strict=True):
         field = visit.page.get_by_label(f"{name}, %").first
@@ -98,7 +99,7 @@ def test_another_prevalence_and_another_picture_of_it(visit: Visit, lesion: Path
     visit.page.set_input_files("#upload input[type=file]", str(draw(tmp_path / "second.png", 9)))
     visit.page.wait_for_selector("#result figcaption:has-text('second.png')")
     assert visit.page.locator("#result .views img").count() == 4
-    assert "2 pictures, judged as one lesion" in visit.page.inner_text("#result")
+    assert "2 images, combined as one lesion" in visit.page.inner_text("#result")
     assert visit.page.input_value("#result .remark input") == ""
 
 
@@ -109,7 +110,7 @@ def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path,
     (tmp_path / "letter.jpg").write_text("Dear colleague")
     given = [lesion, draw(tmp_path / "=two.png", 9), dark, tmp_path / "letter.jpg"]
     text = visit.give(*given, selector="a[download]", place="many", result="table")
-    assert text.startswith("4 images") and "2 not judged" in text and server.files() == []
+    assert text.startswith("4 images") and "2 not classified" in text and server.files() == []
     address = visit.page.get_attribute("#table a[download]", "href")
     assert address is not None
     rows = list(csv.DictReader(io.StringIO(base64.b64decode(address.partition(",")[2]).decode("utf-8-sig"))))
@@ -117,26 +118,28 @@ def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path,
     assert [row["image"] for row in rows] == ["mrs-smith.jpg", "'=two.png", "dark.png", "letter.jpg"]
     for row, path in zip(rows[:2], given, strict=False):
         assert [float(row[c]) for c in classifier.info.columns] == classifier(path)[0].astype(float).tolist()
-        said = classifier.explain(path).verdict
-        assert (row["set"], row["triage"]) == (" ".join(said.classes), said.triage)
+        verdict = classifier.explain(path).verdict
+        assert (row["set"], row["triage"]) == (" ".join(verdict.classes), verdict.triage)
     assert "dark" in rows[2]["refused"] and "not an image" in rows[3]["refused"] and rows[3]["MEL"] == ""
     with visit.page.expect_download() as download:
         visit.page.click("#table a[download]")
     assert re.fullmatch(r"dermrw-20[0-9-]{8}\.csv", download.value.suggested_filename)
-    # another prevalence, and another picture, without a new upload of those that are there
+    # another prevalence and another image need no new upload of the first ones
     visit.page.click("#many-prevalence label:has-text('training data')")
     visit.page.wait_for_selector("#table caption:has-text('at the training data’s prevalence')")
     visit.page.set_input_files("#many input[type=file]", str(draw(tmp_path / "third.png", 5)))
     visit.page.wait_for_selector("#table h2:has-text('5 images')")
-    assert "2 not judged" in visit.page.inner_text("#table h2")
+    assert "2 not classified" in visit.page.inner_text("#table h2")
     visit.page.click("#many button[aria-label='Clear']")
     visit.page.wait_for_selector("#table .answer", state="detached")
 
 
-def test_what_isnt_an_image_gets_a_sentence(visit: Visit, server: Server, tmp_path: Path, lesion: Path) -> None:
+def test_a_file_that_is_no_image_gives_an_error_message(
+    visit: Visit, server: Server, tmp_path: Path, lesion: Path
+) -> None:
     (tmp_path / "letter<b>.jpg").write_text("Dear colleague")
     text = visit.give(tmp_path / "letter<b>.jpg", selector=".fault")
-    # Gradio drops the brackets from a file's name; else it stays as it is
+    # Gradio removes the brackets from the file's name; the rest stays as it is
     assert "\nletterb.jpg is not an image in a format that is known" in text and "Traceback" not in text
     (tmp_path / "cut.jpg").write_bytes(lesion.read_bytes()[:2000])
     visit.clear()
@@ -168,7 +171,7 @@ def test_by_keyboard_and_by_pasting(visit: Visit, lesion: Path) -> None:
     page.wait_for_selector("#result .views")
 
 
-@pytest.mark.parametrize("count", [1, 3, MOST_PICTURES])
+@pytest.mark.parametrize("count", [1, 3, MAX_PICTURES])
 def test_the_report_is_one_page(count: int, visit: Visit, lesion: Path, tmp_path: Path) -> None:
     visit.give(lesion, *(draw(tmp_path / f"a long name of a picture, number {n}.png", n) for n in range(1, count)))
     assert visit.page.locator("#result .views img").count() == 2 * count
@@ -183,7 +186,7 @@ def test_accessible(visit: Visit, lesion: Path) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     visit.give(lesion)
     visit.page.wait_for_timeout(500)
-    # Gradio 6.31 puts the button that adds files into another
+    # Gradio 6.31 nests the button that adds files in another button
     options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21aa"], "rules": {"nested-interactive": {"enabled": False}}}
-    found = axe.run(visit.page, options=options).response["violations"]
-    assert [(one["id"], [node["html"][:150] for node in one["nodes"]]) for one in found] == []
+    violations = axe.run(visit.page, options=options).response["violations"]
+    assert [(rule["id"], [node["html"][:150] for node in rule["nodes"]]) for rule in violations] == []

@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from app.__main__ import find_index, find_model
 from app.engine import Engine
-from app.render import answer, example
+from app.render import case_for_page, lesion_result
 from dermrw.datasets.ham10000 import read_ham10000
 from dermrw.errors import UserError
 from dermrw.inference.case_index import Index, index_path
@@ -100,10 +100,11 @@ def test_the_demo_shows_the_cases_of_its_own_model(
     )
     engine = Engine(classifier, cases)
     assert engine.cases(accepted) == found
-    page = answer(accepted, ["mine.jpg"], engine, "equal", None)
+    page = lesion_result(accepted, ["mine.jpg"], engine, "equal", None)
     assert found[4].image_id in page and page.count("data:image/png") == 7 and str(sample) not in page
     gone = found[0]._replace(path=Path("nowhere.jpg"))
-    assert example(gone, classifier.info)["picture"] == "" and "nowhere" not in str(example(gone, classifier.info))
+    shown = case_for_page(gone, classifier.info)
+    assert shown["picture"] == "" and "nowhere" not in str(shown)
     model.with_name("index.npz").write_bytes(index().save())
     assert find_index(classifier) is None and "of another model file" in capsys.readouterr().out
 
