@@ -45,16 +45,26 @@ def write_atomic(path: Path, data: bytes) -> None:
             old file is whole.
     """
     target = _target(path)
-    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        with replacing(target) as file:
+            file.write(data)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which replaces `path` at the end; after an error the old file stays."""
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
+        temporary.replace(path)
+    except BaseException:
         remove_partial(temporary)
-        raise _unwritable(path, error) from None
+        raise
 
 
 def csv_text(rows: Iterable[Iterable[object]], line_end: str = "\n", quote_all: bool = False) -> str:

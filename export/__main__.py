@@ -18,19 +18,21 @@ from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.calibration import EqualPrevalence
-from dermrw.evaluation.evaluate import load_best, with_overrides
+from dermrw.evaluation.evaluate import with_overrides
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Familiarity
+from dermrw.evaluation.predict import load_best
 from dermrw.files import open_regular, require_writable, write_atomic
 from dermrw.images.preprocess import read_image
 from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault
+from dermrw.reports.report_schema import DefinedReport, ShareWithInterval
 from dermrw.training.run_folder import latest_run, open_run, read_split
 
 from .build import build, check
 from .card import model_card
 from .diagram import reliability_diagram
 from .network import Exported
-from .report import Part, Report, official_reports, report_of
+from .report import official_reports, report_of
 
 PICTURES = 12  # that the check compares
 HAM_LICENCE = (
@@ -81,7 +83,7 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     return path
 
 
-def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelInfo:
+def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
     names = {d.dx: d.name for d in DIAGNOSES}
     try:
         return ModelInfo(
@@ -103,7 +105,7 @@ def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelI
             smallest=config.data.size // 2,
             limits=report.decisions.limits,
             refused=_proportion(report.decided.refused),
-            coverage=report.decisions.fitted.sets["coverage"],
+            coverage=report.decisions.fitted.sets.coverage,
             thresholds=tuple(report.decisions.thresholds.values()),
             covered=_proportion(report.decided.sets.coverage if report.decided.sets else None),
             triage=_triage(report),
@@ -120,13 +122,13 @@ def _info(run: Path, config: Config, report: Report, classes: Classes) -> ModelI
         raise UserError(f"{run} can't be exported, since a model file can't hold its {first_fault(error)}") from None
 
 
-def _proportion(part: Part | None) -> Proportion | None:
+def _proportion(part: ShareWithInterval | None) -> Proportion | None:
     if part is None:
         return None
     return Proportion(share=part.share, interval_95=part.interval_95, images=part.images)
 
 
-def _triage(report: Report) -> Triage | None:
+def _triage(report: DefinedReport) -> Triage | None:
     if report.decisions.triage_threshold is None:
         return None
     point = report.decided.triage

@@ -8,14 +8,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.config import NOT_PART_OF_A_RESULT, Config
+from dermrw.formatting import percent
 from dermrw.inference.model_file import ModelInfo
+from dermrw.reports.report_schema import DefinedReport
 
 from .foreign_pictures import LIKENESSES
-from .report import Report
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def _range(ends: tuple[float | None, float | None]) -> str:
@@ -25,7 +22,7 @@ def _range(ends: tuple[float | None, float | None]) -> str:
 
 def _part(part: Any) -> str:
     """A share with its interval."""
-    return "–" if part is None else f"{_percent(part.share)} ({_range(part.interval_95)})"
+    return "–" if part is None else f"{percent(part.share)} ({_range(part.interval_95)})"
 
 
 def recipe(config: Config) -> str:
@@ -40,12 +37,12 @@ def recipe(config: Config) -> str:
 
 
 def model_card(
-    report: Report,
+    report: DefinedReport,
     info: ModelInfo,
     file_digest: str,
     config: Config,
     doubt: dict[str, Any] | None = None,
-    official: Sequence[Report] = (),
+    official: Sequence[DefinedReport] = (),
 ) -> str:
     """The card's text.
 
@@ -60,7 +57,7 @@ def model_card(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=_percent, range=_range, part=_part)
+    environment.filters.update(percent=percent, range=_range, part=_part)
     template = environment.get_template("card.md.jinja")
     text = template.render(
         report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dermrw.bench.methods import WAYS, Case, run
 from dermrw.config import load_config
 from dermrw.datasets.dataset import ImageDataset, epoch_batches, in_order, load_splits, loader, resolve_root
-from dermrw.evaluation.evaluate import load_best
+from dermrw.evaluation.predict import load_best
 from dermrw.models import to_input
 from dermrw.objectives import Batch, Reweight
 from dermrw.reweight.meta_step import normalize

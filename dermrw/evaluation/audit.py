@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.datasets.dataset import ImageDataset, ImageSet, Splits, load_splits, resolve_root
 from dermrw.errors import UserError
-from dermrw.evaluation.evaluate import BATCH, load_best, softmax
+from dermrw.evaluation.predict import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic
 from dermrw.inference.neighbours import nearest_rows
+from dermrw.images.thumbnail import thumbnail
 from dermrw.models import last_linear
-from dermrw.reports.report_html import thumbnail
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
 from dermrw.training.example_weights import by_weight, read_weights
 from dermrw.training.logits import predict_logits

@@ -1,9 +1,9 @@
-"""What is said beside the ranking: refused or not, a set of diagnoses, refer or not. From validation, then measured.
+"""Refusal, prediction sets and triage: fitted on validation, then measured on a set.
 
-Everything that a model file needs to say the same is in `Decisions.to_dict`.
+`DecisionRules` holds everything that a model file needs to decide in the same way.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,25 @@ from dermrw.decisions.refusal import fit_limits, refusal
 from dermrw.decisions.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
 from dermrw.diagnoses import DX, Classes
 from dermrw.metrics.classification import malignant
+from dermrw.reports.report_schema import (
+    ByLesion,
+    Decided,
+    DecisionRules,
+    FittedDecisions,
+    FittedSets,
+    FittedTriage,
+    Judged,
+    Refused,
+    Sets,
+    ShareWithInterval,
+    TriagePoint,
+)
 
 Floats = npt.NDArray[np.float64]
 
 
 class Predicted(NamedTuple):
-    """A set of images with what the model says of them."""
+    """A set of N images with the model's outputs."""
 
     probabilities: Floats  # [N, C], for equal prevalence
     checks: Floats  # [N, 8]
@@ -27,119 +40,102 @@ class Predicted(NamedTuple):
     lesions: npt.NDArray[Any]
 
 
-class Decisions(NamedTuple):
-    """Thresholds and limits, and what they rest on."""
+def fit_decisions(valid: Predicted, classes: Classes) -> DecisionRules:
+    """Thresholds and limits from the validation images.
 
-    codes: tuple[str, ...]
-    thresholds: Floats  # [C], of the sets
-    limits: dict[str, float]
-    threshold: float | None  # of the triage; None where the classes aren't HAM10000's, or one side is missing
-    fitted: dict[str, Any]  # for the report: lesions, likely cover, validation's own sensitivity
-
-    @classmethod
-    def fit(cls, valid: Predicted, classes: Classes) -> Self:
-        """From the validation images."""
-        sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
-        point = None
-        if classes.codes == DX:
-            positive, score = malignant(valid.probabilities, valid.labels)
-            if positive.any() and not positive.all():
-                point = choose(score, positive, valid.lesions)
-        fitted = {
-            "sets": {
-                "coverage": sets.coverage,
-                "validation_lesions": dict(zip(classes.codes, sets.lesions.tolist(), strict=True)),
-                "likely_coverage": dict(zip(classes.codes, sets.likely.tolist(), strict=True)),
-            },
-            "triage": None if point is None else {"least": LEAST_SENSITIVITY, "validation": point_dict(point)},
-        }
-        limits = fit_limits(valid.checks, valid.lesions)
-        return cls(classes.codes, sets.values, limits, None if point is None else point.threshold, fitted)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For report.json."""
-        return {
-            "thresholds": dict(zip(self.codes, self.thresholds.tolist(), strict=True)),
-            "triage_threshold": self.threshold,
-            "limits": self.limits,
-            "fitted": self.fitted,
-        }
-
-    def measured(self, seen: Predicted, weights: Floats, lesion_rule: str) -> dict[str, Any]:
-        """How refusal, sets and triage do on a set; images of weight 0 count nowhere.
-
-        `by_lesion` is of the lesions with several images, judged together by the thresholds of single images.
-
-        Cover and triage are of all images, the refused ones too: who shows the model such a picture again gets no other
-        answer.
-        """
-        kept = weights > 0
-        p, y, lesions = seen.probabilities[kept], seen.labels[kept], seen.lesions[kept]
-        if not len(y):
-            return {"refused": None, "sets": None, "triage": None, "by_lesion": None}
-        reasons = [refusal(row, self.limits) for row in seen.checks[kept]]
-        refused = np.array([reason is not None for reason in reasons])
-        sets = prediction_sets(p, self.thresholds)
-        held = sets[np.arange(len(y)), y]
-        cover = {
-            code: _share_dict(share_of(held[y == c], lesions[y == c])) if (y == c).any() else None
-            for c, code in enumerate(self.codes)
-        }
-        whole = self._judged(p, y, lesions)
-        return {
-            "refused": {
-                **_share_dict(share_of(refused, lesions)),
-                "reasons": {r: reasons.count(r) for r in sorted({r for r in reasons if r})},
-                "by_class": {c: float(refused[y == i].mean()) for i, c in enumerate(self.codes) if (y == i).any()},
-            },
-            "sets": {
-                "coverage": whole["coverage"],
-                "mean_over_classes": float(np.mean([row["share"] for row in cover.values() if row])),
-                "by_class": cover,
-                "mean_size": float(sets.sum(1).mean()),
-                "sizes": np.bincount(sets.sum(1), minlength=len(self.codes) + 1)[1:].tolist(),
-            },
-            "triage": whole["triage"],
-            "by_lesion": self._by_lesion(p, y, lesions, lesion_rule),
-        }
-
-    def _by_lesion(
-        self, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], rule: str
-    ) -> dict[str, Any] | None:
-        """Of the lesions with several images: judged together, and image by image; None where there is none."""
-        _, first, lesion, images = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
-        one, several = first[images > 1], images[lesion] > 1
-        if not len(one):
-            return None
-        return {
-            "together": self._judged(combine(p, lesion, rule)[one], y[one], lesions[one]),
-            "one_by_one": self._judged(p[several], y[several], lesions[several]),
-        }
-
-    def _judged(self, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any]) -> dict[str, Any]:
-        """Cover of the sets, and triage; None where one side is missing."""
-        held = prediction_sets(p, self.thresholds)[np.arange(len(y)), y]
-        point = None
-        if self.threshold is not None:
-            positive, score = malignant(p, y)
-            if positive.any() and not positive.all():
-                point = point_dict(measure(score, positive, lesions, self.threshold))
-        return {"coverage": _share_dict(share_of(held, lesions)), "triage": point}
+    There is no triage where the classes are not HAM10000's, or where all or no validation images are malignant.
+    """
+    codes = classes.codes
+    sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
+    point = None
+    if codes == DX:
+        positive, score = malignant(valid.probabilities, valid.labels)
+        if positive.any() and not positive.all():
+            point = choose(score, positive, valid.lesions)
+    likely = {code: (float(low), float(high)) for code, (low, high) in zip(codes, sets.likely, strict=True)}
+    lesions = dict(zip(codes, sets.lesions.tolist(), strict=True))
+    return DecisionRules(
+        thresholds=dict(zip(codes, sets.values.tolist(), strict=True)),
+        triage_threshold=None if point is None else point.threshold,
+        limits=fit_limits(valid.checks, valid.lesions),
+        fitted=FittedDecisions(
+            sets=FittedSets(coverage=sets.coverage, validation_lesions=lesions, likely_coverage=likely),
+            triage=None if point is None else FittedTriage(least=LEAST_SENSITIVITY, validation=_point(point)),
+        ),
+    )
 
 
-def _share_dict(share: Share) -> dict[str, Any]:
-    return {
-        "share": share.value,
-        "interval_95": [share.low, share.high],
-        "images": share.images,
-        "lesions": share.lesions,
+def measure_decisions(rules: DecisionRules, predicted: Predicted, weights: Floats, lesion_rule: str) -> Decided:
+    """Refusal, prediction sets and triage on a set; images of weight 0 are left out.
+
+    Coverage and triage are measured on all images. Refused images are included, so the figures do not depend on
+    refusal. `by_lesion` covers the lesions with several images, combined to one answer each, with the thresholds for
+    single images.
+    """
+    kept = weights > 0
+    p, y, lesions = predicted.probabilities[kept], predicted.labels[kept], predicted.lesions[kept]
+    if not len(y):
+        return Decided(refused=None, sets=None, triage=None, by_lesion=None)
+    codes = tuple(rules.thresholds)
+    reasons = [refusal(row, rules.limits) for row in predicted.checks[kept]]
+    refused = np.array([reason is not None for reason in reasons])
+    sets = prediction_sets(p, list(rules.thresholds.values()))
+    covered = sets[np.arange(len(y)), y]
+    by_class = {
+        code: _share(share_of(covered[y == c], lesions[y == c])) if (y == c).any() else None
+        for c, code in enumerate(codes)
     }
+    judged = _judge(rules, p, y, lesions)
+    return Decided(
+        refused=Refused(
+            **_share(share_of(refused, lesions)).model_dump(),
+            reasons={r: reasons.count(r) for r in sorted({r for r in reasons if r})},
+            by_class={code: float(refused[y == c].mean()) for c, code in enumerate(codes) if (y == c).any()},
+        ),
+        sets=Sets(
+            coverage=judged.coverage,
+            mean_over_classes=float(np.mean([row.share for row in by_class.values() if row])),
+            by_class=by_class,
+            mean_size=float(sets.sum(1).mean()),
+            sizes=np.bincount(sets.sum(1), minlength=len(codes) + 1)[1:].tolist(),
+        ),
+        triage=judged.triage,
+        by_lesion=_by_lesion(rules, p, y, lesions, lesion_rule),
+    )
 
 
-def point_dict(point: OperatingPoint) -> dict[str, Any]:
-    """An operating point for JSON."""
-    return {
-        "threshold": point.threshold,
-        "sensitivity": _share_dict(point.sensitivity),
-        "specificity": _share_dict(point.specificity),
-    }
+def _by_lesion(
+    rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], lesion_rule: str
+) -> ByLesion | None:
+    """Figures of the lesions with several images; None if there is none."""
+    _, first, lesion, images = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
+    one_of_each, several = first[images > 1], images[lesion] > 1
+    if not len(one_of_each):
+        return None
+    combined = combine(p, lesion, lesion_rule)
+    return ByLesion(
+        together=_judge(rules, combined[one_of_each], y[one_of_each], lesions[one_of_each]),
+        one_by_one=_judge(rules, p[several], y[several], lesions[several]),
+    )
+
+
+def _judge(rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any]) -> Judged:
+    """Coverage of the sets, and triage; no triage where all or no images are malignant."""
+    covered = prediction_sets(p, list(rules.thresholds.values()))[np.arange(len(y)), y]
+    point = None
+    if rules.triage_threshold is not None:
+        positive, score = malignant(p, y)
+        if positive.any() and not positive.all():
+            point = _point(measure(score, positive, lesions, rules.triage_threshold))
+    return Judged(coverage=_share(share_of(covered, lesions)), triage=point)
+
+
+def _share(share: Share) -> ShareWithInterval:
+    interval = (share.low, share.high)
+    return ShareWithInterval(share=share.value, interval_95=interval, images=share.images, lesions=share.lesions)
+
+
+def _point(point: OperatingPoint) -> TriagePoint:
+    return TriagePoint(
+        threshold=point.threshold, sensitivity=_share(point.sensitivity), specificity=_share(point.specificity)
+    )

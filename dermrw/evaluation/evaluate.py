@@ -1,46 +1,55 @@
-"""From a run to its scores: predictions.csv in ISIC's format, report.json, report.html.
+"""`dermrw eval`: from a run to predictions.csv in ISIC's format, report.json and report.html.
 
-Everything is computed from predictions.csv as written, so that whoever scores that file gets the same figures.
-Temperature and offsets come from validation; the test split chooses nothing.
+All figures are computed from predictions.csv as written, so that scoring that file gives the same figures.
+Temperature, offsets and thresholds are fitted on validation; nothing is chosen on the test split.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from dermrw.config import Config, load_config
-from dermrw.datasets.dataset import ImageDataset, ImageSet, image_set, load_splits, resolve_root, true_labels
+from dermrw.datasets.dataset import ImageSet, Splits, image_set, load_splits, resolve_root, true_labels
 from dermrw.datasets.ham10000 import find_official
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
-from dermrw.evaluation.decision_rules import Decisions, Predicted
-from dermrw.evaluation.image_checks import Checks, fit_familiarity, logits_and_checks
-from dermrw.files import predictions_csv, require_writable, write_atomic
+from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
+from dermrw.evaluation.predict import Predictor, load_best, softmax
+from dermrw.files import require_writable, write_atomic
+from dermrw.formatting import number, percent
 from dermrw.metrics.classification import balanced_accuracy, bootstrap_interval, score_weights
-from dermrw.models import build_model
-from dermrw.reports.report_html import write_html
-from dermrw.reports.report_json import Scored, build_report, compare_lesion_rules
+from dermrw.reports.predictions_csv import read_predictions, write_predictions
+from dermrw.reports.report_html import TrainingHistory, write_html
+from dermrw.reports.report_json import ScoredSet, build_report, compare_lesion_rules
+from dermrw.reports.report_schema import DecisionRules, Report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment, keep_freed_memory
-from dermrw.training.run_folder import open_run, read_split
+from dermrw.training.run_folder import open_run, read_log, read_split
 
-BATCH = 64
+TRUSTED_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (
-    "Embedded sample: pictures drawn by dermrw itself. These figures say that the software works and nothing about "
+    "Embedded sample: pictures drawn by dermrw itself. These figures show that the software works and nothing about "
     "skin. For the real data: `make data`, or HAM10000_DIR=FOLDER."
 )
+
+
+class Fitted(NamedTuple):
+    """Everything that is fitted on validation, and the facts of the run that a report holds."""
+
+    calibration: EqualPrevalence
+    decisions: DecisionRules
+    lesion_rule: str
+    prevalence: np.ndarray  # [C], of the training set
+    about: dict[str, Any]  # fields of `Report`
 
 
 def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -51,7 +60,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: `data.root=FOLDER` where the data has moved, `train.device=…` to choose another device.
 
     Returns:
-        the report on the run's own test split.
+        the report on the run's own test split, as report.json holds it.
     """
     keep_freed_memory()
     config = with_overrides(open_run(run), run, overrides, "eval")
@@ -59,36 +68,48 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         require_writable(run / name)
     root = resolve_root(config.data)
     splits = load_splits(config.data, root, read_split(run))
-    device = choose_device("auto" if not _chosen(overrides) else config.train.device)
-    choice = Placement(device, "fp32", config.train.channels_last is True)  # the layout that training found the faster
+    chosen = any(item.startswith("train.device=") for item in overrides)
+    device = choose_device(config.train.device if chosen else "auto")
+    placement = Placement(device, "fp32", config.train.channels_last is True)  # the faster layout, as training found
     model, state = load_best(run, config, splits.classes)
-    last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt's time ends with it
-    model = choice.place(model)
-    print(f"Evaluating {run}, epoch {state['best_epoch']} of {config.train.epochs}, on {choice}", flush=True)
+    model = placement.place(model)
+    print(f"Evaluating {run}, epoch {state['best_epoch']} of {config.train.epochs}, on {placement}", flush=True)
 
-    familiarity = fit_familiarity(model, splits.train, config.data, choice, BATCH)
-    checks = Checks(familiarity).to(choice.device)
+    predictor = Predictor.of(model, splits.train, config.data, placement)
+    fitted = fit(run, config, splits, predictor, state)
+    training = TrainingHistory(_log(run), settings(config))
+    own = _score(run, "", "the run's own test split", splits.test, splits.classes, predictor, fitted, training)
+    for part in ("validation", "test") if config.data.name == "ham10000" else ():
+        table = find_official(root, part.capitalize())
+        if table is not None:
+            images = image_set(table.drop(columns="path"), splits.classes, table["path"].tolist())
+            suffix, title = f"_isic2018_{part}", f"ISIC 2018's official {part} set"
+            _score(run, suffix, title, images, splits.classes, predictor, fitted, training)
+    if own.warning:
+        print(own.warning)
+    return own.to_dict()
 
-    def look(images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
-        pixels = ImageDataset(images, config.data, progress=name)
-        return logits_and_checks(model, checks, pixels, choice, BATCH, config.data.views == 8)
 
-    valid = splits.validation
-    (logits, measures), lesions = look(valid, "the validation split"), valid.table["lesion_id"].to_numpy()
-    # for choosing between recipes: what was fitted on these images would flatter itself on them
-    path = run / "predictions_validation_as_trained.csv"
+def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: dict[str, Any]) -> Fitted:
+    """Fits calibration, thresholds and the lesion rule on validation; `state` is best.pt's.
+
+    Writes predictions_validation_as_trained.csv, for choosing between configs without the test split, and
+    familiarity.npz, the out-of-distribution score that `export` needs.
+    """
+    valid, classes = splits.validation, splits.classes
+    logits, checks = predictor.predict(valid, "the validation split")
+    lesions = valid.table["lesion_id"].to_numpy()
+    # the network's own probabilities: calibrated ones would look too good on the images that they were fitted on
     as_trained = softmax(logits)
-    write_predictions(path, valid.table["image_id"], splits.classes, as_trained)
+    write_predictions(run / "predictions_validation_as_trained.csv", valid.table["image_id"], classes, as_trained)
+    write_atomic(run / "familiarity.npz", predictor.checks.familiarity.save())
     fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
-    calibration = {
-        **fitted.calibration.to_dict(),
-        "fitted_on": f"{len(valid)} validation images, every class weighing the same",
-        "strength": fitted.strength,
-        "cross_validation": [row._asdict() for row in fitted.table],
-    }
-    decisions = Decisions.fit(Predicted(fitted.calibration(logits), measures, valid.labels, lesions), splits.classes)
-    counts = np.bincount(true_labels(splits.train.table, splits.classes), minlength=len(splits.classes.codes))
+    probabilities = fitted.calibration(logits)
+    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes)
+    lesion_rule = compare_lesion_rules(probabilities, valid.labels, lesions)
+    counts = np.bincount(true_labels(splits.train.table, classes), minlength=len(classes.codes))
     prevalence = counts / len(splits.train)
+    last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time
     about = {
         "run": run.name,
         "warning": SAMPLE_WARNING if config.data.name == "sample" else None,
@@ -100,150 +121,124 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         "epochs": config.train.epochs,
         "training_seconds": round(last["seconds"]),
         "training_images": len(splits.train),
-        "training_prevalence": dict(zip(splits.classes.codes, prevalence.tolist(), strict=True)),
-        "calibration": calibration,
-        "decisions": decisions.to_dict(),
-        "lesion_rule": compare_lesion_rules(fitted.calibration(logits), valid.labels, lesions),
+        "training_prevalence": dict(zip(classes.codes, prevalence.tolist(), strict=True)),
+        "calibration": {
+            **fitted.calibration.to_dict(),
+            "fitted_on": f"{len(valid)} validation images, every class weighing the same",
+            "strength": fitted.strength,
+            "cross_validation": [row._asdict() for row in fitted.table],
+        },
+        "decisions": decisions,
+        "lesion_rule": lesion_rule,
         "validation": {
             "images": len(valid),
             "balanced_accuracy_as_trained": balanced_accuracy(as_trained, valid.labels),
-            "interval_95": list(bootstrap_interval(as_trained, valid.labels, lesions).balanced_accuracy),
+            "interval_95": bootstrap_interval(as_trained, valid.labels, lesions).balanced_accuracy,
         },
         "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),
     }
-    write_atomic(run / "familiarity.npz", familiarity.save())
-    judge = _Judge(run, splits.classes, look, fitted.calibration, decisions, prevalence, about)
-    own = judge.score("", "the run's own test split", splits.test)
-    for part in ("validation", "test") if config.data.name == "ham10000" else ():
-        table = find_official(root, part.capitalize())
-        if table is not None:
-            official = image_set(table.drop(columns="path"), splits.classes, table["path"].tolist())
-            judge.score(f"_isic2018_{part}", f"ISIC 2018's official {part} set", official)
-    if about["warning"]:
-        print(about["warning"])
-    return own
+    return Fitted(fitted.calibration, decisions, lesion_rule["rule"], prevalence, about)
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Logits `[N, C]` -> what the network was trained to say, before anything was fitted, float64."""
-    return torch.softmax(torch.from_numpy(logits).double(), 1).numpy()
+def _score(
+    run: Path,
+    suffix: str,
+    title: str,
+    images: ImageSet,
+    classes: Classes,
+    predictor: Predictor,
+    fitted: Fitted,
+    training: TrainingHistory,
+) -> Report:
+    """Predicts a set, writes predictions, ground truth and reports under names with `suffix`, prints the figures."""
+    ids = images.table["image_id"]
+    logits, checks = predictor.predict(images, title)
+    path = run / f"predictions{suffix}.csv"
+    write_predictions(path, ids, classes, fitted.calibration(logits))
+    write_predictions(run / f"ground_truth{suffix}.csv", ids, classes, np.eye(len(classes.codes))[images.labels])
+    as_trained = softmax(logits)
+    write_predictions(run / f"predictions{suffix}_as_trained.csv", ids, classes, as_trained)
+
+    probabilities = read_predictions(path, ids, classes)
+    scored = ScoredSet(title, images.table, images.labels, images.sources, classes, probabilities)
+    predicted = Predicted(probabilities, checks, images.labels, images.table["lesion_id"].to_numpy())
+    decided = measure_decisions(fitted.decisions, predicted, score_weights(ids.to_numpy()), fitted.lesion_rule)
+    report = build_report(scored, as_trained, fitted.prevalence, decided, fitted.about)
+    json_path, html_path = run / f"report{suffix}.json", run / f"report{suffix}.html"
+    write_html(html_path, report, scored, training, official=suffix != "")  # first: if it fails, the old report stays
+    write_atomic(json_path, json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
+    print_report(report)
+    print(f"{path}, {json_path}, {html_path}", flush=True)
+    return report
 
 
-def load_best(run: Path, config: Config, classes: Classes) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a run's best epoch, on the CPU, and the checkpoint that it came from.
+def settings(config: Config) -> list[tuple[str, str]]:
+    """Optimiser, batches and seeds for report.html; without paths, since the file may be passed on."""
+    train, data = config.train, config.data
+    drawn = data.meta == "rule" or data.name == "cifar10"
+    trusted = f"{data.meta_per_class} images of each class, drawn at random" if drawn else Path(data.meta).name
+    rate = f"learning rate {train.lr:g} ({train.schedule})"
+    return [
+        ("Optimiser", f"{train.optimizer}, {rate}, weight decay {train.weight_decay:g}"),
+        ("Batch", f"{train.batch_size} images, augmentation: {data.augment}"),
+        *([("Trusted (meta) set", trusted)] if config.objective.name in TRUSTED_SET else []),
+        ("Seeds", f"training {train.seed}, split {data.split_seed}"),
+    ]
 
-    Raises:
-        UserError: best.pt is absent, damaged, or another run's.
-    """
-    path = run / "best.pt"
-    state = load_checkpoint(path)
-    if state["classes"] != list(classes.codes):
-        raise UserError(f"{path} knows the classes {state['classes']}: it is not this run's")
-    model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(classes.codes))
+
+def _log(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; none if it can't be read, since a report without training curves is still one."""
     try:
-        model.load_state_dict(state["model"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} doesn't hold the weights of {config.model.backbone}: {reason}") from None
-    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
-        raise UserError(f"{path} holds weights that are not finite: the training diverged, start one with a lower rate")
-    return model, state
-
-
-def _chosen(overrides: Sequence[str]) -> bool:
-    return any(item.startswith("train.device=") for item in overrides)
+        return read_log(run)
+    except (OSError, UserError):
+        return []
 
 
 def with_overrides(config: Config, run: Path, overrides: Sequence[str], program: str) -> Config:
-    """The run's config with the two keys that an evaluation, or an export, may change.
+    """The run's config, with the two keys that evaluation and export accept.
 
     Raises:
-        UserError: another key, or a value that it can't have.
+        UserError: another key, or an invalid value.
     """
     for item in overrides:
         if item.partition("=")[0] not in ("data.root", "train.device"):
             raise UserError(
-                f"{program} takes data.root=FOLDER and train.device=NAME, not {item}: a run keeps its settings"
+                f"{program} takes data.root=FOLDER and train.device=NAME, not {item}: a run's other settings are fixed"
             )
     return load_config(run / "config.yaml", overrides) if overrides else config
 
 
-class _Judge(NamedTuple):
-    """What a set is scored with, all of it fitted on validation."""
-
-    run: Path
-    classes: Classes
-    look: Callable[[ImageSet, str], tuple[np.ndarray, np.ndarray]]  # logits [N, C] and checks [N, 8]
-    calibration: EqualPrevalence
-    decisions: Decisions
-    prevalence: np.ndarray  # [C]
-    about: dict[str, Any]
-
-    def score(self, suffix: str, title: str, images: ImageSet) -> dict[str, Any]:
-        """Predicts a set and writes its three files and the truth beside them; returns the report."""
-        run, ids = self.run, images.table["image_id"]
-        logits, measures = self.look(images, title)
-        path = run / f"predictions{suffix}.csv"
-        write_predictions(path, ids, self.classes, self.calibration(logits))
-        truth = np.eye(len(self.classes.codes))[images.labels]
-        write_predictions(run / f"ground_truth{suffix}.csv", ids, self.classes, truth)
-        scored = Scored(title, images, self.classes, read_predictions(path, ids, self.classes))
-        # the logits' own softmax: what the network was trained to say, before anything was fitted on validation
-        as_trained = softmax(logits)
-        write_predictions(run / f"predictions{suffix}_as_trained.csv", ids, self.classes, as_trained)
-        seen = Predicted(scored.probabilities, measures, images.labels, images.table["lesion_id"].to_numpy())
-        rule = self.about["lesion_rule"]["rule"]
-        decided = self.decisions.measured(seen, score_weights(ids.to_numpy()), rule)
-        report = build_report(scored, as_trained, self.prevalence, {"decided": decided, **self.about})
-        write_html(run, suffix, report, scored)  # first: what is wrong with the run's log leaves the report as it was
-        write_atomic(run / f"report{suffix}.json", json.dumps(report, indent=1, allow_nan=False).encode())
-        print_report(report)
-        print(f"{path}, {run / f'report{suffix}.json'}, {run / f'report{suffix}.html'}", flush=True)
-        return report
-
-
-def write_predictions(path: Path, image_ids: pd.Series, classes: Classes, probabilities: np.ndarray) -> None:
-    """Writes probabilities `[N, C]`, clipped to [0, 1], in ISIC's format."""
-    write_atomic(path, predictions_csv(image_ids, classes.columns, np.clip(probabilities, 0.0, 1.0).tolist()))
-
-
-def read_predictions(path: Path, image_ids: pd.Series, classes: Classes) -> np.ndarray:
-    """Probabilities `[N, C]` of the images, from a file in ISIC's format."""
-    # as text first: pandas' own fast parser may miss a number by its last digit
-    table = pd.read_csv(path, dtype=str).set_index("image")
-    return table.loc[image_ids.tolist(), list(classes.columns)].to_numpy(str).astype(np.float64)
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """The figures as a table that a person can read."""
+def print_report(report: Report) -> None:
+    """Prints the figures as a table."""
     names = {d.dx: d.name for d in DIAGNOSES}
 
-    def percent(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.1f} %"
+    def interval(ends: tuple[float | None, float | None]) -> str:
+        return f"{percent(ends[0])} to {percent(ends[1])}"
 
-    table = Table(title=f"{report['run']} on {report['scored_on']}", caption_justify="left")
-    lesions = ["lesions"] if "groups" in report else []  # of CIFAR-10 each image is its own
-    for heading in ("class", "images", *lesions, "recall", "95 % interval", "AUC", "average precision"):
+    table = Table(title=f"{report.run} on {report.scored_on}", caption_justify="left")
+    lesions = report.groups is not None  # of CIFAR-10 each image counts as its own
+    counts = ["images", "lesions"] if lesions else ["images"]
+    for heading in ("class", *counts, "recall", "95 % interval", "AUC", "average precision"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
-    for code, row in report["classes"].items():
-        low, high = row["recall_interval_95"]
-        label = f"{code}  {names[code]}" if code in names else code
-        numbers = [f"{row[key]:.3f}" if row[key] is not None else "–" for key in ("auc", "average_precision")]
-        cells = [str(row[key]) for key in ("images", *lesions)]
-        cells += [percent(row["recall"]), f"{percent(low)} to {percent(high)}"]
-        table.add_row(label, *cells, *numbers)
-    low, high = report["interval_95"]
+    for code, row in report.classes.items():
+        table.add_row(
+            f"{code}  {names[code]}" if code in names else code,
+            *[str(getattr(row, key)) for key in counts],
+            percent(row.recall),
+            interval(row.recall_interval_95),
+            number(row.auc),
+            number(row.average_precision),
+        )
     console = Console(width=None if Console().is_terminal else 110)
     console.print(table)
     console.print(
-        f"[bold]Balanced accuracy {percent(report['balanced_accuracy'])}[/] (95 % interval {percent(low)} to "
-        f"{percent(high)}; as trained, before calibration, {percent(report['as_trained']['balanced_accuracy'])})"
+        f"[bold]Balanced accuracy {percent(report.balanced_accuracy)}[/] (95 % interval "
+        f"{interval(report.interval_95)}; before calibration {percent(report.as_trained.balanced_accuracy)})"
     )
-    valid = report["validation"]
-    low, high = valid["interval_95"]
-    console.print(
-        f"On the {valid['images']:,} validation images, which chose the epoch: "
-        f"{percent(valid['balanced_accuracy_as_trained'])} ({percent(low)} to {percent(high)}), as trained"
-    )
+    if report.validation:
+        console.print(
+            f"On the {report.validation.images:,} validation images, which chose the epoch, before calibration: "
+            f"{percent(report.validation.balanced_accuracy_as_trained)} ({interval(report.validation.interval_95)})"
+        )

@@ -1,7 +1,7 @@
-"""The report's figures: matplotlib without pyplot, as inline SVG that takes its ink and font from the page around it.
+"""The figures of report.html, as inline SVG that takes its colours and font from the page.
 
-Text stays text, so that it can be searched and is set in the reader's own font; the ink is the page's `currentColor`,
-so that one drawing serves light and dark. The same input gives the same bytes.
+Text stays text, so that it can be searched and uses the reader's font. Lines and text use the page's `currentColor`, so
+that one drawing works on light and dark backgrounds. The same input gives the same bytes.
 """
 
 import io
@@ -21,10 +21,11 @@ from sklearn.metrics import roc_curve
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
+from dermrw.reports.report_schema import Malignant
 
 Floats = npt.NDArray[np.float64]
 
-# stand-ins that no other element uses, replaced after drawing: matplotlib knows no CSS
+# placeholder colours that no other element uses, replaced by CSS after drawing, which matplotlib does not support
 INK, GRID, ACCENT = "#010203", "#040506", "#070809"
 CSS = {INK: "currentColor", GRID: "var(--grid)", ACCENT: "var(--accent)"}
 STYLE: Any = {
@@ -49,14 +50,14 @@ STYLE: Any = {
     "lines.solid_capstyle": "round",
 }
 MORE_COLOURS = ("#7f7f7f", "#bcbd22", "#6a3d9a", "#17becf", "#b15928")
-# on, off in units of the line's width; colour is never the only thing that tells lines apart
+# on, off in line widths; lines differ in dashes as well as colour
 DASHES = ((), (5, 1.5), (2.2, 1.1), (6, 1.4, 1.2, 1.4), (9, 2), (4, 1.2, 1, 1.2, 1, 1.2), (1, 1))
-POINTS = 240  # of a curve over training: more can't be seen and makes the file large
+POINTS = 240  # at most, of a curve over training: more would not be visible
 HALF, THIRD = (4.4, 3.9), (4.4, 2.7)  # inches; 72 to the inch in the SVG's units
 
 
-class Look(NamedTuple):
-    """How a class looks in every figure."""
+class ClassStyle(NamedTuple):
+    """Name, colour and dashes of a class in every figure."""
 
     code: str
     name: str
@@ -65,20 +66,21 @@ class Look(NamedTuple):
     malignant: bool
 
 
-def looks(codes: Sequence[str]) -> list[Look]:
-    """A look for each class: HAM10000's diagnoses keep their colours, others draw from one palette."""
+def class_styles(codes: Sequence[str]) -> list[ClassStyle]:
+    """A style for each class: HAM10000's diagnoses keep their colours, other classes take theirs from one palette."""
     known = {d.dx: d for d in DIAGNOSES}
     palette = (*(d.colour for d in DIAGNOSES), *MORE_COLOURS)
-    found = []
+    styles = []
     for i, code in enumerate(codes):
         d = known.get(code)
         colour, dashes = palette[i % len(palette)], DASHES[i % len(DASHES)]
-        found.append(Look(code, d.name, d.colour, dashes, d.malignant) if d else Look(code, "", colour, dashes, False))
-    return found
+        name, colour, malignant = (d.name, d.colour, d.malignant) if d else ("", colour, False)
+        styles.append(ClassStyle(code, name, colour, dashes, malignant))
+    return styles
 
 
 def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Axes], None]) -> Markup:
-    """One figure as an `<svg>` element; `name` keeps its ids apart from the other figures' on the page."""
+    """One figure as an `<svg>` element; `name` makes its ids unique on the page."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         paint(figure.add_subplot())
@@ -90,8 +92,8 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Axes],
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
-    for stand_in, css in CSS.items():
-        svg = svg.replace(stand_in, css)
+    for placeholder, css in CSS.items():
+        svg = svg.replace(placeholder, css)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1).strip())
@@ -114,25 +116,23 @@ def _roc(positive: npt.NDArray[np.bool_], score: Floats, weights: Floats) -> tup
     return false, true
 
 
-def roc(probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, classes: Sequence[Look]) -> Markup:
-    """Every class against the rest."""
+def roc(probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, classes: Sequence[ClassStyle]) -> Markup:
+    """ROC curves of each class against the rest."""
 
     def paint(axes: Axes) -> None:
         _unit_square(axes, "1 − specificity", "sensitivity")
-        for c, look in enumerate(classes):
+        for c, style in enumerate(classes):
             curve = _roc(labels == c, probabilities[:, c], weights)
             if curve:
-                line = axes.plot(*curve, color=look.colour)[0]
-                if look.dashes:
-                    line.set_dashes(look.dashes)
+                line = axes.plot(*curve, color=style.colour)[0]
+                if style.dashes:
+                    line.set_dashes(style.dashes)
 
     return draw("roc", "ROC curves of each class against the rest; their areas are in the legend", HALF, paint)
 
 
-def malignant_roc(
-    probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, report: dict[str, Any]
-) -> Markup | None:
-    """Malignant against the rest, with the two operating points that the report names."""
+def malignant_roc(probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, report: Malignant) -> Markup | None:
+    """Malignant against the rest, with the report's two operating points; None if either side has no images."""
     positive, score = metrics.malignant(probabilities, labels)
     curve = _roc(positive, score, weights)
     if curve is None:
@@ -141,8 +141,9 @@ def malignant_roc(
     def paint(axes: Axes) -> None:
         _unit_square(axes, "1 − specificity", "sensitivity")
         axes.plot(*curve, color=ACCENT)
-        sensitivity, specificity = report["sensitivity_at_90_specificity"], report["specificity_at_95_sensitivity"]
-        # of different depth, so that the labels stay apart where a good curve brings the points together
+        sensitivity, specificity = report.sensitivity_at_90_specificity, report.specificity_at_95_sensitivity
+        assert sensitivity is not None and specificity is not None  # both are defined where the curve is
+        # at different heights, so that the labels do not overlap where the points are close together
         for x, y, mark, depth, text in (
             (0.1, sensitivity, "o", -12, f"sensitivity {100 * sensitivity:.0f} %"),
             (1 - specificity, 0.95, "s", -26, f"specificity {100 * specificity:.0f} %"),
@@ -153,29 +154,60 @@ def malignant_roc(
     return draw("malignant", "ROC curve of malignant or pre-malignant diagnoses against the rest", HALF, paint)
 
 
+def top_label_curve(
+    probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, bins: int
+) -> reliability.Reliability:
+    """The reliability curve of the decided class, from probabilities `[N, C]`."""
+    top = probabilities.argmax(axis=1)
+    return reliability.reliability_curve(labels == top, probabilities[np.arange(len(top)), top], weights, bins=bins)
+
+
 def reliability_diagram(
-    name: str, probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, classes: Sequence[Look], bins: int
+    name: str,
+    probabilities: Floats,
+    labels: npt.NDArray[Any],
+    weights: Floats,
+    classes: Sequence[ClassStyle],
+    bins: int,
 ) -> Markup | None:
-    """Top-label reliability in ink, each class's own thinly behind it."""
+    """Reliability of the decided class (bold) and of each class (thin); None if all weights are 0."""
     if not weights.any():
         return None
-    top = probabilities.argmax(axis=1)
-    curve = reliability.reliability_curve(labels == top, probabilities[np.arange(len(top)), top], weights, bins=bins)
+    curve = top_label_curve(probabilities, labels, weights, bins)
 
     def paint(axes: Axes) -> None:
-        _unit_square(axes, "probability given", "share that came true")
-        for c, look in enumerate(classes):
+        _unit_square(axes, "predicted probability", "observed frequency")
+        for c, style in enumerate(classes):
             own = reliability.reliability_curve(labels == c, probabilities[:, c], weights, bins=bins)
-            line = axes.plot(own.score, own.frequency, color=look.colour, linewidth=1, alpha=0.6)[0]
-            if look.dashes:
-                line.set_dashes(look.dashes)
+            line = axes.plot(own.score, own.frequency, color=style.colour, linewidth=1, alpha=0.6)[0]
+            if style.dashes:
+                line.set_dashes(style.dashes)
         axes.plot(curve.score, curve.frequency, "o-", color=INK, markersize=4, linewidth=1.5)
 
-    return draw(f"reliability-{name}", f"Reliability diagram at {name} prevalence", HALF, paint)
+    return draw(f"reliability-{name}", f"Reliability diagram at {name.replace('_', ' ')}", HALF, paint)
+
+
+def reliability_png(
+    panels: dict[str, tuple[Floats, Floats]], labels: npt.NDArray[Any], titles: dict[str, str], bins: int
+) -> bytes:
+    """A PNG with a reliability diagram of the decided class for each of `both_prevalences`' two panels."""
+    figure = Figure((10, 4.8), layout="constrained")
+    for axes, (name, (p, weights)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        curve = top_label_curve(p, labels, weights, bins)
+        ece = reliability.expected_calibration_error(p, labels, weights, bins=bins)
+        axes.plot([0, 1], [0, 1], color="0.75", linewidth=1)
+        axes.plot(curve.score, curve.frequency, "o-", color="#0b5fae", markersize=4)
+        axes.set(
+            xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"{titles[name]}: error {100 * ece:.1f} %",
+            xlabel="probability of the most likely diagnosis", ylabel="share that was correct",
+        )  # fmt: skip
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    return buffer.getvalue()
 
 
 def _thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Means of neighbours where there are more points than can be seen."""
+    """The curve, neighbouring points averaged until at most `POINTS` are left."""
     size = -(-len(x) // POINTS)
     starts = np.arange(0, len(x), size)
     counts = np.diff([*starts, len(x)])
@@ -191,7 +223,7 @@ def _over_epochs(axes: Axes, epochs: float) -> None:
 def over_training(
     name: str, alt: str, x: Floats, y: Floats, epochs: float, *, percent: bool = False, best: int | None = None
 ) -> Markup:
-    """One quantity over training; `best` marks the epoch that was kept."""
+    """One quantity over training; `best` is the epoch that was kept, which is marked."""
 
     def paint(axes: Axes) -> None:
         many = len(x) > 60
@@ -204,7 +236,7 @@ def over_training(
             right = at > epochs / 2
             axes.annotate(
                 f"kept: epoch {best}, {100 * value:.1f} %",
-                (at, 0),  # at the foot, where no curve runs
+                (at, 0),  # at the bottom, clear of the curve
                 (-8 if right else 8, 8),
                 textcoords="offset points",
                 ha="right" if right else "left",
@@ -219,19 +251,19 @@ def over_training(
 
 
 def class_weight(
-    look: Look, number: int, x: Floats, share: Floats, trained: float, epochs: float, top: float
+    style: ClassStyle, number: int, x: Floats, share: Floats, trained: float, epochs: float, top: float
 ) -> Markup:
-    """The share of the weight that one class receives, and (dashed) its share of the training images."""
+    """The share of the total weight that one class receives, and (dashed) its share of the training images."""
 
     def paint(axes: Axes) -> None:
         thin_x, thin_y = _thinned(x, share)
-        axes.fill_between(thin_x, thin_y, color=look.colour, alpha=0.18, linewidth=0)
-        axes.plot(thin_x, thin_y, color=look.colour, linewidth=1.6)
+        axes.fill_between(thin_x, thin_y, color=style.colour, alpha=0.18, linewidth=0)
+        axes.plot(thin_x, thin_y, color=style.colour, linewidth=1.6)
         axes.axhline(trained, color=INK, linewidth=1, dashes=(3, 2.5))
         _over_epochs(axes, epochs)
         axes.set_ylim(0, top)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
 
-    alt = f"Share of the weight that {look.code} receives during training, against its share of the training images"
+    alt = f"Share of the total weight that {style.code} receives during training, and its share of the training images"
     return draw(f"weight-{number}", alt, (2.7, 1.9), paint)

@@ -1,42 +1,53 @@
-"""What report.json holds: every figure of a set's predictions, computed from the file as written."""
+"""The figures of report.json, computed from the probabilities and labels of a set of images."""
 
+import json
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 
-from dermrw.datasets.dataset import ImageSet
 from dermrw.decisions.prevalence import LESION_RULES, at_prevalence, combine
 from dermrw.diagnoses import DX, Classes
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
+from dermrw.reports.report_schema import Decided, Report, SetFigures
 
 BINS = 15
 REPLICATES = 2000
 AGE_BANDS = [(0, 30, "0–29"), (30, 45, "30–44"), (45, 60, "45–59"), (60, 75, "60–74"), (75, 200, "75 and over")]
 
 
-class Scored(NamedTuple):
-    """A set with its predictions, in the set's order."""
+class ScoredSet(NamedTuple):
+    """A set of N images with labels and predictions."""
 
-    title: str
-    images: ImageSet
+    title: str  # for people, such as "the run's own test split"
+    table: pd.DataFrame  # N rows with image_id, lesion_id and, for HAM10000's classes, sex, age, localization, dx_type
+    labels: np.ndarray  # int [N]
+    sources: list[Any]  # for thumbnails: paths, or pixels uint8 [H, W, 3]
     classes: Classes
-    probabilities: np.ndarray  # [N, C], for equal prevalence, as read back from the file
+    probabilities: np.ndarray  # [N, C], for equal prevalence, as read back from predictions.csv
 
 
 def build_report(
-    scored: Scored, as_trained: np.ndarray, prevalence: np.ndarray, about: dict[str, Any]
-) -> dict[str, Any]:
-    """Everything that report.json holds, balanced accuracy first. Numbers that are undefined are null.
+    scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarray, decided: Decided, about: dict[str, Any]
+) -> Report:
+    """The whole report of a set.
 
     Args:
         scored: the set and its probabilities for equal prevalence.
         as_trained: the network's own softmax `[N, C]`.
         prevalence: the classes' shares in the training set `[C]`.
-        about: what is said of the run.
+        decided: refusal, prediction sets and triage on the set.
+        about: the fields of `Report` on the run and its calibration.
     """
-    p, y, table = scored.probabilities, scored.images.labels, scored.images.table
+    figures = set_figures(scored, as_trained, prevalence).model_dump(exclude_unset=True)
+    return Report.model_validate_json(_json({**figures, "decided": decided, **about}))
+
+
+def set_figures(scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarray) -> SetFigures:
+    """All figures that need probabilities and labels alone. Arguments as of `build_report`."""
+    p, y, table = scored.probabilities, scored.labels, scored.table
     lesions = table["lesion_id"].to_numpy()
     weights = metrics.score_weights(table["image_id"].to_numpy())
     interval = metrics.bootstrap_interval(p, y, lesions, weights, replicates=REPLICATES)
@@ -59,7 +70,7 @@ def build_report(
         }
         for c, code in enumerate(scored.classes.codes)
     }
-    report = {
+    figures = {
         "balanced_accuracy": metrics.balanced_accuracy(p, y, weights),
         "interval_95": list(interval.balanced_accuracy),
         "interval": f"percentile bootstrap over lesions within classes, {REPLICATES} replicates, seed 0",
@@ -81,25 +92,38 @@ def build_report(
         "calibration_error": _calibration_error(p, y, weights, prevalence),
     }
     if scored.classes.codes == DX:
-        report["malignant"] = _malignant(p, y, weights)
-        report["groups"] = _groups(scored, weights)
-    return _plain({**report, **about})
+        figures["malignant"] = _malignant(p, y, weights)
+        figures["groups"] = _groups(scored, weights)
+    return SetFigures.model_validate_json(_json(figures))
+
+
+def both_prevalences(
+    p: np.ndarray, y: np.ndarray, weights: np.ndarray, prevalence: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Probabilities `[N, C]` and image weights `[N]` for equal prevalence and for the training set's.
+
+    Args:
+        p: probabilities for equal prevalence `[N, C]`.
+        y: labels `[N]`.
+        weights: image weights `[N]`.
+        prevalence: the classes' shares in the training set `[C]`.
+    """
+    return {
+        "equal_prevalence": (p, metrics.equal_prevalence_weights(y, weights)),
+        "training_prevalence": (at_prevalence(p, prevalence), metrics.prevalence_weights(y, prevalence, weights)),
+    }
 
 
 def _calibration_error(p: np.ndarray, y: np.ndarray, weights: np.ndarray, prevalence: np.ndarray) -> dict[str, Any]:
-    balanced = metrics.equal_prevalence_weights(y, weights)
-    found: dict[str, Any] = {"binning": f"{BINS} bins of equal weight"}
-    for name, q, w in (
-        ("equal_prevalence", p, balanced),
-        ("training_prevalence", at_prevalence(p, prevalence), metrics.prevalence_weights(y, prevalence, weights)),
-    ):
-        found[name] = {
+    errors: dict[str, Any] = {"binning": f"{BINS} bins of equal weight"}
+    for name, (q, w) in both_prevalences(p, y, weights, prevalence).items():
+        errors[name] = {
             "top_label_ece": reliability.expected_calibration_error(q, y, w, bins=BINS),
             "classwise_ece": reliability.expected_calibration_error(q, y, w, bins=BINS, classwise=True),
             "brier": reliability.brier(q, y, w),
             "nll": reliability.nll(q, y, w),
         }
-    return found
+    return errors
 
 
 def _malignant(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
@@ -113,9 +137,9 @@ def _malignant(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> dict[str, A
     }
 
 
-def _groups(scored: Scored, weights: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    """Balanced accuracy by sex, age, site and way of confirmation, with counts; over the classes present in each."""
-    table = scored.images.table
+def _groups(scored: ScoredSet, weights: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Balanced accuracy and counts by sex, age, site and confirmation, over the classes present in each group."""
+    table = scored.table
     columns = {
         "sex": table["sex"].tolist(),
         "age": [age_band(value) for value in table["age"]],
@@ -129,47 +153,49 @@ def _groups(scored: Scored, weights: np.ndarray) -> dict[str, list[dict[str, Any
                 "name": g.name,
                 "images": g.images,
                 "lesions": g.lesions,
-                "classes": [code for code, there in zip(scored.classes.codes, g.present, strict=True) if there],
+                "classes": [code for code, present in zip(scored.classes.codes, g.present, strict=True) if present],
                 "balanced_accuracy": g.balanced_accuracy,
                 "recalls": dict(zip(scored.classes.codes, g.recalls.tolist(), strict=True)),
             }
-            for g in metrics.by_group(scored.probabilities, scored.images.labels, lesions, values, weights)
+            for g in metrics.by_group(scored.probabilities, scored.labels, lesions, values, weights)
         ]
         for name, values in columns.items()
     }
 
 
 def compare_lesion_rules(p: np.ndarray, y: np.ndarray, lesions: np.ndarray) -> dict[str, Any]:
-    """How images of one lesion are best combined: each rule on the validation lesions that have several images.
+    """Compares the rules that combine the images of one lesion, on the validation lesions with several images.
 
-    A lesion counts once, every class weighs the same; the rule with the least NLL (nats) is chosen, the simplest
-    where no lesion has several images.
+    Each lesion counts once, and every class weighs the same. The rule with the lowest NLL (nats) is chosen; the first
+    of `LESION_RULES` if no lesion has several images.
 
     Args:
-        p: probabilities for equal prevalence `[N, C]`, y: labels `[N]`, lesions: `[N]`.
+        p: probabilities for equal prevalence `[N, C]`.
+        y: labels `[N]`.
+        lesions: the lesion of each image `[N]`.
     """
     _, first, lesion, views = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
     several = first[views > 1]  # one image of each lesion that has several
-    found: dict[str, Any] = {"rule": LESION_RULES[0], "lesions_with_several_images": len(several), "compared": {}}
+    result: dict[str, Any] = {"rule": LESION_RULES[0], "lesions_with_several_images": len(several), "compared": {}}
     if not len(several):
-        return found
+        return result
     weights = metrics.equal_prevalence_weights(y[several])
     image_weights = np.zeros(len(y))
     image_weights[views[lesion] > 1] = metrics.equal_prevalence_weights(y[views[lesion] > 1])
-    each = {"each image alone": (p, np.flatnonzero(image_weights), image_weights[image_weights > 0])}
+    candidates = {"each image alone": (p, np.flatnonzero(image_weights), image_weights[image_weights > 0])}
     for rule in LESION_RULES:
-        each[rule] = (combine(p, lesions, rule), several, weights)
-    for name, (q, rows, w) in each.items():
-        found["compared"][name] = {
+        candidates[rule] = (combine(p, lesions, rule), several, weights)
+    for name, (q, rows, w) in candidates.items():
+        result["compared"][name] = {
             "nll": reliability.nll(q[rows], y[rows], w),
             "balanced_accuracy": metrics.balanced_accuracy(q[rows], y[rows]),
         }
-    found["rule"] = min(LESION_RULES, key=lambda rule: found["compared"][rule]["nll"])
-    return found
+    result["rule"] = min(LESION_RULES, key=lambda rule: result["compared"][rule]["nll"])
+    return result
 
 
 def age_band(value: Any) -> str | None:
-    """The band of an age in years, None where it isn't known."""
+    """The age band of an age in years; None if the age is unknown."""
     try:
         age = float(value)
     except (TypeError, ValueError):
@@ -177,8 +203,14 @@ def age_band(value: Any) -> str | None:
     return next((name for low, high, name in AGE_BANDS if low <= age < high), None)
 
 
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(_plain(values), allow_nan=False)
+
+
 def _plain(value: Any) -> Any:
-    """Python's own types for JSON; what is not finite becomes None."""
+    """Values of Python's own types for JSON; numbers that are not finite become None."""
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump())
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

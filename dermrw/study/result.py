@@ -17,9 +17,9 @@ from dermrw.config import settings_of
 from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
-from dermrw.evaluation.evaluate import read_predictions
 from dermrw.files import write_atomic
 from dermrw.metrics.classification import balanced_accuracy, decide
+from dermrw.reports.predictions_csv import read_predictions
 from dermrw.study.plan import RESULTS, Run
 from dermrw.study.statistics import balanced_accuracies
 from dermrw.training.example_weights import by_weight, wrong_in_lowest

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, read without executing anything in them."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 
 from dermrw.errors import UserError
-from dermrw.files import open_regular, remove_partial
+from dermrw.files import open_regular, replacing
 
 # what every checkpoint holds, and of which type; weights_only=True reads nothing but plain values and tensors
 KEYS: dict[str, type | tuple[type, ...]] = {
@@ -20,16 +19,11 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """`torch.save`, atomically."""
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports a full disk as a RuntimeError about positions
-        remove_partial(temporary)
         reason = getattr(error, "strerror", None) or "is the disk full?"
         onward = "goes on from the last one, which is whole" if path.exists() else "begins anew"
         raise UserError(

@@ -15,6 +15,7 @@ from dermrw.config import Config
 from dermrw.datasets.dataset import ImageDataset, Splits, epoch_batches, in_order, loader, steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
+from dermrw.formatting import duration
 from dermrw.metrics.classification import balanced_accuracy
 from dermrw.models import to_input, train_mode
 from dermrw.objectives import Batch, Objective
@@ -24,7 +25,7 @@ from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
 from dermrw.training.logits import predict_logits
 from dermrw.training.optim import build_optimizer, build_schedule, moving_average
-from dermrw.training.progress import TimeEstimate, average, describe, duration, stoppable
+from dermrw.training.progress import TimeEstimate, average, describe, stoppable
 from dermrw.training.run_folder import Log
 
 LOG_EVERY = 10  # steps averaged in one row of metrics.jsonl

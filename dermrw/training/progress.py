@@ -57,13 +57,6 @@ def describe(row: dict[str, Any], classes: Classes) -> str:
     return text
 
 
-def duration(seconds: float) -> str:
-    """Formats seconds: 45 s, 12 min, 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class TimeEstimate:
     """Estimates the remaining time of a training from the speed of this process.
 

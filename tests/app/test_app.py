@@ -25,8 +25,8 @@ from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.verdict import Verdict
+from dermrw.reports.report_schema import DefinedReport
 from export.card import model_card
-from export.report import Report
 
 NAMES = ("melanoma", "melanocytic nevus", "basal cell carcinoma", "dermatofibroma", "vascular lesion")
 
@@ -227,7 +227,7 @@ def test_texts_about_skin_are_only_shown_for_models_of_skin(model: Path) -> None
     drawn, skin = with_info(model), with_info(model, warning=None)
     sample, real = drawn.info, skin.info
     assert "trained on drawings" in fixed_part("texts", drawn) and "light skin" not in fixed_part("texts", drawn)
-    report = Report.model_validate_json(model.with_name("report.json").read_text())
+    report = DefinedReport.model_validate_json(model.with_name("report.json").read_text())
     card = model_card(report, sample, "0" * 64, load_config(None, ["train.epochs=7", "data.root=/secret/place"]))
     assert "train: {epochs: 7}" in card and "secret" not in card
     assert "learned from drawings" in card and not re.search("light skin|histology|Vienna", card)

@@ -4,15 +4,15 @@ import pytest
 
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import DX
-from dermrw.evaluation.decision_rules import Decisions, Predicted
+from dermrw.evaluation.decision_rules import Predicted, measure_decisions
+from dermrw.reports.report_schema import DecisionRules, FittedDecisions, FittedSets, Judged
 
 THRESHOLDS = np.array([0.2, 0.3, 0.25, 0.2, 0.15, 0.4, 0.35])
-RULE = Decisions(
-    DX,
-    THRESHOLDS,
-    dict(zip(CHECKS, (0.0, 1.0, 0.0, 0.0, 0.0, 9.0, 9.0, 3.0), strict=True)),
-    0.3,
-    {"sets": {}, "triage": None},
+RULES = DecisionRules(
+    thresholds=dict(zip(DX, THRESHOLDS.tolist(), strict=True)),
+    triage_threshold=0.3,
+    limits=dict(zip(CHECKS, (0.0, 1.0, 0.0, 0.0, 0.0, 9.0, 9.0, 3.0), strict=True)),
+    fitted=FittedDecisions(sets=FittedSets(coverage=0.9, validation_lesions={}, likely_coverage={}), triage=None),
 )
 
 
@@ -29,7 +29,9 @@ def seen(n: int = 60) -> Predicted:
 @pytest.mark.parametrize("rule", ["mean", "geometric"])
 def test_lesions_of_several_images_are_judged_by_what_pandas_makes_of_them(rule: str) -> None:
     data = seen()
-    found = RULE.measured(data, np.ones(60), rule)["by_lesion"]["together"]
+    by_lesion = measure_decisions(RULES, data, np.ones(60), rule).by_lesion
+    assert by_lesion is not None
+    together = by_lesion.together
     frame = pd.DataFrame(data.probabilities if rule == "mean" else np.log(data.probabilities))
     groups = frame.groupby(data.lesions)
     mean = groups.mean()[groups.size() > 1]
@@ -37,19 +39,21 @@ def test_lesions_of_several_images_are_judged_by_what_pandas_makes_of_them(rule:
     p = p / p.sum(1, keepdims=True)
     y = np.array([int(lesion[1:]) % 7 for lesion in mean.index])
     held = [row[c] >= THRESHOLDS[c] or row.argmax() == c for row, c in zip(p, y, strict=True)]
-    assert found["coverage"]["share"] == pytest.approx(np.mean(held)) and 0 < np.mean(held) < 1
-    assert found["coverage"]["images"] == found["coverage"]["lesions"] == 15
+    assert together.coverage.share == pytest.approx(np.mean(held)) and 0 < np.mean(held) < 1
+    assert together.coverage.images == together.coverage.lesions == 15
     bad = [DX.index(code) for code in ("mel", "bcc", "akiec")]
     positive, score = np.isin(y, bad), p[:, bad].sum(1)
-    assert found["triage"]["sensitivity"]["share"] == pytest.approx((score[positive] >= 0.3).mean())
-    assert found["triage"]["specificity"]["share"] == pytest.approx((score[~positive] < 0.3).mean())
+    assert together.triage is not None
+    assert together.triage.sensitivity.share == pytest.approx((score[positive] >= 0.3).mean())
+    assert together.triage.specificity.share == pytest.approx((score[~positive] < 0.3).mean())
 
 
 def test_images_of_weight_zero_count_nowhere_and_single_ones_make_no_lesion() -> None:
     data = seen()
-    found = RULE.measured(data, np.array([0.0] * 45 + [1.0] * 15), "mean")
-    apart = RULE.measured(data, np.array([1.0] * 45 + [0.0] * 15), "mean")
-    assert apart["by_lesion"]["one_by_one"] == {"coverage": apart["sets"]["coverage"], "triage": apart["triage"]}
-    assert found["by_lesion"] is None and found["refused"]["images"] == 15
-    assert found["refused"]["reasons"] == {"it is too grainy": 1}
-    assert RULE.measured(data, np.zeros(60), "mean")["by_lesion"] is None
+    single = measure_decisions(RULES, data, np.array([0.0] * 45 + [1.0] * 15), "mean")
+    several = measure_decisions(RULES, data, np.array([1.0] * 45 + [0.0] * 15), "mean")
+    assert several.sets and several.by_lesion and single.refused
+    assert several.by_lesion.one_by_one == Judged(coverage=several.sets.coverage, triage=several.triage)
+    assert single.by_lesion is None and single.refused.images == 15
+    assert single.refused.reasons == {"it is too grainy": 1}
+    assert measure_decisions(RULES, data, np.zeros(60), "mean").by_lesion is None

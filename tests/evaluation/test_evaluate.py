@@ -11,13 +11,15 @@ import torch
 from conftest import TINY, command
 from sklearn.metrics import balanced_accuracy_score
 
-from dermrw.datasets.dataset import ImageSet
 from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
-from dermrw.evaluation.evaluate import evaluate, read_predictions, write_predictions
-from dermrw.reports.figures import looks
+from dermrw.evaluation.evaluate import evaluate
+from dermrw.reports.figures import class_styles
+from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import training_figures
-from dermrw.reports.report_json import Scored, age_band, build_report
+from dermrw.reports.report_json import ScoredSet, age_band, set_figures
+from dermrw.reports.report_schema import Report
+from dermrw.training.run_folder import read_log
 
 COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
@@ -65,6 +67,15 @@ def test_evaluating_again_gives_the_same(run: Path, place: Path, monkeypatch: py
     report = evaluate(run)
     assert (run / "predictions.csv").read_bytes() == before
     assert json.loads((run / "report.json").read_text()) == report
+
+
+def test_the_schema_names_all_that_a_report_holds(run: Path) -> None:
+    text = (run / "report.json").read_text()
+    assert Report.model_validate_json(text).to_dict() == json.loads(text)
+    assert json.dumps(Report.model_validate_json(text).to_dict(), indent=1) == text  # the order too
+    earlier = json.loads(text)
+    del earlier["validation"]  # came with 25 November 2026
+    assert Report.model_validate_json(json.dumps(earlier)).to_dict() == earlier
 
 
 def test_official_sets_are_scored_into_files_of_their_own(
@@ -118,21 +129,21 @@ def test_mistakes_end_in_one_sentence(
     assert "HAM10000_DIR is /nowhere" in capsys.readouterr().err
 
 
-def scored(probabilities: np.ndarray, labels: np.ndarray) -> Scored:
+def scored(probabilities: np.ndarray, labels: np.ndarray) -> ScoredSet:
     n = len(labels)
     table = pd.DataFrame({"image_id": [f"I{i}" for i in range(n)], "lesion_id": [f"L{i // 2}" for i in range(n)]})
     for column in ("sex", "age", "localization", "dx_type"):
         table[column] = ""
-    return Scored("a set", ImageSet(table, labels, [""] * n), HAM_CLASSES, probabilities)
+    return ScoredSet("a set", table, labels, [""] * n, HAM_CLASSES, probabilities)
 
 
 def test_absent_classes_and_ties_are_null_and_wrong_not_nan() -> None:
     p = np.full((4, 7), 1 / 7)
     p[0] = np.eye(7)[0]
-    report = build_report(scored(p, np.array([0, 0, 1, 1])), p, np.full(7, 1 / 7), {"run": "r"})
-    assert report["balanced_accuracy"] == 0.25  # half of class 0, none of class 1 (ties), five classes absent
-    assert report["classes"]["df"]["recall"] is None and report["classes"]["df"]["auc"] is None
-    json.dumps(report, allow_nan=False)
+    figures = set_figures(scored(p, np.array([0, 0, 1, 1])), p, np.full(7, 1 / 7))
+    assert figures.balanced_accuracy == 0.25  # half of class 0, none of class 1 (ties), five classes absent
+    assert figures.classes["df"].recall is None and figures.classes["df"].auc is None
+    json.dumps(figures.model_dump(), allow_nan=False)
 
 
 def test_predictions_keep_every_digit(tmp_path: Path) -> None:
@@ -166,17 +177,16 @@ def test_a_run_without_a_best_epoch(tmp_path: Path, run: Path, place: Path, monk
 )
 def test_a_log_that_training_didnt_write(text: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "metrics.jsonl").write_text(text)
-    assert training_figures(run, {"epoch": 1}, [], np.ones(7) / 7) is None
-    assert ("is not as training wrote it" in capsys.readouterr().out) == ("loss" in text)
+    assert training_figures(read_log(run), 1, [], np.ones(7) / 7) is None
+    assert ("rows that training does not write" in capsys.readouterr().out) == ("loss" in text)
 
 
 def test_a_log_with_odd_rows_among_its_own(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
-    arguments = (run, report, looks(DX), np.ones(7) / 7)
-    figures = training_figures(*arguments)
+    arguments = (1, class_styles(DX), np.ones(7) / 7)
+    figures = training_figures(read_log(run), *arguments)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('5\n"x"\n[1]\nnull\n')
-    assert figures is not None and training_figures(*arguments) == figures
+    assert figures is not None and training_figures(read_log(run), *arguments) == figures
 
 
 def test_weights_that_are_not_finite_are_told_in_a_sentence(

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,12 +16,17 @@ import pytest
 from PIL import Image
 
 from dermrw.datasets.cifar10 import CIFAR_CLASSES
-from dermrw.datasets.dataset import ImageSet
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
-from dermrw.reports import report_html as report
+from dermrw.formatting import NO_BREAK, duration, number, percent
+from dermrw.images.thumbnail import thumbnail
+from dermrw.reports import figures
+from dermrw.reports import report_html as page
 from dermrw.reports import report_json as scores
-from dermrw.reports.report_json import Scored, build_report
+from dermrw.reports.report_html import TrainingHistory
+from dermrw.reports.report_json import ScoredSet, build_report
+from dermrw.reports.report_schema import Decided, Report
+from dermrw.training.run_folder import read_log
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(\"1\")</script>&"
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -30,7 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scores, "REPLICATES", 50)
 
 
-def scored_set(classes: Classes, n: int = 60, absent: tuple[int, ...] = (), seed: int = 0) -> Scored:
+def scored_set(classes: Classes, n: int = 60, absent: tuple[int, ...] = (), seed: int = 0) -> ScoredSet:
     rng = np.random.default_rng(seed)
     present = [c for c in range(len(classes.codes)) if c not in absent]
     labels = np.array([present[i % len(present)] for i in range(n)])
@@ -40,14 +47,15 @@ def scored_set(classes: Classes, n: int = 60, absent: tuple[int, ...] = (), seed
     table = pd.DataFrame({"image_id": ids, "lesion_id": [f"lesion_{i // 2}" for i in range(n)]})
     table = table.assign(sex="female", age=40.0, localization="back", dx_type="histo")
     pixels = list(rng.integers(0, 255, (n, 32, 32, 3)).astype(np.uint8))
-    return Scored("the run's own test split", ImageSet(table, labels, pixels), classes, p / p.sum(1, keepdims=True))
+    probabilities = p / p.sum(1, keepdims=True)
+    return ScoredSet("the run's own test split", table, labels, pixels, classes, probabilities)
 
 
-def made(scored: Scored, **about: Any) -> dict[str, Any]:
+def made(scored: ScoredSet, **about: Any) -> Report:
     codes = scored.classes.codes
     prevalence = np.full(len(codes), 1 / len(codes))
     tried = {"nll": 1.0, "standard_error": 0.1, "behind": 0.0, "behind_error": 0.0}
-    told = {
+    facts = {
         "run": "a-run",
         "warning": None,
         "objective": "reweight",
@@ -67,10 +75,19 @@ def made(scored: Scored, **about: Any) -> dict[str, Any]:
             "strength": None,
             "cross_validation": [{"strength": None, **tried}, {"strength": 0.1, **tried}],
         },
+        "decisions": {
+            "thresholds": dict.fromkeys(codes, 0.1),
+            "triage_threshold": None,
+            "limits": {},
+            "fitted": {"sets": {"coverage": 0.9, "validation_lesions": {}, "likely_coverage": {}}, "triage": None},
+        },
+        "lesion_rule": {"rule": "mean", "lesions_with_several_images": 0, "compared": {}},
+        "checkpoint_sha256": "0" * 64,
         "evaluated": "2026-01-31",
         "environment": {"python": "3.11", "gpu": "none"},
     }
-    return build_report(scored, scored.probabilities, prevalence, {**told, **about})
+    decided = Decided(refused=None, sets=None, triage=None, by_lesion=None)
+    return build_report(scored, scored.probabilities, prevalence, decided, {**facts, **about})
 
 
 def write_log(run: Path, classes: int, reweight: bool = True, epochs: int = 3, steps: int = 4) -> None:
@@ -84,9 +101,10 @@ def write_log(run: Path, classes: int, reweight: bool = True, epochs: int = 3, s
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut sho')
 
 
-def html(run: Path, told: dict[str, Any], scored: Scored, suffix: str = "") -> str:
-    report.write_html(run, suffix, told, scored)
-    return (run / f"report{suffix}.html").read_text(encoding="utf-8")
+def html(run: Path, report: Report, scored: ScoredSet) -> str:
+    log = read_log(run) if (run / "metrics.jsonl").exists() else []
+    page.write_html(run / "report.html", report, scored, TrainingHistory(log), official=False)
+    return (run / "report.html").read_text(encoding="utf-8")
 
 
 def parse(text: str) -> ElementTree.Element:
@@ -116,40 +134,40 @@ def words(root: ElementTree.Element) -> str:
 def test_ham_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     scored = scored_set(HAM_CLASSES)
     write_log(tmp_path, 7)
-    text = html(tmp_path, made(scored), scored)
-    root = parse(text)
-    said = words(root)
-    assert len(text) < 1_500_000
+    source = html(tmp_path, made(scored), scored)
+    root = parse(source)
+    text = words(root)
+    assert len(source) < 1_500_000
     for title in ("Class by class", "ROC curves", "Training", "learned weights", "confident mistakes", "Groups of"):
-        assert title in said
-    assert "CC BY-NC 4.0, ViDIR Group, Medical University of Vienna" in said
-    assert "Not a medical device" in said
-    assert "The mistakes are of this test split" in said
+        assert title in text
+    assert "CC BY-NC 4.0, ViDIR Group, Medical University of Vienna" in text
+    assert "Not a medical device" in text
+    assert "The mistakes are of this test split" in text
     assert all(image.attrib["alt"] for image in root.iter(f"{HTML}img"))
-    assert "Not a result" not in said
+    assert "Not a result" not in text
     assert list(tmp_path.glob(".*")) == []
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     scored = scored_set(CIFAR_CLASSES, 20)
-    told = made(scored)
-    assert html(tmp_path, told, scored) == html(tmp_path, told, scored)
+    report = made(scored)
+    assert html(tmp_path, report, scored) == html(tmp_path, report, scored)
 
 
 def test_warning_stands_at_both_ends_and_sample_needs_no_licence(tmp_path: Path) -> None:
     scored = scored_set(HAM_CLASSES, 14)
-    said = words(parse(html(tmp_path, made(scored, warning="Embedded sample: <drawn>."), scored)))
-    assert said.count("Embedded sample: <drawn>.") == 2
-    assert said.endswith("Embedded sample: <drawn>.")
-    assert "ViDIR" not in said
+    text = words(parse(html(tmp_path, made(scored, warning="Embedded sample: <drawn>."), scored)))
+    assert text.count("Embedded sample: <drawn>.") == 2
+    assert text.endswith("Embedded sample: <drawn>.")
+    assert "ViDIR" not in text
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     scored = scored_set(HAM_CLASSES)
-    scored.images.table["image_id"] = [f"{HOSTILE}{i}" for i in range(60)]
-    scored.images.table["localization"] = HOSTILE
-    said = words(parse(html(tmp_path, made(scored, run=HOSTILE, weights=HOSTILE), scored)))
-    assert said.count(HOSTILE) > 10
+    scored.table["image_id"] = [f"{HOSTILE}{i}" for i in range(60)]
+    scored.table["localization"] = HOSTILE
+    text = words(parse(html(tmp_path, made(scored, run=HOSTILE, weights=HOSTILE), scored)))
+    assert text.count(HOSTILE) > 10
 
 
 def test_hostile_class_is_text_in_figures_too(tmp_path: Path) -> None:
@@ -163,18 +181,18 @@ def test_ten_classes_without_groups(tmp_path: Path) -> None:
     scored = scored_set(CIFAR_CLASSES)
     write_log(tmp_path, 10)
     root = parse(html(tmp_path, made(scored), scored))
-    said = words(root)
-    assert "automobile" in said and "guessing, 10.0" in said
+    text = words(root)
+    assert "automobile" in text and "guessing, 10.0" in text
     for word in ("lesion", "ViDIR", "malignant against", "Groups of", "diagnoses"):
-        assert word not in said
+        assert word not in text
     assert any("pixelated" in image.get("class", "") for image in root.iter(f"{HTML}img"))
 
 
 def test_absent_classes_are_dashes(tmp_path: Path) -> None:
     scored = scored_set(HAM_CLASSES, absent=(0, 2, 3))  # all that is malignant: no curve for it either
-    told = made(scored)
-    assert told["malignant"]["auc"] is None
-    root = parse(html(tmp_path, told, scored))
+    report = made(scored)
+    assert report.malignant is not None and report.malignant.auc is None
+    root = parse(html(tmp_path, report, scored))
     row = next(e for e in root.iter(f"{HTML}tr") if "melanoma" in "".join(e.itertext()))
     cells = ["".join(cell.itertext()).strip() for cell in row.iter(f"{HTML}td")]
     assert cells == ["0", "0", "–", "", "–", "–", "–", "–"]
@@ -183,19 +201,20 @@ def test_absent_classes_are_dashes(tmp_path: Path) -> None:
 
 def test_no_weight_at_all(tmp_path: Path) -> None:
     scored = scored_set(HAM_CLASSES, 1)
-    scored.images.table["image_id"] = "ISIC_0035068"  # which the official scorer does not count
-    told = made(scored_set(HAM_CLASSES, 14))
-    told.update(images=0, accuracy=None, balanced_accuracy=None, interval_95=[None, None], mean_auc=None)
-    assert "No decision was wrong" in words(parse(html(tmp_path, told, scored)))
+    scored.table["image_id"] = "ISIC_0035068"  # which the official scorer does not count
+    report = made(scored_set(HAM_CLASSES, 14))
+    undefined = {"accuracy": None, "balanced_accuracy": None, "interval_95": (None, None), "mean_auc": None}
+    report = report.model_copy(update={"images": 0, **undefined})
+    assert "No decision was wrong" in words(parse(html(tmp_path, report, scored)))
 
 
 def test_erm_run_shows_no_weights_and_no_log_shows_no_training(tmp_path: Path) -> None:
     scored = scored_set(HAM_CLASSES, 21)
-    told = made(scored, objective="erm")
-    assert "Training loss" not in words(parse(html(tmp_path, told, scored)))
+    report = made(scored, objective="erm")
+    assert "Training loss" not in words(parse(html(tmp_path, report, scored)))
     write_log(tmp_path, 7, reweight=False)
-    said = words(parse(html(tmp_path, told, scored)))
-    assert "Training loss" in said and "learned weights" not in said
+    text = words(parse(html(tmp_path, report, scored)))
+    assert "Training loss" in text and "learned weights" not in text
 
 
 def test_undecided_column_only_where_used(tmp_path: Path) -> None:
@@ -207,15 +226,15 @@ def test_undecided_column_only_where_used(tmp_path: Path) -> None:
 
 def test_mistakes_are_the_most_confident_one_a_lesion() -> None:
     scored = scored_set(HAM_CLASSES)
-    looks = report.figures.looks(HAM_CLASSES.codes)
-    found = report.mistakes(scored, np.ones(60), looks, 12)
+    styles = figures.class_styles(HAM_CLASSES.codes)
+    found = page.mistakes(scored, np.ones(60), styles, 12)
     assert len(found) == 12
     assert [m.probability for m in found] == sorted((m.probability for m in found), reverse=True)
-    lesion = dict(zip(scored.images.table["image_id"], scored.images.table["lesion_id"], strict=True))
+    lesion = dict(zip(scored.table["image_id"], scored.table["lesion_id"], strict=True))
     assert len({lesion[m.image_id] for m in found}) == 12
-    wrong = scored.probabilities.argmax(1) != scored.images.labels
+    wrong = scored.probabilities.argmax(1) != scored.labels
     assert found[0].probability == scored.probabilities.max(1)[wrong].max()
-    missed = report.mistakes(scored, np.ones(60), looks, 6, missed=True)
+    missed = page.mistakes(scored, np.ones(60), styles, 6, missed=True)
     assert missed and all(m.truth.malignant and not m.decision.malignant for m in missed)
 
 
@@ -224,15 +243,15 @@ def test_thumbnail_is_upright_small_and_may_fail(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6  # lies on its side
     picture.save(tmp_path / "a.jpg", exif=exif)
-    url, pixelated = report.thumbnail(str(tmp_path / "a.jpg"))
+    url, pixelated = thumbnail(str(tmp_path / "a.jpg"))
     assert url is not None and not pixelated
     assert Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size == (107, 160)
-    assert report.thumbnail(str(tmp_path / "missing.jpg")) == (None, False)
+    assert thumbnail(str(tmp_path / "missing.jpg")) == (None, False)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored = scored_set(HAM_CLASSES, 14)
-    told = made(scored)
+    report = made(scored)
     (tmp_path / "report_x.html").write_text("old")
 
     def full(self: Path, target: Path) -> None:
@@ -240,13 +259,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError):
-        report.write_html(tmp_path, "_x", told, scored)
+        page.write_html(tmp_path / "report_x.html", report, scored, TrainingHistory(), official=True)
     assert [p.name for p in tmp_path.iterdir()] == ["report_x.html"]
     assert (tmp_path / "report_x.html").read_text() == "old"
 
 
 def test_numbers_for_people() -> None:
-    assert report.percent(None) == report.number(None) == "–"
-    assert report.percent(0.2566) == "25.7\u202f%"
-    assert report.number(-0.5) == "−0.500"
-    assert [report.duration(s) for s in (66, 600, 9000)] == ["66\u202fs", "10\u202fmin", "2.5\u202fh"]
+    assert percent(None) == number(None) == "–"
+    assert percent(0.2566, space=NO_BREAK) == "25.7\u202f%"
+    assert number(-0.5) == "−0.500"
+    assert [duration(s, NO_BREAK) for s in (66, 600, 9000)] == ["66\u202fs", "10\u202fmin", "2.5\u202fh"]
+
+
+def test_reports_need_no_torch() -> None:
+    modules = ["figures", "predictions_csv", "report_html", "report_json", "report_schema"]
+    imports = "".join(f"import dermrw.reports.{name}\n" for name in modules)
+    code = f"import sys\n{imports}import dermrw.metrics.calibration_error\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

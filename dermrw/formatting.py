@@ -1,0 +1,20 @@
+"""Numbers as text for people: percentages, decimals and durations."""
+
+NO_BREAK = "\u202f"  # narrow no-break space, for HTML: the number and its unit stay on one line
+
+
+def percent(value: float | None, digits: int = 1, space: str = " ") -> str:
+    """A share in 0..1 as a percentage, such as `81.1 %`; – where it is undefined."""
+    return "–" if value is None else f"{100 * value:.{digits}f}{space}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with `digits` decimals; – where it is undefined."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float, space: str = " ") -> str:
+    """A time in seconds below 90 s, in minutes below 90 min and in hours above: `45 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f}{space}s"
+    return f"{seconds / 60:.0f}{space}min" if seconds < 5400 else f"{seconds / 3600:.1f}{space}h"

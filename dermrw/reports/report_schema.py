@@ -1,0 +1,267 @@
+"""The schema of report.json, shared by `eval`, which writes it, and by everything that reads it.
+
+Figures that are undefined, such as the recall of a class without images, are null. Shares lie in 0..1.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Interval = tuple[float | None, float | None]
+
+
+class _Part(BaseModel):
+    # strict: a value of another type was not written by `eval`
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class ShareWithInterval(_Part):
+    """A share of images with its 95 % interval over lesions, and the counts behind it."""
+
+    share: float = Field(ge=0, le=1)
+    interval_95: tuple[float, float]
+    images: int
+    lesions: int
+
+
+class AsTrained(_Part):
+    """Figures of the network's own softmax, before calibration."""
+
+    what: str
+    balanced_accuracy: float | None
+    interval_95: Interval
+
+
+class ClassRow(_Part):
+    """Figures of one class against the rest."""
+
+    images: int
+    lesions: int
+    recall: float | None
+    recall_interval_95: Interval
+    auc: float | None
+    average_precision: float | None
+    sensitivity_at_95_specificity: float | None
+
+
+class Confusion(_Part):
+    """Counts `[C, C + 1]`: true class by decision; the last column counts ties."""
+
+    rows: str
+    counts: list[list[int]]
+
+
+class CalibrationFigures(_Part):
+    """Calibration errors and proper scores at one prevalence."""
+
+    top_label_ece: float | None
+    classwise_ece: float | None
+    brier: float | None
+    nll: float | None  # nats
+
+
+class CalibrationError(_Part):
+    """Calibration at equal prevalence and at the training set's."""
+
+    binning: str
+    equal_prevalence: CalibrationFigures
+    training_prevalence: CalibrationFigures
+
+
+class Malignant(_Part):
+    """Malignant and pre-malignant diagnoses against the rest."""
+
+    what: str
+    auc: float | None
+    average_precision: float | None
+    sensitivity_at_90_specificity: float | None
+    specificity_at_95_sensitivity: float | None
+
+
+class GroupRow(_Part):
+    """One group of images, such as one age band; balanced accuracy over the classes present in it."""
+
+    name: str
+    images: int
+    lesions: int
+    classes: list[str]
+    balanced_accuracy: float | None
+    recalls: dict[str, float | None]
+
+
+class Refused(ShareWithInterval):
+    """Images that are refused in error: all images of a set are of the kind that the model is for."""
+
+    reasons: dict[str, int]
+    by_class: dict[str, float]
+
+
+class Sets(_Part):
+    """Coverage and size of the prediction sets."""
+
+    coverage: ShareWithInterval
+    mean_over_classes: float
+    by_class: dict[str, ShareWithInterval | None]
+    mean_size: float
+    sizes: list[int]  # sets of 1, 2, …, C classes
+
+
+class TriagePoint(_Part):
+    """Sensitivity and specificity of triage at one threshold."""
+
+    threshold: float
+    sensitivity: ShareWithInterval
+    specificity: ShareWithInterval
+
+
+class Judged(_Part):
+    """Coverage of the prediction sets, and triage."""
+
+    coverage: ShareWithInterval
+    triage: TriagePoint | None
+
+
+class ByLesion(_Part):
+    """Lesions with several images: combined to one answer each, and image by image."""
+
+    together: Judged
+    one_by_one: Judged
+
+
+class Decided(_Part):
+    """Refusal, prediction sets and triage, measured on the set."""
+
+    refused: Refused | None
+    sets: Sets | None
+    triage: TriagePoint | None
+    by_lesion: ByLesion | None
+
+
+class SetFigures(_Part):
+    """Figures that follow from probabilities and labels alone."""
+
+    balanced_accuracy: float | None = Field(ge=0, le=1)
+    interval_95: Interval
+    interval: str
+    scored_on: str
+    images: int
+    lesions: int
+    as_trained: AsTrained
+    accuracy: float | None
+    mean_auc: float | None
+    classes: dict[str, ClassRow]
+    confusion: Confusion
+    calibration_error: CalibrationError
+    malignant: Malignant | None = None  # None, and absent from the file, where the classes are not HAM10000's
+    groups: dict[str, list[GroupRow]] | None = None  # likewise
+
+
+class CrossValidationRow(_Part):
+    """One penalty on the calibration's offsets; None is an infinite one, temperature alone. NLL in nats."""
+
+    strength: float | None
+    nll: float | None
+    standard_error: float | None
+    behind: float | None
+    behind_error: float | None
+
+
+class Calibration(_Part):
+    """Temperature and offsets `[C]`, and the penalty that cross-validation chose."""
+
+    temperature: float = Field(gt=0)
+    offsets: tuple[float, ...]
+    fitted_on: str
+    strength: float | None
+    cross_validation: list[CrossValidationRow]
+
+
+class FittedSets(_Part):
+    """The validation lesions behind the thresholds of the prediction sets."""
+
+    coverage: float
+    validation_lesions: dict[str, int]
+    likely_coverage: dict[str, tuple[float, float]]
+
+
+class FittedTriage(_Part):
+    """The required sensitivity, and the threshold's figures on validation."""
+
+    least: float
+    validation: TriagePoint
+
+
+class FittedDecisions(_Part):
+    """The basis of the thresholds."""
+
+    sets: FittedSets
+    triage: FittedTriage | None
+
+
+class DecisionRules(_Part):
+    """Thresholds and limits, fitted on validation."""
+
+    thresholds: dict[str, float]
+    triage_threshold: float | None
+    limits: dict[str, float]
+    fitted: FittedDecisions
+
+
+class LesionRuleFigures(_Part):
+    """A rule for combining the images of a lesion, on validation."""
+
+    nll: float | None
+    balanced_accuracy: float | None
+
+
+class LesionRule(_Part):
+    """The rule that combines the images of one lesion."""
+
+    rule: Literal["mean", "geometric"]
+    lesions_with_several_images: int
+    compared: dict[str, LesionRuleFigures]
+
+
+class Validation(_Part):
+    """The network's own softmax on validation."""
+
+    images: int
+    balanced_accuracy_as_trained: float | None
+    interval_95: Interval
+
+
+class Report(SetFigures):
+    """All of report.json."""
+
+    decided: Decided
+    run: str
+    warning: str | None
+    objective: str
+    backbone: str
+    weights: str
+    size: int
+    epoch: int
+    epochs: int
+    training_seconds: int
+    training_images: int
+    training_prevalence: dict[str, float]
+    calibration: Calibration
+    decisions: DecisionRules
+    lesion_rule: LesionRule
+    validation: Validation | None = None  # absent from reports of dermrw before 25 November 2026
+    checkpoint_sha256: str
+    evaluated: str
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON values that the file holds, in its order."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class DefinedReport(Report):
+    """A report whose score is defined, as a model file needs it."""
+
+    balanced_accuracy: float = Field(ge=0, le=1)
+    interval_95: tuple[float, float]
+    images: int = Field(ge=1)
+    lesions: int = Field(ge=1)
