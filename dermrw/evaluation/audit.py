@@ -1,8 +1,8 @@
-"""A gallery of the training images that weighed least, as the curator of a data set would go through them.
+"""A gallery of the training images with the lowest weights, for checking their labels.
 
-Each with its label, what the trained network makes of it, and the training images most like it by the network's own
-embedding, of other lesions. Low weight has many reasons: a wrong label, a poor picture, a lesion unlike its class. It
-is a hint where to look and no verdict.
+Each is shown with its label, the network's prediction and the most similar training images of other lesions, by the
+network's embedding. A low weight does not prove a wrong label: the picture may be poor, or the lesion unusual for its
+class.
 """
 
 from pathlib import Path
@@ -31,17 +31,17 @@ NEIGHBOURS = 4
 
 
 class Audit(NamedTuple):
-    """What was found, the images of the lowest weight first."""
+    """The audited images, lowest weight first."""
 
     table: pd.DataFrame  # weights.csv's columns, and relative, predicted, probability
-    neighbours: np.ndarray  # rows of the training set [count, NEIGHBOURS], nearest first
-    wrong_share: float | None  # of the labels of the whole training set, where wrong ones were put in on purpose
-    precision: float | None  # the share of wrong ones in the table
-    tied: int  # images of the training set that weigh as little as the last one of the table
+    neighbours: list[np.ndarray]  # rows of the training set, at most NEIGHBOURS for each image, nearest first
+    wrong_share: float | None  # of wrong labels in the training set; None unless they were added on purpose
+    precision: float | None  # share of wrong labels in the table
+    tied: int  # training images with the same weight as the table's last one
 
 
 def embed(model: nn.Module, images: ImageSet, config: Config, choice: Placement) -> tuple[np.ndarray, np.ndarray]:
-    """Logits `[N, C]` and embeddings `[N, D]` of unit length (what enters the last linear layer) of a set."""
+    """Logits `[N, C]` and embeddings `[N, D]` of unit length (inputs of the last linear layer) of a set."""
     entered: list[Tensor] = []
 
     def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -56,7 +56,7 @@ def embed(model: nn.Module, images: ImageSet, config: Config, choice: Placement)
 
 
 def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
-    """The `count` training images of the lowest weight, with prediction and neighbours."""
+    """The `count` training images of the lowest weight, with predictions and neighbours."""
     keep_freed_memory()
     config = open_run(run)
     splits = load_splits(config.data, resolve_root(config.data), read_split(run))
@@ -64,7 +64,7 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     lowest = by_weight(read_weights(run))
     row_of = {image: row for row, image in enumerate(train.table["image_id"])}
     if not set(lowest["image_id"]) <= set(row_of):
-        raise UserError(f"{run / 'weights.csv'} names images that the run's split.csv does not train on")
+        raise UserError(f"{run / 'weights.csv'} lists images that are not in the training split of the run's split.csv")
     model, _ = load_best(run, config, splits.classes)
     choice = Placement(choose_device("auto"), "fp32", config.train.channels_last is True)
     logits, embedding = embed(choice.place(model), train, config, choice)
@@ -76,21 +76,19 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     table = table.assign(predicted=[codes[k] for k in p.argmax(1)], probability=p.max(1))
     similarity = embedding[rows] @ embedding.T  # [count, N]
     lesions = train.table["lesion_id"].to_numpy(str)
-    near = np.stack(
-        [
-            nearest_rows(image_similarity, lesions, NEIGHBOURS, exclude_lesion=lesions[row])
-            for image_similarity, row in zip(similarity, rows, strict=True)
-        ]
-    )
+    near = [
+        nearest_rows(image_similarity, lesions, NEIGHBOURS, exclude_lesion=lesions[row])
+        for image_similarity, row in zip(similarity, rows, strict=True)
+    ]
     precision = float(wrong[:count].mean()) if share is not None else None
     tied = int((lowest["relative"] == table["relative"].iloc[-1]).sum())
     return Audit(table, near, share, precision, tied), splits, config
 
 
 def audit(run: Path, count: int = 100) -> Path:
-    """Writes RUN/audit.html and audit.csv; returns the page's path."""
+    """Writes RUN/audit.html and audit.csv; returns the path of the page."""
     if count < 1:
-        raise UserError(f"--count takes a number from 1 on, not {count}")
+        raise UserError(f"--count must be 1 or more, not {count}")
     for name in ("audit.html", "audit.csv"):
         require_writable(run / name)
     found, splits, config = find(run, count)
@@ -123,13 +121,13 @@ def audit(run: Path, count: int = 100) -> Path:
     table = found.table.assign(neighbours=near)
     write_atomic(run / "audit.csv", table.to_csv(index=False, lineterminator="\n").encode())
     write_atomic(run / "audit.html", page.encode())
-    print(f"{len(cards)} of {len(ids):,} training images, those of the lowest weight within their class")
+    print(f"{len(cards)} of {len(ids):,} training images: those with the lowest weight within their class")
     if found.tied > 1:
-        print(f"{found.tied:,} weigh as little as the last of them: which of those are here is by their image_id")
+        print(f"{found.tied:,} have the same weight as the last of them; ties are ordered by image_id")
     if found.precision is not None and found.wrong_share is not None:
         print(
             f"{100 * found.precision:.0f} % of them have a wrong label, "
-            f"where of all {100 * found.wrong_share:.1f} % have one"
+            f"compared with {100 * found.wrong_share:.1f} % of all training images"
         )
     print(f"{run / 'audit.html'}, {run / 'audit.csv'}")
     return run / "audit.html"

@@ -1,8 +1,8 @@
-"""From logits to probabilities for equal prevalence; `prevalence.py` takes those to any clinic.
+"""From logits to probabilities for equal prevalence; `decisions/prevalence.py` converts those to any prevalence.
 
-A model cannot be calibrated where 67 % of the images are nevi and rank best for balanced accuracy with the
-same numbers. So the model speaks for *equal prevalence*: its probabilities are those of an imagined clinic
-that sees every diagnosis equally often; their largest is the decision that balanced accuracy rewards.
+The same probabilities cannot be calibrated for a data set with 67 % nevi and maximise balanced accuracy. So the
+model's probabilities are for *equal prevalence*: a hypothetical clinic that sees every diagnosis equally often. Their
+maximum is the decision that maximises balanced accuracy.
 
 `fit` learns temperature and offsets (Guo et al., ICML 2017, section 4.2; offsets as in bias-corrected
 temperature scaling, Alexandari, Kundaje, Shrikumar, ICML 2020) from validation images only.
@@ -43,14 +43,14 @@ class EqualPrevalence:
     offsets: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Stop a damaged file or a failed fit here, before it makes probabilities."""
+        """Refuses the values of a damaged file or a failed fit."""
         if not (np.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature must be finite and above 0, not {self.temperature}")
         if not np.isfinite(self.offsets).all():
             raise ValueError(f"offsets must be finite, not {self.offsets}")
 
     def scores(self, logits: npt.ArrayLike) -> Floats:
-        """The scaled and shifted logits [N, C], float64; their softmax is the answer."""
+        """The scaled and shifted logits [N, C], float64; their softmax is the result."""
         z = np.asarray(logits, dtype=np.float64)
         if z.ndim != 2 or z.shape[1] != len(self.offsets):
             raise ValueError(f"logits must be [N, {len(self.offsets)}], not of shape {z.shape}")
@@ -68,7 +68,7 @@ class EqualPrevalence:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "EqualPrevalence":
-        """From what `to_dict` gave."""
+        """From the values of `to_dict`."""
         return cls(float(stored["temperature"]), tuple(float(b) for b in stored["offsets"]))
 
 
@@ -113,13 +113,13 @@ def fit_at(logits: Floats, labels: Ints, strength: float, free: Bools) -> EqualP
     start = np.zeros(1 + fitted.sum())
     bounds = [(np.log(T_BOUNDS[0]), np.log(T_BOUNDS[1]))] + [(None, None)] * (len(start) - 1)
     inputs = (logits[:, seen], np.cumsum(seen)[labels] - 1, weights / weights.sum(), fitted[seen], strength)
-    found = minimize(
+    optimum = minimize(
         penalised_nll, start, inputs, "L-BFGS-B", jac=True, bounds=bounds, options={"ftol": 1e-12, "gtol": 1e-8}
     ).x
     offsets = np.zeros(len(seen))
-    if len(found) > 1:
-        offsets[fitted] = found[1:] - found[1:].mean()
-    return EqualPrevalence(float(np.exp(found[0])), tuple(offsets.tolist()))
+    if len(optimum) > 1:
+        offsets[fitted] = optimum[1:] - optimum[1:].mean()
+    return EqualPrevalence(float(np.exp(optimum[0])), tuple(offsets.tolist()))
 
 
 class Tried(NamedTuple):
@@ -133,11 +133,11 @@ class Tried(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What `fit` found: the calibration, the strength it chose, and every strength it tried."""
+    """The fitted calibration, the chosen strength, and the cross-validation of all strengths."""
 
     calibration: EqualPrevalence
     strength: float
-    table: tuple[Tried, ...]  # empty where there was too little to cross-validate
+    table: tuple[Tried, ...]  # empty if there were too few lesions to cross-validate
 
 
 def clustered_mean(losses: Floats, labels: Ints, lesions: npt.NDArray[Any]) -> tuple[float, float]:
@@ -193,7 +193,7 @@ def fit(
     classes, so that a fold without a rare class does no harm. inf stands for b = 0: temperature alone.
 
     Few lesions. A class missing from the labels, or with one lesion only, keeps offset 0 (the mean of the
-    others'): its offset could not be checked on a lesion it was not fitted to. The single lesion still counts
+    others'), since no held-out lesion could check its offset. The single lesion still counts
     for T. Without two classes of two lesions, or with no class of as many lesions as folds, nothing can be
     cross-validated: temperature alone, and an empty table.
 
@@ -205,7 +205,7 @@ def fit(
       b ~ N(0, 0.3)             0.3-0.8     0.2-0.3      0.3-0.8      / 0.2-0.4
       b = -log(prior) / 2       1.9-4.1     0.4-0.5      1.5-2.5      / 0.5-0.6
       b = -log(prior) (ERM)     6.5-13      0.4-0.5      2.0-2.2      / 0.5-0.6
-    The minimum picks offsets in 4 of 10 balanced models, at next to no cost; caution costs more elsewhere.
+    The minimum fits offsets in 4 of 10 balanced models, at almost no cost; the simplest row costs more elsewhere.
 
     Raises ValueError for inputs of the wrong shape or range, or no image.
     """

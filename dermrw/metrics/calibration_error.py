@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: calibration error, reliability diagrams, proper scores.
+"""Calibration error, reliability diagrams and proper scores.
 
 Inputs as in `classification`: `probabilities` float [N, C], `labels` int [N], `weights` [N], all 1 if None.
 """
@@ -24,9 +24,9 @@ def reliability_curve(
 ) -> Reliability:
     """Mean score against frequency of `event` [N] bool, in bins of equal weight by rising `score` [N].
 
-    Equal mass rather than equal width: an empty or nearly empty bin says nothing, and the error's bias is
-    smaller (Roelofs et al., AISTATS 2022). Images of equal score share a bin, that of their middle mass, so
-    the answer does not hang on their order; hence a bin may be empty, and is then left out.
+    Bins have equal mass rather than equal width: none is nearly empty, and the error's bias is smaller
+    (Roelofs et al., AISTATS 2022). Images of equal score share the bin of their middle mass, so the result does
+    not depend on their order. A bin may therefore be empty, and is then left out.
     """
     happened, value = np.asarray(event, dtype=np.float64), np.asarray(score, dtype=np.float64)
     w = checked_weights(weights, len(value))
@@ -52,9 +52,9 @@ def expected_calibration_error(
 
     Top-label by default (Guo et al., ICML 2017, eq. 3): the largest probability against whether its class
     (the first, of tied ones) is right. `classwise`: the same for each class's probability against that class,
-    then the mean over all C classes (Kull et al., NeurIPS 2019, section 2). Unweighted it speaks
-    for the test set's own prevalence, with `equal_prevalence_weights` for equal prevalence. It cannot reach 0:
-    chance adds up to about 0.4 sqrt(bins / effective N), which a few heavy images make large. nan without weight.
+    then the mean over all C classes (Kull et al., NeurIPS 2019, section 2). Unweighted, it is
+    the error at the test set's own prevalence; with `equal_prevalence_weights`, at equal prevalence. Chance adds up
+    to about 0.4 sqrt(bins / effective N), so it is above 0 even for perfect calibration. nan without weight.
     """
     p, y, w = checked(probabilities, labels, weights, sums=True)
     if not w.any():
@@ -76,7 +76,7 @@ def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights 
 
 
 def nll(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
-    """Mean of -log p[label], in nats; infinite where a label had probability 0, which is not hidden."""
+    """Mean of -log p[label], in nats; infinite if a label had probability 0."""
     p, y, w = checked(probabilities, labels, weights, sums=True)
     with np.errstate(divide="ignore"):
         return _mean(-np.log(p[np.arange(len(y)), y]), w)

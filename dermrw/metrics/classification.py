@@ -1,4 +1,4 @@
-"""How good predictions are: ISIC's balanced accuracy, intervals over lesions, ranking, groups.
+"""Classification metrics: ISIC's balanced accuracy, intervals over lesions, ROC measures, groups.
 
 Pure functions of NumPy arrays, for any number of classes C. The usual inputs: `probabilities` float [N, C];
 `labels` int [N] in 0..C-1; `lesions` [N], strings or ints, the lesion that each image shows; `weights` [N],
@@ -62,13 +62,13 @@ def checked_weights(weights: Weights, n: int) -> Floats:
 def checked(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights, sums: bool = False
 ) -> tuple[Floats, Ints, Floats]:
-    """The three inputs as float64, int64, float64; `sums` also asks that rows sum to 1 (no logits)."""
+    """The three inputs as float64, int64, float64; `sums` also requires that rows sum to 1 (no logits)."""
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if p.ndim != 2 or y.shape != p.shape[:1]:
         raise ValueError(f"probabilities [N, C] and labels [N] have shapes {p.shape} and {y.shape}")
     if y.size and (y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= p.shape[1]):
         raise ValueError(f"labels must be integers in 0..{p.shape[1] - 1}")
-    # 1e-3 lets pass what half precision or a file of few decimals does to a row, and stops logits.
+    # 1e-3 allows for half precision and files with few decimals, and refuses logits
     if sums and not (np.abs(p.sum(axis=1) - 1) <= 1e-3).all():
         raise ValueError("probabilities must sum to 1 in every row")
     return p, y.astype(np.int64), checked_weights(weights, len(y))
@@ -135,7 +135,7 @@ def recalls(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weight
 
 
 def balanced_accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
-    """The mean recall of the classes present: the challenge's score, exactly as its official scorer has it.
+    """The mean recall of the classes present: the challenge's score, exactly as its official scorer computes it.
 
     (isic-challenge-scoring 5.6.0, metrics.balanced_multiclass_accuracy: undecided is wrong, weights count,
     the mean leaves out a class without weight.)
@@ -227,7 +227,7 @@ def sensitivity_at_specificity(
 ) -> float:
     """The greatest sensitivity of any threshold whose specificity is at least `specificity`.
 
-    No interpolation between thresholds: a mix of two is no rule that a clinic could follow.
+    No interpolation between thresholds: a clinic could not apply a mixture of two.
     """
     curve = _roc(positive, score, weights)  # 1e-12: 1 - 0.9 is below 1 / 10 in float64
     return float(curve[1][curve[0] <= 1 - specificity + 1e-12].max()) if curve else np.nan
@@ -256,7 +256,7 @@ def per_class(
 def malignant(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, classes: Sequence[bool] | None = None
 ) -> tuple[Bools, Floats]:
-    """(positive [N], score [N]) of malignant against the rest, to be handed to `auc` and its like.
+    """(positive [N], score [N]) of malignant against the rest, for `auc` and similar functions.
 
     The score is the summed probability of the malignant classes; `classes` [C] bool says which (HAM10000's
     if None).
@@ -278,7 +278,7 @@ def by_group(
     """Results for every value of `groups` [N], none left out; None, nan and '' are the group 'missing'.
 
     Numbers come in their order, then names in theirs, 'missing' last. Balanced accuracies of groups are
-    comparable only where `present` agrees, and a class may rest on one lesion: look at the counts first.
+    comparable only where `present` agrees, and a class may have a single lesion: see the counts.
     """
     p, y, w = checked(probabilities, labels, weights)
     lesion_of, values = np.asarray(lesions), np.asarray(groups, dtype=object)
