@@ -273,7 +273,7 @@ def test_a_run_that_was_trained_on_is_evaluated_anew(
     assert "trained further" in capsys.readouterr().out
     (run / "report.json").write_text("{}")
     export(run, [])
-    assert "no report yet" in capsys.readouterr().out
+    assert "no complete report yet" in capsys.readouterr().out
     config = (run / "config.yaml").read_text().replace("mobilenet_v3_small", "mobilenet_v3_large")
     (run / "config.yaml").write_text(config)
     (run / "report.json").unlink()
@@ -313,7 +313,7 @@ def test_a_report_that_is_not_whole_is_made_anew(
     config, before = load_config(run / "config.yaml"), (run / "model.onnx").read_bytes()
     monkeypatch.setattr("export.report.evaluate", lambda *_: whole)
     assert report_of(run, config, HAM_CLASSES, []).balanced_accuracy == whole["balanced_accuracy"]
-    assert "no report yet" in capsys.readouterr().out
+    assert "no complete report yet" in capsys.readouterr().out
     monkeypatch.setattr("export.report.evaluate", lambda *_: odd)
     with pytest.raises(UserError, match="can't be exported"):
         export(run, [])
@@ -327,7 +327,7 @@ def test_a_config_that_was_changed_since_is_refused(run: Path, change: tuple[str
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(*change))
     before = (run / "model.onnx").read_bytes()
-    with pytest.raises(UserError, match=r"config\.yaml says .*make eval RUN="):
+    with pytest.raises(UserError, match=r"config\.yaml has .*make eval RUN="):
         export(run, [])
     assert (run / "model.onnx").read_bytes() == before
 
