@@ -19,8 +19,8 @@ from dermrw.datasets.dataset import ImageDataset, ImageSet, Splits, load_splits,
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic
-from dermrw.inference.neighbours import nearest_rows
 from dermrw.images.thumbnail import thumbnail
+from dermrw.inference.neighbours import nearest_rows
 from dermrw.models import last_linear
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
 from dermrw.training.example_weights import by_weight, read_weights

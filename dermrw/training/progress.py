@@ -11,6 +11,7 @@ import numpy as np
 
 from dermrw.config import Config
 from dermrw.diagnoses import Classes
+from dermrw.formatting import duration
 
 WARM_UP = 3  # steps that the first time estimate leaves out
 
