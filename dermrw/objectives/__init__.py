@@ -1,7 +1,7 @@
-"""What is minimised: plain losses, reweighting, and what it is measured against.
+"""Training objectives: plain losses, reweighting, and the baselines that reweighting is compared with.
 
-Three choices that go together in any way: who weighs the examples (`objective.name`), what one example costs
-(`objective.loss`), and how often it is drawn (`objective.sampler`).
+Three settings can be combined freely: the weighting of the examples (`objective.name`), the loss of one example
+(`objective.loss`), and the sampling (`objective.sampler`).
 """
 
 import numpy as np
@@ -26,5 +26,12 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def build_objective(config: Config, labels: np.ndarray, classes: int, steps: int) -> Objective:
-    """What `objective=…` asks for: of a training set with these labels `[N]`, in a training of so many steps."""
+    """Returns the objective that the config names.
+
+    Args:
+        config: the config of the run.
+        labels: labels of the training set `[N]`.
+        classes: number of classes.
+        steps: total number of training steps.
+    """
     return OBJECTIVES[config.objective.name](config, labels, classes, steps)

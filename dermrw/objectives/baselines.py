@@ -1,4 +1,4 @@
-"""Baselines that weigh no example: mixup, and fine-tuning on the meta images."""
+"""Baselines without example weights: mixup, and fine-tuning on the meta images."""
 
 import torch
 import torch.distributed as dist
@@ -12,13 +12,13 @@ FINE_TUNE_FROM = 0.8
 
 
 class Mixup(Objective):
-    """Zhang et al. 2018: λ x + (1 − λ) x', and the losses of both labels in the same parts; λ ~ Beta(α, α), one a step.
+    """Mixup (Zhang et al. 2018): inputs x̃ = λ x + (1 − λ) x', and the same mixture of the losses of both labels.
 
-    The partners are a permutation of the batch (of the process's own part of it).
+    Each step draws one λ ~ Beta(α, α). The partners x' are a permutation of the batch, or of this process's part of it.
     """
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """λ ℓ(f(x̃), y) + (1 − λ) ℓ(f(x̃), y')."""
+        """Returns the mean of λ ℓ(f(x̃), y) + (1 − λ) ℓ(f(x̃), y') over the batch."""
         alpha = torch.tensor(MIXUP_ALPHA)
         share = torch.distributions.Beta(alpha, alpha).sample().item()
         partner = torch.randperm(len(batch.y)).to(batch.y.device)
@@ -28,14 +28,15 @@ class Mixup(Objective):
 
 
 class FineTuneMeta(Objective):
-    """ERM, and for the last fifth of the steps the meta set alone: what the same clean images give without weights.
+    """ERM, then training on the meta set alone for the last fifth of the steps.
 
-    All of it in every such step, and not augmented: as the meta step sees it. The batch that is drawn is left unused.
+    This baseline uses the same clean images as reweighting, but without weights. Each of the last steps uses the whole
+    meta set, not augmented, as the meta step does. The training batch of these steps is not used.
     """
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of the batch, or of the meta set."""
+        """Returns the mean loss of the batch, or of the meta set in the last fifth of the steps."""
         if self.step < FINE_TUNE_FROM * self.steps:
             return super().compute_loss(model, batch)
-        world = 1 if batch.group is None else dist.get_world_size(batch.group)  # each has the whole meta set
+        world = 1 if batch.group is None else dist.get_world_size(batch.group)  # each process has the whole meta set
         return cross_entropy(model(batch.meta_x), batch.meta_y).mean() / world, {}

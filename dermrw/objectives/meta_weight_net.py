@@ -1,4 +1,4 @@
-"""Meta-Weight-Net (Shu et al., NeurIPS 2019, arXiv 1902.07379): the weight as a learned function of the loss."""
+"""Meta-Weight-Net (Shu et al., NeurIPS 2019, arXiv 1902.07379): example weights as a learned function of the loss."""
 
 from typing import Any
 
@@ -11,33 +11,35 @@ from dermrw.objectives.interface import Batch
 from dermrw.objectives.weighted import Weighted
 from dermrw.reweight.meta_step import losses_along, meta_gradient, normalize, sum_over
 
-HIDDEN, RATE, DECAY = 100, 1e-3, 1e-4  # of their code
+HIDDEN, RATE, DECAY = 100, 1e-3, 1e-4  # values in the authors' code
 
 
 class MetaWeightNet(Weighted):
-    """Vᵢ = V(ℓᵢ; φ) in 0..1 by a network of one hidden layer, and with α the training's peak rate, each step:
+    """Weights from Vᵢ = V(ℓᵢ; φ) in 0..1, a network with one hidden layer. α is the peak learning rate. Each step is:
 
         θ̂(φ) = θ − α/B ∇θ Σ Vᵢ ℓᵢ(θ)    (eq. 5)
         φ ← φ − Adam of ∇φ L_meta(θ̂(φ))    (eq. 6), where ∇φ L_meta = −α/B Σ ⟨∇L_meta(θ̂), ∇ℓᵢ(θ)⟩ ∇φ Vᵢ    (eq. 9)
         wᵢ = Vᵢ / Σ Vⱼ with the new φ.
 
-    Two things are not as in the paper. The training loss is normalised, Σ wᵢ ℓᵢ, where eq. 3 has 1/B Σ Vᵢ ℓᵢ (φ's own
-    step has it as there): AdamW takes little notice of a loss's scale, and SGD's rate then means what it means for any
-    other objective. And α is constant, where their code's follows the schedule.
+    There are two differences from the paper. The training loss is normalised, Σ wᵢ ℓᵢ, whereas eq. 3 has 1/B Σ Vᵢ ℓᵢ;
+    the step of φ uses eq. 3 unchanged. AdamW is nearly invariant to the scale of the loss, and with SGD the learning
+    rate keeps the same meaning as for the other objectives. Also, α is constant, whereas it follows the schedule in the
+    authors' code.
 
-    The inner products are one forward pass with tangents, as in reweighting; the virtual step costs one pass more.
+    The inner products take one forward pass with tangents, as in reweighting. The virtual step takes one further
+    forward and backward pass.
     """
 
     def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
         super().__init__(config, labels, classes, steps)
         self.rate = config.train.lr
-        with torch.random.fork_rng(devices=[]):  # so that the training's own stream is as of any other objective
+        with torch.random.fork_rng(devices=[]):  # keeps the random stream of training the same as for other objectives
             torch.manual_seed(config.train.seed)
             self.net = nn.Sequential(nn.Linear(1, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1), nn.Sigmoid())
         self.adam = torch.optim.Adam(self.net.parameters(), RATE, weight_decay=DECAY)
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One step of φ, then the weights that it gives."""
+        """Updates φ by one step and returns the losses and the weights for the new φ."""
 
         def weighted(logits: Tensor, y: Tensor) -> Tensor:
             losses = self.losses(logits, y)
@@ -64,7 +66,7 @@ class MetaWeightNet(Weighted):
         return losses, normalize(self.of(losses), batch.group)
 
     def of(self, losses: Tensor) -> Tensor:
-        """V of these losses `[B]`, detached."""
+        """Returns V for these losses `[B]`, detached."""
         with torch.no_grad():
             return self.net(self._input(losses))[:, 0].to(losses)
 
@@ -72,11 +74,11 @@ class MetaWeightNet(Weighted):
         return losses.detach().to(next(self.net.parameters()))[:, None]  # [B, 1], on the CPU
 
     def state_dict(self) -> dict[str, Any]:
-        """φ and its optimiser too."""
+        """Returns the state of `Weighted`, φ and the state of its optimiser."""
         return {**super().state_dict(), "net": self.net.state_dict(), "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.net.load_state_dict(state["net"])
         self.adam.load_state_dict(state["adam"])

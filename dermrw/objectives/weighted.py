@@ -1,6 +1,6 @@
-"""Objectives that weigh each example: reweighting (Ren et al. 2018), random weights, Meta-Weight-Net.
+"""Objectives with example weights: the base class, reweighting (Ren et al. 2018) and random weights.
 
-All minimise Σ wᵢ ℓᵢ with weights that sum to 1 over the batch, and keep count of what each image weighed.
+All minimise Σ wᵢ ℓᵢ with weights that sum to 1 over the batch, and record the weights of each image.
 """
 
 from typing import Any
@@ -17,31 +17,35 @@ from dermrw.reweight.meta_step import losses_along, meta_gradient, normalize, su
 
 
 class Weighted(Objective):
-    """Σ wᵢ ℓᵢ; what the weights come from is the subclass's."""
+    """Base class for objectives that minimise Σ wᵢ ℓᵢ. Subclasses compute the weights in `weigh`."""
 
     def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
         super().__init__(config, labels, classes, steps)
-        # by row of the training set, in units of the batch's mean weight: the last one, the sum, and of how many
+        # by row of the training set, in units of the mean weight of the batch: last weight, sum, number of weights
         self.last = torch.full((self.examples,), torch.nan)
         self.sum, self.seen = torch.zeros(self.examples), torch.zeros(self.examples)
-        self.class_shares = torch.full((classes,), torch.nan)  # of the step before
+        self.class_shares = torch.full((classes,), torch.nan)  # in the previous step
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Losses `[B]` with their graph, and weights `[B]` that sum to 1 over all processes, detached."""
+        """Returns losses `[B]` with their graph, and detached weights `[B]` that sum to 1 over all processes."""
         raise NotImplementedError
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Σ wᵢ ℓᵢ, and what the weights are like."""
+        """Returns Σ wᵢ ℓᵢ, and statistics of the weights to log."""
         losses, weights = self.weigh(model, batch)
         log = {**self._describe(weights, batch), **self._remember(weights, batch)}
         return (weights * losses).sum(), log
 
     def example_weights(self) -> np.ndarray:
-        """The mean weight of each training image so far `[N]`."""
+        """Returns the mean weight of each training image so far `[N]`, NaN for images never drawn."""
         return (self.sum / self.seen).numpy()  # 0/0 is NaN
 
     def _describe(self, weights: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Each class's share of the weight, how many are zero, 1/Σw², and how far the shares moved since last step."""
+        """Returns statistics of the weights to log.
+
+        These are the share of each class in the weight, the share of zero weights, the effective batch size 1/Σw²,
+        whether all weights are zero, and the change of the class shares since the last step (total variation distance).
+        """
         by_class = torch.zeros(self.classes, device=weights.device, dtype=weights.dtype)
         by_class.index_add_(0, batch.y, weights)  # [C]
         zero, squares = (weights == 0).to(weights.dtype).sum() / batch.total, weights.square().sum()
@@ -58,7 +62,10 @@ class Weighted(Objective):
         }
 
     def _remember(self, weights: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Keeps the weights by image; gives how far those moved that had one, in units of the mean weight."""
+        """Records the weight of each image and returns the mean absolute change of the weights, to log.
+
+        The mean is over images that had a weight before, in units of the mean weight.
+        """
         new, seen = self._by_row(weights * batch.total, batch)
         moved = (new - self.last).abs()[seen > 0]
         moved = moved[~moved.isnan()]
@@ -67,7 +74,7 @@ class Weighted(Objective):
         return {"example_swing": moved.mean()} if len(moved) else {}
 
     def _by_row(self, values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Values of all processes' examples `[B]` by row of the training set `[N]`, and 1 where there is one."""
+        """Returns the values `[B]` of all processes by row of the training set `[N]`, and a mask: 1 at these rows."""
         new, seen = torch.zeros(self.examples), torch.zeros(self.examples)
         new[batch.row] = values.float().cpu()
         seen[batch.row] = 1
@@ -75,35 +82,38 @@ class Weighted(Objective):
         return new, seen
 
     def state_dict(self) -> dict[str, Any]:
-        """The weights so far."""
+        """Returns the step and the weights recorded so far."""
         own = {"last": self.last, "sum": self.sum, "seen": self.seen, "class_shares": self.class_shares}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores the state that `state_dict` returned."""
         super().load_state_dict(state)
         self.last, self.sum, self.seen = state["last"], state["sum"], state["seen"]
         self.class_shares = state["class_shares"]
 
 
 class RandomWeights(Weighted):
-    """Ren et al.'s own control: weights max(z, 0) / Σ max(z, 0) of standard normal z, as many zeros, no meaning."""
+    """Random weights max(z, 0) / Σ max(z, 0) with standard normal z: the control of Ren et al. (2018)."""
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Random weights."""
+        """Returns losses and random weights."""
         losses = self.losses(model(batch.x), batch.y)
         return losses, normalize(torch.randn(len(losses)).to(losses), batch.group)
 
 
 class Reweight(Weighted):
-    """Ren et al. 2018: the batch's losses weighted by how far each example's gradient agrees with the meta set's."""
+    """Reweighting (Ren et al. 2018): each weight is the clipped inner product of an example's and the meta gradient."""
 
     def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
         super().__init__(config, labels, classes, steps)
         self._last_stage: frozenset[str] | None = None
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Exact weights, or what `objective.weights` asks for, or between refreshes those of each one's last visit."""
+        """Returns losses and weights. Between refreshes, each example keeps the weight of its last visit.
+
+        `objective.weights` selects the exact weights or an approximation.
+        """
         if self._weigh_now(batch):
             losses, scores = self._scores(model, batch)
             return losses, normalize(scores, batch.group)
@@ -111,7 +121,7 @@ class Reweight(Weighted):
         return losses, normalize(self.last[batch.row].to(losses), batch.group)
 
     def _weigh_now(self, batch: Batch) -> bool:
-        """Every `refresh_every` steps, and wherever an example was never weighed yet."""
+        """Returns True every `refresh_every` steps, and if any example of the batch has no weight yet."""
         if self.step % self.config.refresh_every == 0:
             return True
         unknown = self.last[batch.row].isnan().any().float()
@@ -121,7 +131,7 @@ class Reweight(Weighted):
     def _scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         if self.config.weights == "last_stage":
             self._last_stage = self._last_stage or last_stage(model)
-        # the meta set is balanced: its own loss is cross-entropy, whatever adjusts the training loss
+        # the meta set is balanced, so its loss is plain cross-entropy for every training loss
         direction = meta_gradient(model, batch.meta_x, batch.meta_y, group=batch.group, names=self._last_stage)
         along = differences_along if self.config.weights == "finite_difference" else losses_along
         return along(model, batch.x, batch.y, direction, self.losses)

@@ -1,4 +1,4 @@
-"""The meta step of learning to reweight examples (Ren et al. 2018), exact and approximate. Needs torch alone.
+"""The meta step of learning to reweight examples (Ren et al. 2018), exact and approximate. It needs only torch.
 
 `reweighted_losses` is the whole step. The other functions are its parts, for objectives that combine them differently.
 """

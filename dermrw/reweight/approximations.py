@@ -1,7 +1,8 @@
-"""Cheaper than exact: scores whose distance from the exact ones is known. docs/cost.md gives it.
+"""Approximate scores that are cheaper than the exact ones. docs/cost.md reports their distance from the exact scores.
 
-Each function stands in for what `reweight.reweighted_losses` does before it normalises: (losses `[B]` with the graph of
-the one training forward pass, scores `[B]`, detached). `reweight.normalize` makes weights of them. Needs torch alone.
+Each function replaces the part of `reweight.reweighted_losses` before the normalisation. It returns losses `[B]`, with
+the graph of the one training forward pass, and detached scores `[B]`. `reweight.normalize` converts the scores to
+weights. This file needs only torch.
 """
 
 from collections.abc import Collection
@@ -13,8 +14,9 @@ from torch.func import functional_call
 
 from dermrw.reweight.meta_step import PerExampleLoss, by_tensor, cross_entropy, losses_along, meta_gradient
 
-# of the finite difference, as a share of the parameters' norm: weights in fp32 were nearest the exact ones from 3e-7
-# to 3e-6 (trained MobileNetV2 and ResNet-18); larger steps leave the tangent, smaller ones drown in rounding
+# step of the finite difference, relative to the norm of the parameters. In fp32, weights were closest to the exact ones
+# for steps from 3e-7 to 3e-6 (trained MobileNetV2 and ResNet-18). Larger steps have a larger truncation error, and with
+# smaller steps rounding errors dominate.
 STEP = 1e-6
 
 
@@ -28,7 +30,7 @@ def finite_difference_scores(
     group: dist.ProcessGroup | None = None,
     step: float = STEP,
 ) -> tuple[Tensor, Tensor]:
-    """`differences_along` the meta gradient."""
+    """Returns losses `[B]` and scores `[B]` by `differences_along` with the meta gradient as the direction."""
     return differences_along(model, x, y, meta_gradient(model, meta_x, meta_y, loss, group), loss, step)
 
 
@@ -40,10 +42,11 @@ def differences_along(
     loss: PerExampleLoss = cross_entropy,
     step: float = STEP,
 ) -> tuple[Tensor, Tensor]:
-    """(ℓᵢ(θ + h g) − ℓᵢ(θ)) / h, where h ‖g‖ = `step` ‖θ‖ and g the direction: one more forward pass, without graph.
+    """Returns losses ℓᵢ(θ) `[B]` and the finite differences (ℓᵢ(θ + h g) − ℓᵢ(θ)) / h `[B]`.
 
-    The second pass sees copies of the buffers and the random stream of the first, so dropout masks agree. In a
-    precision below fp32 the difference drowns in rounding.
+    g is the direction, and h ‖g‖ = `step` ‖θ‖. The cost is one more forward pass, without a graph. Both passes use the
+    same buffers and the same random state, so their dropout masks agree; the extra pass works on copies of the buffers.
+    In a precision below fp32, rounding errors exceed the difference.
     """
     parameters = dict(model.named_parameters())
     of_theta = torch.stack([parameters[name].detach().norm() for name in direction]).norm()
@@ -68,5 +71,5 @@ def last_stage_scores(
     loss: PerExampleLoss = cross_entropy,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The exact scores of another problem: θ is the parameters in `names` alone, say those of the last stage."""
+    """Returns losses `[B]` and the exact scores `[B]` for θ restricted to `names`, such as those of the last stage."""
     return losses_along(model, x, y, meta_gradient(model, meta_x, meta_y, loss, group, names), loss)

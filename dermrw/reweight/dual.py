@@ -1,7 +1,7 @@
-"""A tensor with a tangent: what a recorded forward pass runs on when its tangents are carried beside it.
+"""`Dual`: a tensor with a tangent, for a recorded forward pass that also computes tangents.
 
-This file only dispatches each call of a torch function to its rule; `one_pass` takes the table of rules, which is in
-`tangents.py`. It needs torch alone.
+This file only dispatches each call of a torch function to its rule. `one_pass` takes the table of rules, which is in
+`tangents.py`. This file needs only torch.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,34 +14,34 @@ from torch.utils._pytree import tree_any, tree_map
 
 
 class Rules(NamedTuple):
-    """How to apply the functions of torch to `Dual`s."""
+    """Rules to apply torch functions to `Dual`s."""
 
     by_function: dict[Any, Callable[..., Any]]  # rule(func, *args, **kwargs) returns the result of func as a `Dual`
-    queries: set[Any]  # functions that return a property of a tensor, such as its shape, and no function of its values
+    queries: set[Any]  # functions that return a property of a tensor, such as its shape, not of its values
 
 
 class UnknownOperator(NotImplementedError):
-    """An operator of the network has no rule here."""
+    """An operator of the network has no rule."""
 
 
 class OnlyInReverse(UnknownOperator):
-    """What no forward-mode differentiation sees as a backward pass does.
+    """An operation that forward-mode differentiation would treat differently from a backward pass.
 
-    That is: what is computed under `no_grad` (a constant, or the inside of an `autograd.Function`), gradients that are
-    taken without `create_graph`, and hooks that may change a gradient.
+    These are operations under `no_grad` (a constant, or the inside of an `autograd.Function`), gradients taken without
+    `create_graph`, and hooks that may change a gradient.
     """
 
 
 _passes = 0  # number of passes so far
-_open = 0  # number of the current pass; 0: none
-_rules = Rules({}, set())  # of the current pass
+_open = 0  # number of the current pass; 0 if there is none
+_rules = Rules({}, set())  # rules of the current pass
 
 
 @contextmanager
 def one_pass(rules: Rules) -> Iterator[None]:
-    """Within this context, `Dual`s have tangents, computed by `rules`.
+    """Context manager in which `Dual`s have tangents, computed by `rules`.
 
-    A `Dual` that a model keeps after the end stands for its primal alone.
+    If a model keeps a `Dual` after the end, it is used as its primal alone.
     """
     global _passes, _open, _rules
     before = _open, _rules
@@ -56,14 +56,14 @@ def one_pass(rules: Rules) -> Iterator[None]:
 class Dual(Tensor):
     """A tensor of the recorded pass (`primal`) and its derivative along a direction (`tangent`, or None for zero).
 
-    It stands for `primal` in whatever Python code calls torch on it. It has no memory of its own, so that nothing can
-    compute on it and miss the tangent: what isn't seen by `__torch_function__` raises.
+    Python code that calls torch functions can use it in place of `primal`. It has no memory of its own. A computation
+    that `__torch_function__` does not see, and that would lose the tangent, therefore raises an error.
     """
 
     primal: Tensor
     tangent: Tensor | None
-    version: int  # of `primal` when `tangent` was worked out; another one means that another name has changed it
-    made_in: int  # the pass
+    version: int  # version of `primal` when `tangent` was computed; differs after a change through another tensor
+    made_in: int  # number of the pass that created it
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangent: Tensor | None) -> "Dual":  # noqa: D102
@@ -103,14 +103,14 @@ class Dual(Tensor):
         try:
             return _rules.by_function[func](func, *args, **kwargs)
         except (TypeError, AttributeError) as error:
-            # called in a way that the rule doesn't know, or wrongly, as the next way will tell
+            # either the rule does not support this call, or the call is wrong; the next method will then raise
             raise UnknownOperator(f"{name}: {error}") from None
 
 
 def only_in_reverse(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether a call takes a gradient for a constant, or hooks something in that may change one.
+    """Returns whether a call treats a gradient as a constant, or registers a hook that may change a gradient.
 
-    torch's own hooks look and don't touch, as its FLOP counter's do.
+    torch's own hooks, such as those of its FLOP counter, do not change gradients.
     """
     if func is torch.autograd.grad:
         return not kwargs.get("create_graph")
@@ -123,10 +123,10 @@ def _if_of_this_pass(value: Any) -> Any:
 
 
 def primal_of(value: Any) -> Any:
-    """The recorded tensor of a `Dual`; any other value as it is."""
+    """Returns the recorded tensor of a `Dual`, and any other value unchanged."""
     return value.primal if isinstance(value, Dual) else value
 
 
 def tangent_of(value: Any) -> Any:
-    """The tangent of a `Dual`, None where it is zero; None for any other value."""
+    """Returns the tangent of a `Dual` (None if it is zero), and None for any other value."""
     return value.tangent if isinstance(value, Dual) else None

@@ -1,27 +1,28 @@
-"""The meta step of learning to reweight examples (Ren et al., ICML 2018, arXiv 1803.09050), exact and cheap.
+"""The meta step of learning to reweight examples (Ren et al., ICML 2018, arXiv 1803.09050), computed exactly.
 
-Algorithm 1 looks one virtual SGD step ahead. With a training batch of B examples and their losses ℓᵢ(θ)
+Algorithm 1 takes one virtual SGD step. With a training batch of B examples and their losses ℓᵢ(θ)
 
     θ̂(ε) = θ − α ∇θ Σᵢ εᵢ ℓᵢ(θ),    uᵢ = −∂ L_meta(θ̂(ε)) / ∂εᵢ at ε = 0,    wᵢ = max(uᵢ, 0) / Σⱼ max(uⱼ, 0).
 
-At ε = 0 the virtual step has length zero, θ̂ = θ, and the chain rule leaves an inner product of two first
-derivatives at θ:
+At ε = 0 the virtual step has length zero, θ̂ = θ, and by the chain rule uᵢ is an inner product of two first derivatives
+at θ:
 
     uᵢ = α ⟨∇θ L_meta(θ), ∇θ ℓᵢ(θ)⟩,
 
-the directional derivative of every training loss along the meta gradient g. α cancels in wᵢ. So nothing second-order is
-needed: one backward pass over the small meta batch gives g, and one forward pass over the training batch gives the
-losses and, with the tangent of every activation carried beside it (`tangents`), all B derivatives at once. The
-same forward pass holds the graph of Σ wᵢ ℓᵢ. Where batch norm in train mode couples the examples, ∂/∂εᵢ is of the ℓᵢ
-computed from the whole batch, here as in the paper.
+the directional derivative of every training loss along the meta gradient g. α cancels in wᵢ. No second-order derivative
+is needed. One forward and backward pass over the small meta batch gives g. One forward pass over the training batch
+gives the losses and, because it also computes the tangent of every activation (`tangents`), all B derivatives. The same
+forward pass records the graph of Σ wᵢ ℓᵢ. Batch norm in train mode couples the examples. As in the paper, ℓᵢ is then
+the loss computed from the whole batch.
 
-With F the cost of a forward pass, plain training costs 3F and this 5F plus the meta batch's 3F·M/B.
+With F the cost of a forward pass, plain training costs 3F. This step costs 5F, plus 3F·M/B for the meta batch.
 
-Where an operator of the model has no rule there, the same derivatives come, as exactly, from PyTorch's forward-mode
-differentiation of the whole pass, which records the tangents too and needs about three times the memory; and where that
-has no rule either, from two reverse passes: Jᵀv is linear in v, and its derivative along g is J g. Each is said once.
+If an operator of the model has no rule in `tangents`, PyTorch's forward-mode differentiation of the whole pass computes
+the same derivatives, also exactly. It records the tangents too and needs about three times the memory. If that has no
+rule either, two reverse passes are used: Jᵀv is linear in v, and its derivative along g is J g. A warning reports each
+such change once.
 
-This file and `tangents.py` need torch alone and work on any `nn.Module` of torch operations.
+This file and `tangents.py` need only torch and work on any `nn.Module` of torch operations.
 """
 
 import sys
@@ -46,17 +47,17 @@ from dermrw.reweight.tangents import RULES
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
-# the way that a model's derivatives take, an index into _WAYS; only those that met an obstacle are here
+# the method for a model's derivatives, an index into _WAYS; models that are absent use the first method
 _WAY: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each example: logits `[B, C]`, labels `[B]` -> losses `[B]`."""
+    """Returns the cross-entropy of each example: logits `[B, C]`, labels `[B]` -> losses `[B]`."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def sum_over(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None:
-    """Replaces each tensor by its sum over the group's processes, in one exchange; None: this process alone."""
+    """Replaces each tensor with its sum over the processes of the group, in one all-reduce. None: a single process."""
     if group is None or not tensors:
         return
     flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -66,9 +67,10 @@ def sum_over(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> None
 
 
 def normalize(scores: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Scores u `[B]` -> weights w `[B]` (eqs. 13 and 14): clipped at zero, summing to 1, or all zero if no u > 0.
+    """Converts scores u `[B]` to weights w `[B]` (eqs. 13 and 14 of Ren et al. 2018).
 
-    With a group, they sum to 1 over all its processes.
+    Scores are clipped at zero and scaled to sum 1, over all processes of the group if there is one. If no score is
+    positive, all weights are zero.
     """
     clipped = scores.clamp(min=0)
     total = clipped.sum()
@@ -77,12 +79,13 @@ def normalize(scores: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
 
 
 def by_tensor(model: nn.Module, replacement: dict[Tensor, Tensor]) -> dict[str, Tensor]:
-    """What `functional_call` takes to replace these parameters and buffers wherever modules share them.
+    """Returns the argument of `functional_call` that replaces these parameters and buffers wherever modules share them.
 
-    Its own `tie_weights` swaps a module that is registered under two names twice, and then can't put it back.
+    The `tie_weights` option of `functional_call` is not used. It replaces the tensors of a module that is registered
+    under two names twice, and then cannot restore them.
     """
     found = {}
-    for prefix, module in model.named_modules():  # each module once
+    for prefix, module in model.named_modules():  # yields each module once
         for own in (module.named_parameters, module.named_buffers):
             tensors = own(prefix, recurse=False, remove_duplicate=False)
             found.update({name: replacement[t] for name, t in tensors if t in replacement})
@@ -90,12 +93,12 @@ def by_tensor(model: nn.Module, replacement: dict[Tensor, Tensor]) -> dict[str, 
 
 
 def _eagerly() -> AbstractContextManager:
-    """Runs what `torch.compile` may have compiled as it was written: tangents can't pass through the compiled."""
+    """Context manager that runs compiled modules eagerly: tangents cannot pass through the code of `torch.compile`."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _Buffers:
-    """The values of a model's buffers, to be put back."""
+    """A copy of a model's buffers, to restore them later."""
 
     def __init__(self, model: nn.Module) -> None:
         found = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
@@ -104,7 +107,8 @@ class _Buffers:
     def put_back(self) -> None:
         for module, name, buffer, before in self.found:
             module._buffers[name] = buffer
-            buffer.data.copy_(before)  # by .data: a graph that has saved it would take its own value for a change
+            # by .data, so that the version of the buffer stays the same: a graph that has saved it would raise an error
+            buffer.data.copy_(before)
 
 
 def meta_gradient(
@@ -115,20 +119,23 @@ def meta_gradient(
     group: dist.ProcessGroup | None = None,
     names: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Gradient of the mean meta loss at θ, by the name of each trainable parameter; the model stays untouched.
+    """Returns the gradient of the mean meta loss at θ, by name of each trainable parameter, without changing the model.
 
-    The pass runs in the model's own mode (train or eval). What it changes in the buffers is put back, as is the random
-    stream, so running statistics, `.grad` and the random numbers of whatever follows are as if it had not run (what
-    `forward` counts in Python alone, it counts twice). A
-    dropout mask of the meta pass is therefore drawn from the same state as that of the next training pass.
+    The pass runs in the current mode of the model (train or eval). Afterwards the buffers and the random state are
+    restored, so that running statistics, `.grad` and later random numbers are the same as without this pass. Python
+    attributes that `forward` changes are not restored. A dropout mask of the meta pass is drawn from the same random
+    state as that of the next training pass.
 
     Args:
         model: any module; parameters with `requires_grad` are θ.
         meta_x: meta inputs `[M, ...]`.
         meta_y: meta labels `[M]`.
         loss: per-example loss, (model output `[M, ...]`, labels `[M]`) -> `[M]`.
-        group: processes that share one step; the mean is over the meta examples of all of them.
-        names: the parameters that θ consists of, where it isn't all that are trainable.
+        group: processes that share one step. The mean is over the meta examples of all of them.
+        names: the parameters that θ consists of. None: all trainable parameters.
+
+    Raises:
+        ValueError: θ is empty.
     """
     parameters = {
         name: p for name, p in model.named_parameters() if p.requires_grad and (names is None or name in names)
@@ -142,7 +149,7 @@ def meta_gradient(
         count = torch.tensor(float(len(meta_y)), device=meta_y.device)
         sum_over([count], group)
         value = loss(output, meta_y).sum() / count
-        # a parameter that the loss does not reach (an unused head, say) has derivative zero
+        # a parameter that the loss does not depend on, such as an unused head, has derivative zero
         gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     buffers.put_back()
     direction = {
@@ -160,10 +167,11 @@ def losses_along(
     direction: dict[str, Tensor],
     loss: PerExampleLoss = cross_entropy,
 ) -> tuple[Tensor, Tensor]:
-    """One training forward pass: losses ℓᵢ(θ) `[B]` with their graph, and ⟨direction, ∇θ ℓᵢ(θ)⟩ `[B]`, detached.
+    """Runs one training forward pass; returns losses ℓᵢ(θ) `[B]` and the derivatives ⟨direction, ∇θ ℓᵢ(θ)⟩ `[B]`.
 
-    It is the plain forward pass in every other respect: running statistics and the random stream advance as usual.
-    `direction` maps names of parameters to tensors of their shapes.
+    The losses have their graph, the derivatives are detached. In every other respect this is the plain forward pass:
+    running statistics and the random state advance as usual. `direction` maps names of parameters to tensors of the
+    same shapes.
     """
 
     def checked(output: Tensor, labels: Tensor) -> Tensor:
@@ -178,9 +186,10 @@ def losses_along(
 
 
 def outputs_along(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """One training forward pass: the outputs `[B, ...]` with their graph, and their derivatives along `direction`.
+    """Runs one training forward pass; returns the outputs `[B, ...]` and their derivatives along `direction`.
 
-    What `losses_along` does, before any loss: ⟨direction, ∇θ ℓᵢ⟩ is the product of ∂ℓᵢ/∂fᵢ and the derivative of fᵢ.
+    The outputs have their graph, the derivatives are detached. This is `losses_along` without a loss: the derivative
+    ⟨direction, ∇θ ℓᵢ⟩ is the inner product of ∂ℓᵢ/∂fᵢ and the derivative of fᵢ.
     """
     return _along(model, x, x, direction, lambda output, _: output)
 
@@ -188,8 +197,8 @@ def outputs_along(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> 
 def _along(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
-    """`losses_along` by the first of the ways that the model allows."""
-    # what a pass changes before it meets an operator without a rule is put back
+    """Computes `losses_along` by the first method in `_WAYS` that supports the model."""
+    # for restoring the model's buffers and the random state after a pass that met an operator without a rule
     buffers = _Buffers(model)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     stream, streams = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
@@ -200,7 +209,7 @@ def _along(
                 losses, slopes = _WAYS[way](model, x, y, direction, loss)
             return losses, slopes.detach()
         except RuntimeError as error:
-            # TorchScript wraps what it meets in an error of its own
+            # TorchScript wraps every exception in an error type of its own
             scripted = "TorchScript" in str(error)
             if not (scripted or isinstance(error, NotImplementedError)) or way + 1 == len(_WAYS):
                 raise
@@ -216,7 +225,7 @@ def _along(
 def _by_rules(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
-    """`losses_along` by one recorded forward pass with tangents beside it."""
+    """Computes `losses_along` by one recorded forward pass whose tangents are not recorded."""
     parameters = dict(model.named_parameters())
     with one_pass(RULES):
         duals: dict[Tensor, Tensor] = {parameters[name]: Dual(parameters[name], d) for name, d in direction.items()}
@@ -226,7 +235,7 @@ def _by_rules(
 
 
 class _Watch(TorchFunctionMode):
-    """Raises where PyTorch's forward mode would take the derivative of what a backward pass takes for a constant."""
+    """Raises an error if PyTorch's forward mode would differentiate a value that is constant in a backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,9 +254,9 @@ class _Watch(TorchFunctionMode):
 def recorded_losses_along(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
-    """`losses_along` by forward-mode differentiation."""
+    """Computes `losses_along` by PyTorch's forward-mode differentiation."""
     parameters = dict(model.named_parameters())
-    # of the kernels for attention only the plain one has a forward-mode rule
+    # among the attention kernels, only MATH has a forward-mode rule
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _Watch():
         duals: dict[Tensor, Tensor] = {
             parameters[name]: forward_ad.make_dual(parameters[name], d) for name, d in direction.items()
@@ -255,7 +264,7 @@ def recorded_losses_along(
         output = functional_call(model, by_tensor(model, duals), (x,), tie_weights=False)
         dual_losses = loss(output, y)
         losses, tangents = forward_ad.unpack_dual(dual_losses)
-        # a tangent of None means that no trainable parameter reaches the losses
+        # a tangent of None means that the losses do not depend on any trainable parameter
         slopes = torch.zeros_like(losses) if tangents is None else tangents
         return losses, slopes
 
@@ -263,8 +272,8 @@ def recorded_losses_along(
 def _by_reverse(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
-    """`losses_along` by two reverse passes."""
-    with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
+    """Computes `losses_along` by two reverse passes."""
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention kernel that can be differentiated twice
         losses = loss(model(x), y)
     parameters = dict(model.named_parameters())
     v = torch.zeros_like(losses, requires_grad=True)
@@ -286,23 +295,25 @@ def reweighted_losses(
     loss: PerExampleLoss = cross_entropy,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Losses and weights of a training batch, by Ren et al.'s Algorithm 1; backward on `(weights * losses).sum()`.
+    """Returns losses and weights of a training batch by Algorithm 1 of Ren et al. (2018).
+
+    Call backward on `(weights * losses).sum()`.
 
     Args:
         model: any module of torch operations, in the mode in which it is to be trained.
         x: training inputs `[B, ...]`.
         y: training labels `[B]`.
-        meta_x: meta inputs `[M, ...]`; the paper's g, the clean, balanced examples.
+        meta_x: meta inputs `[M, ...]`: the clean, balanced examples, denoted g in the paper.
         meta_y: meta labels `[M]`.
         loss: per-example loss, (model output, labels) -> one value per example; cross-entropy by default.
-        group: processes that share one step, each with its part of the batch (and of the meta batch, or all of it): the
-            weights are those of the union. *Sum* the gradients over them afterwards. Batch norm in train mode sees, as
-            in any training, the part of its own process.
+        group: processes that share one step. Each has its part of the batch, and its part or all of the meta batch. The
+            weights are those of the whole batch. *Sum* the gradients over the processes afterwards. As usual in
+            distributed training, batch norm in train mode uses only the part of its own process.
 
     Returns:
-        losses `[B]`, with the graph of the one training forward pass, and weights `[B]`, detached, non-negative,
-        summing to 1 (over the group), or all zero where no example's gradient agrees with the meta gradient (skip or
-        count such a step).
+        losses `[B]`, with the graph of the one training forward pass, and weights `[B]`. The weights are detached,
+        non-negative and sum to 1 over the group. They are all zero if no example's gradient has a positive inner
+        product with the meta gradient. Callers can skip or count such a step.
     """
     losses, slopes = losses_along(model, x, y, meta_gradient(model, meta_x, meta_y, loss, group), loss)
     return losses, normalize(slopes, group)

@@ -1,19 +1,19 @@
-"""Forward-mode differentiation beside a recorded forward pass: the tangents are computed, but never recorded.
+"""Forward-mode differentiation of a recorded forward pass, in which the tangents are computed but not recorded.
 
-PyTorch's own forward-mode differentiation (`torch.autograd.forward_ad`) of a pass that is recorded for backward records
-the tangents' operators too, which no backward pass here ever needs. So each operator of the network runs once, recorded
-as ever, and beside it a rule works out its tangent without a graph. Six rules suffice:
+When PyTorch's own forward-mode differentiation (`torch.autograd.forward_ad`) runs on a pass that is recorded for
+backward, it records the operators of the tangents too. No backward pass here needs them. In this file each operator of
+the network runs once, recorded as usual, and a rule computes its tangent without a graph. There are six kinds of rules:
 
 - linear in its tensors (reshape, cat, average pooling): the same operator on the tangents;
 - a sum: the sum of the tangents;
 - bilinear (convolution, linear layer, product): f(ẋ, w) + f(x, ẇ);
-- element by element (activations, dropout): the Jacobian is diagonal, hence symmetric, hence Jẋ = Jᵀẋ, which is one
-  step of the backward pass through the node that has just been recorded, with its very dropout mask;
+- element by element (activations, dropout): the Jacobian is diagonal and therefore symmetric, so Jẋ = Jᵀẋ, which is one
+  step of the backward pass through the node that has just been recorded, with the same dropout mask;
 - batch norm: its Jacobian in x, γr(I − 11ᵀ/n − x̂x̂ᵀ/n), is symmetric too; x̂γ̇ + β̇ is a batch norm of x;
-- anything else that is a function of its arguments alone: PyTorch's forward mode, on detached copies of them.
+- other functions that depend only on their arguments: PyTorch's forward mode on detached copies of the arguments.
 
-An operator outside these lists, or one that changes a tensor behind the back of another, raises `UnknownOperator`, and
-the caller takes another exact way. This file needs torch alone.
+An operator without a rule raises `UnknownOperator`, and so does a change of a tensor through another tensor that shares
+its memory. The caller then uses another exact method. This file needs only torch.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from dermrw.reweight.dual import Dual, Rules, UnknownOperator, primal_of, tangen
 
 
 def _result(primal: Any, tangent: Any) -> Any:
-    """Pairs what an operator returned, one tensor or several, with its tangents."""
+    """Pairs the result of an operator, one tensor or several, with its tangents."""
     if isinstance(primal, Tensor):
         if primal.is_complex():
             raise UnknownOperator("complex numbers have no rule")
@@ -42,20 +42,20 @@ def _result(primal: Any, tangent: Any) -> Any:
 
 
 def _changeable(x: Any) -> None:
-    """Raises unless an operator may change `x` in place."""
+    """Raises `UnknownOperator` unless an operator may change `x` in place."""
     if not isinstance(x, Dual) or x.primal._is_view():
         raise UnknownOperator("a view, or a tensor without a tangent, is changed in place")
 
 
 def _changed(x: Dual, tangent: Tensor | None) -> Dual:
-    """`x` after an operator has changed it in place."""
+    """Returns `x` with its new tangent after an operator has changed it in place."""
     x.tangent = None if tangent is None else tangent.to(x.primal.dtype)
     x.version = x.primal._version
     return x
 
 
 def _linear(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """f(ẋ): linear in its floating tensors together; what has no tangent counts as zero."""
+    """Rule f(ẋ) for functions that are jointly linear in their floating-point tensors. A missing tangent is zero."""
     primal = func(*tree_map(primal_of, args), **tree_map(primal_of, kwargs))
     if all(tangent_of(a) is None for a in tree_leaves((args, kwargs))):
         return primal
@@ -71,7 +71,7 @@ def _linear(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _sum(sign: int, swapped: bool = False, in_place: bool = False) -> Callable[..., Any]:
-    """The rule of a + αb, a − αb or, swapped, b − a, with broadcasting."""
+    """Returns the rule of a + αb, a − αb or, if swapped, b − a, with broadcasting."""
 
     def rule(func: Any, a: Any, b: Any, *, alpha: float = 1) -> Any:
         if in_place:
@@ -93,7 +93,7 @@ def _sum(sign: int, swapped: bool = False, in_place: bool = False) -> Callable[.
 
 
 def _product(in_place: bool = False) -> Callable[..., Any]:
-    """The rule of a·b, also of matrices: ȧb + aḃ."""
+    """Returns the rule of a·b, elementwise or of matrices: ȧb + aḃ."""
 
     def rule(func: Any, a: Any, b: Any) -> Any:
         if in_place:
@@ -110,7 +110,7 @@ def _product(in_place: bool = False) -> Callable[..., Any]:
 
 
 def _quotient(func: Any, a: Any, b: Any) -> Any:
-    """a / b, where b is mostly a constant."""
+    """Rule of a / b, with a fast path for constant b."""
     if tangent_of(b) is not None:
         return _generic(func, a, b)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def _quotient(func: Any, a: Any, b: Any) -> Any:
 
 
 def _layer(func: Any, input: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Convolution or linear layer: f(x, ẇ) + ḃ + f(ẋ, w)."""
+    """Rule of a convolution or linear layer: f(x, ẇ) + ḃ + f(ẋ, w)."""
     x, w = primal_of(input), primal_of(weight)
     primal = func(x, w, primal_of(bias), *args, **kwargs)
     of_x, of_w, of_b = tangent_of(input), tangent_of(weight), tangent_of(bias)
@@ -133,16 +133,16 @@ def _layer(func: Any, input: Any, weight: Any, bias: Any = None, *args: Any, **k
     return _result(primal, tangent)
 
 
-_within: list[bool] = []  # not empty while `_through_node` works
+_within: list[bool] = []  # not empty while `_through_node` runs
 
 
 def _hooked() -> bool:
-    """Whether hooks look after what nodes save, as in a checkpointed part."""
+    """Returns whether hooks handle the tensors that nodes save, as under activation checkpointing."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _elsewhere(func: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> Tensor:
-    """Jᵀẋ on a copy, for where `_hooked()`: asking the node would set off a checkpoint's recomputation."""
+    """Returns Jᵀẋ computed on a copy, for use if `_hooked()`, because the node would start the recomputation."""
     with torch.enable_grad(), saved_tensors_hooks(lambda t: t, lambda t: t):
         copy = x.detach().requires_grad_()
         output = func(copy)
@@ -150,7 +150,7 @@ def _elsewhere(func: Callable[[Tensor], Tensor], x: Tensor, tangent: Tensor) -> 
 
 
 def _through_node(output: Tensor, edge: Any, tangent: Tensor) -> Tensor:
-    """Jᵀẋ by the backward step of the node that made `output`; the node stays as it is."""
+    """Returns Jᵀẋ by the backward step of the node that computed `output`, without changing the node."""
     _within.append(True)
     try:
         return torch.autograd.grad(output, edge, tangent.to(output.dtype), retain_graph=True)[0]
@@ -159,16 +159,16 @@ def _through_node(output: Tensor, edge: Any, tangent: Tensor) -> Tensor:
 
 
 def _register_hook(func: Any, x: Any, hook: Callable[[Tensor], Any]) -> Any:
-    """A hook on the gradient of `x`, one of torch's own, which the steps through nodes must not set off."""
+    """Registers one of torch's own hooks on the gradient of `x`; the steps of `_through_node` do not call it."""
     return func(x.primal, lambda gradient: None if _within else hook(gradient))
 
 
 def _elementwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """f(x) element by element, in place or not."""
+    """Rule of f(x) element by element, in place or not."""
     x, tangent = input.primal, input.tangent
     if kwargs.get("inplace") and x._is_view():
-        # the node of a view that was changed in place leads elsewhere; so a new tensor is made, and whoever would
-        # use the old one, or what it is a view of, finds it changed
+        # after an in-place change of a view, its node is a different one. A new tensor is computed instead, and the
+        # version of the old one is raised, so that a later use of it or of its base raises an error
         kwargs = {**kwargs, "inplace": False}
         increment_version(x)
     if _hooked():
@@ -198,7 +198,7 @@ def _batch_norm(
     x, gamma, beta = primal_of(input), primal_of(weight), primal_of(bias)
     y = func(x, running_mean, running_var, gamma, beta, training, momentum, eps)
     of_x, of_gamma, of_beta = tangent_of(input), tangent_of(weight), tangent_of(bias)
-    stats = (None, None) if training else (running_mean, running_var)  # which nothing here may bring up to date
+    stats = (None, None) if training else (running_mean, running_var)  # the running statistics must not be updated here
     tangent = None
     if of_x is not None and _hooked():
         tangent = _elsewhere(lambda copy: func(copy, *stats, gamma, None, training, 0.0, eps), x, of_x)
@@ -214,7 +214,7 @@ def _batch_norm(
 
 
 def _layer_norm(func: Any, input: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
-    """y = γx̂ + β, where the Jacobian of x̂ in x is symmetric."""
+    """Rule of y = γx̂ + β, where the Jacobian of x̂ in x is symmetric."""
     x, gamma = primal_of(input), primal_of(weight)
     y = func(x, shape, gamma, primal_of(bias), eps)
     of_x, of_gamma, of_beta = tangent_of(input), tangent_of(weight), tangent_of(bias)
@@ -233,7 +233,7 @@ def _layer_norm(func: Any, input: Any, shape: Any, weight: Any = None, bias: Any
 
 
 def _generic(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Any function of its arguments alone, by PyTorch's forward mode on detached copies."""
+    """Rule for any function that depends only on its arguments, by PyTorch's forward mode on detached copies."""
     if kwargs.get("inplace") or kwargs.get("out") is not None:
         raise UnknownOperator(f"{func.__name__} in place has no rule")
     device = next(a.device for a in tree_leaves((args, kwargs)) if isinstance(a, Dual))
@@ -249,7 +249,7 @@ def _generic(func: Any, *args: Any, **kwargs: Any) -> Any:
                 return a
             t = tangent_of(a)
             if not isinstance(a, Dual):
-                return a.detach().clone()  # it may be a buffer, which the first call has brought up to date
+                return a.detach().clone()  # it may be a buffer, which the first call has updated already
             return a.primal.detach() if t is None else forward_ad.make_dual(primal_of(a).detach(), t)
 
         again = func(*tree_map(dual, args), **tree_map(dual, kwargs))
@@ -258,12 +258,12 @@ def _generic(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _constant(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Derivative zero: comparisons, indices, new tensors, and what the model itself detaches."""
+    """Rule for results with derivative zero: comparisons, indices, new tensors and detached tensors."""
     return func(*tree_map(primal_of, args), **tree_map(primal_of, kwargs))
 
 
 def _functions(names: str) -> list[Any]:
-    """The functions of these names in `torch`, `torch.nn.functional` and among the methods of tensors."""
+    """Returns the functions of these names in `torch`, `torch.nn.functional` and among the methods of `Tensor`."""
     return [getattr(place, name) for name in names.split() for place in (torch, F, Tensor) if hasattr(place, name)]
 
 
@@ -299,7 +299,7 @@ _TABLE: tuple[tuple[Callable[..., Any], str], ...] = (
 
 
 def _rules() -> Rules:
-    """Returns the rules of `_TABLE`; a function that two of its lines name has the rule of the first."""
+    """Returns the rules of `_TABLE`. If two lines list the same function, the first line applies."""
     by_function: dict[Any, Callable[..., Any]] = {}
     for rule, names in _TABLE:
         for function in _functions(names):

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without executing anything in them."""
+"""Checkpoints: written atomically, and read without executing any code in them."""
 
 import pickle
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from dermrw.errors import UserError
 from dermrw.files import open_regular, replacing
 
-# what every checkpoint holds, and of which type; weights_only=True reads nothing but plain values and tensors
+# the keys of every checkpoint and their types; weights_only=True reads only plain values and tensors
 KEYS: dict[str, type | tuple[type, ...]] = {
     "model": dict, "optimizer": dict, "schedule": dict, "objective": dict, "classes": list, "origin": str,
     "epoch": int, "step": int, "best": float, "best_epoch": int, "all_zero": float, "seconds": (int, float),
@@ -18,7 +18,11 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """`torch.save`, atomically."""
+    """Writes the state with `torch.save`, atomically.
+
+    Raises:
+        UserError: the file can't be written. The previous checkpoint is kept.
+    """
     try:
         with replacing(path) as file:
             torch.save(state, file)
@@ -33,7 +37,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, tensors on the CPU."""
+    """Returns the state that `save_checkpoint` wrote, with tensors on the CPU.
+
+    Raises:
+        UserError: the file is absent, damaged, or not a checkpoint of this version.
+    """
     try:
         with open_regular(path) as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -42,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}: train first, or name the run with RUN=runs/NAME") from None
     except Exception as error:
-        # torch raises errors of many types on a foreign file, and some advise to execute what is in it
+        # torch raises errors of many types on other files, and some messages suggest executing code in the file
         forbidden = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than tensors and plain values" if forbidden else "it is cut short or damaged"
         raise UserError(f"{path} is not a checkpoint of dermrw: {reason}") from None

@@ -1,4 +1,4 @@
-"""What this machine does well: device, precision and memory layout, chosen by timing real steps, and said."""
+"""Choice of device, precision and memory layout for this machine, by timing training steps."""
 
 import copy
 import ctypes
@@ -20,18 +20,18 @@ Step = Callable[[nn.Module, Tensor], Tensor]
 
 
 class Placement(NamedTuple):
-    """How to compute: `precision` is fp32 or bf16 (autocast)."""
+    """Device, precision (`fp32`, or `bf16` by autocast) and memory layout."""
 
     device: torch.device
     precision: str
     channels_last: bool
 
     def autocast(self) -> AbstractContextManager:
-        """The context in which a step runs."""
+        """Returns the autocast context for a step."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, in the memory layout."""
+        """Moves the model to the device, in the memory layout."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return model.to(self.device).to(memory_format=layout)
 
@@ -43,10 +43,11 @@ class Placement(NamedTuple):
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed for the next step, where it is glibc; elsewhere nothing changes.
+    """Makes glibc keep freed memory for the next step. Without glibc, this does nothing.
 
-    By default it gives every large tensor back to the kernel and zeroes its pages anew in each step: training
-    MobileNetV2 on two cores was 1.7 times slower for it (64 images of 128 px, plain and reweighted alike).
+    By default glibc returns the memory of every large tensor to the kernel, and the kernel zeroes the pages again in
+    each step. Training MobileNetV2 on two cores was 1.7 times slower with the default (64 images of 128 px, both plain
+    and reweighted).
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -57,7 +58,11 @@ def keep_freed_memory() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; a device that was asked for and is absent is an error."""
+    """Returns the device of this name. `auto` is CUDA if available, otherwise the CPU.
+
+    Raises:
+        UserError: the name is invalid or the device is absent.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -70,7 +75,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement) -> float:
-    """Time of the faster of two steps after one to warm up; infinite where an operator is missing."""
+    """Returns the seconds of the faster of two steps, after one warm-up step.
+
+    The result is infinite if the step fails, as with an unsupported operator, or if the loss is not finite.
+    """
     try:
         copied = choice.place(copy.deepcopy(model)).train()
         layout = torch.channels_last if choice.channels_last else torch.contiguous_format
@@ -115,7 +123,7 @@ def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Plac
 
 
 def environment() -> dict[str, str]:
-    """What a reader needs to judge a time: versions and processor."""
+    """Returns the library versions, the platform and the processors, for reports of measured times."""
     import albumentations
     import monai
     import torchvision
@@ -123,7 +131,7 @@ def environment() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # a TorchVersion would not pass weights_only
+        "torch": str(torch.__version__),  # torch.load with weights_only=True refuses a TorchVersion
         "torchvision": str(torchvision.__version__),
         "monai": monai.__version__,
         "albumentations": albumentations.__version__,

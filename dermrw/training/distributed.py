@@ -1,8 +1,9 @@
-"""The processes that train one model together: torch.distributed where there are several, nothing where there is one.
+"""Data-parallel training in several processes with torch.distributed; a single process does not use it.
 
-Every process holds the model, computes its part of each batch, and adds its gradients to the others'. The parts make up
-the batch that one process alone would have: the number of processes changes how fast a run is and, but for batch norm's
-statistics, which are of the part, not what it computes. So a run can be resumed by another number of processes.
+Every process holds the whole model and computes its part of each batch. The gradients are summed over the processes.
+The parts together are the batch that a single process would have. The number of processes therefore changes the speed
+of a run and, except for the statistics of batch norm, which each process computes from its own part, not its result. A
+run can be resumed with another number of processes.
 """
 
 import os
@@ -23,12 +24,12 @@ from dermrw.errors import UserError
 from dermrw.reweight.meta_step import sum_over
 
 T = TypeVar("T")
-PATIENCE = 5  # seconds, by which the leading process has told what happened, and the launcher has ended the others
+PATIENCE = 5  # seconds that the others wait: the leading process reports first, and the launcher ends the others
 
 
 @dataclass(frozen=True)
 class Job:
-    """This process among those of the job; the default is a process alone."""
+    """The position of this process in the job. The default is a single process."""
 
     rank: int = 0
     world: int = 1
@@ -37,73 +38,73 @@ class Job:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def part(self, rows: np.ndarray) -> np.ndarray:
-        """This process's part of the rows: as equal as can be, in order."""
+        """Returns this process's part of the rows. The parts are in order, and their sizes differ by at most one."""
         return np.array_split(rows, self.world)[self.rank]
 
     def same(self, make: Callable[[], T]) -> T:
-        """What `make()` gives on the leading process, on every process."""
+        """Calls `make()` on the leading process and returns its result on every process."""
         found: list[Any] = [make() if self.leads else None]
         if self.group is not None:
             dist.broadcast_object_list(found, src=0, group=self.group)
         return found[0]
 
     def in_turn(self, make: Callable[[], T]) -> T:
-        """`make()` on the leading process and then, when what it writes is there, on the others."""
+        """Calls `make()` on the leading process first, then on the others, which find the files it has written."""
         made = make() if self.leads else None
         self.wait()
         return made if self.leads else make()  # type: ignore[return-value]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on some process."""
+        """Returns whether the flag is set on at least one process."""
         count = torch.tensor(float(flag))
         sum_over([count], self.group)
         return bool(count)
 
     def gather(self, part: np.ndarray) -> np.ndarray:
-        """The parts of all processes, one behind the other."""
+        """Returns the parts of all processes, concatenated."""
         parts: list[Any] = [part] * self.world
         if self.group is not None:
             dist.all_gather_object(parts, part, group=self.group)
         return np.concatenate(parts)
 
     def spread(self, tensors: list[Tensor]) -> None:
-        """Gives every process the leading one's values."""
+        """Copies the leading process's values to every process, in place."""
         if self.group is not None:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0, group=self.group)
 
     def add_gradients(self, model: nn.Module) -> None:
-        """Replaces each gradient by its sum over the processes."""
+        """Replaces each gradient with its sum over the processes."""
         sum_over([p.grad for p in model.parameters() if p.grad is not None], self.group)
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Waits until every process has called this method."""
         if self.group is not None:
             dist.barrier(group=self.group)
 
 
 def launched() -> bool:
-    """Whether torchrun, or `--processes`, started this process as one of several."""
+    """Returns whether torchrun or `--processes` started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def speaks() -> bool:
-    """Whether this process is the one of the job that says what all do."""
+    """Returns whether this process prints messages for the whole job."""
     return not launched() or os.environ["RANK"] == "0"
 
 
 @contextmanager
 def join() -> Iterator[Job]:
-    """The job that this process belongs to, for as long as it works.
+    """Context manager that joins this process to its job and leaves the job at the end.
 
-    Only the leading process speaks; of a mistake that all of them meet, it alone tells.
+    Only the leading process prints. If all processes meet the same error, only the leading one reports it.
 
     Raises:
-        UserError: another process ended, and the job with it.
+        UserError: another process ended, which ends the job.
     """
     if not launched():
         yield Job()
@@ -121,7 +122,7 @@ def join() -> Iterator[Job]:
         yield Job(rank, dist.get_world_size(), local_rank, dist.group.WORLD)
     except KeyboardInterrupt:
         if rank:
-            sys.exit(130)  # the leading process tells
+            sys.exit(130)  # the leading process prints the message
         raise
     except UserError:
         if rank:

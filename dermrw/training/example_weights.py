@@ -1,4 +1,4 @@
-"""weights.csv: the mean weight of each training image over training, sorted and counted."""
+"""weights.csv: the mean weight of each training image over training."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from dermrw.errors import UserError
 
 
 def by_weight(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of weights.csv with a column `relative`, sorted by it in ascending order.
+    """Returns the rows of weights.csv with a column `relative`, sorted by it in ascending order.
 
     `relative` is the weight divided by the mean weight of the label's class. A class with a low mean weight would
     otherwise fill the first places, although its labels are right. Images that were never drawn are left out.
@@ -20,10 +20,11 @@ def by_weight(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def wrong_in_lowest(ordered: pd.DataFrame, count: int) -> float:
-    """The share of wrong labels among the `count` images of the lowest relative weight, in `by_weight`'s order.
+    """Returns the share of wrong labels among the `count` images of the lowest relative weight.
 
-    Reweighting gives thousands of images a weight of zero. Where images tie for the last places, the share of wrong
-    labels among all of them is used, which is the expected value of a random choice.
+    `ordered` is the result of `by_weight`. Reweighting gives thousands of images a weight of zero. If images tie for
+    the last places, the share of wrong labels among all tied images is used, which is the expected value of a random
+    choice.
     """
     wrong = (ordered["dx"] != ordered["label"]).to_numpy()
     count = min(count, len(ordered))
@@ -33,7 +34,7 @@ def wrong_in_lowest(ordered: pd.DataFrame, count: int) -> float:
 
 
 def read_weights(run: Path) -> pd.DataFrame:
-    """A run's weights.csv.
+    """Returns weights.csv of a run.
 
     Raises:
         UserError: the file is absent, because the run's objective has no example weights or no epoch has ended, or it

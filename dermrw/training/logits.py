@@ -1,4 +1,4 @@
-"""Logits of a set of images, as validation during training and every later evaluation compute them."""
+"""Logits of a set of images, for validation during training and for every later evaluation."""
 
 from collections.abc import Callable
 
@@ -20,16 +20,18 @@ def predict_logits(
     all_views: bool = False,
     after_plain_view: Callable[[Tensor], None] | None = None,
 ) -> np.ndarray:
-    """Logits float32 `[N, C]` of a set, in its order, in eval mode and fp32; with `all_views`, their mean over 8 views.
+    """Returns the logits of a set of images as float32 `[N, C]`, in the order of the set.
+
+    The model runs in eval mode and in fp32.
 
     Args:
         model: maps inputs `[B, 3, S, S]` to logits `[B, C]`.
-        pixels: the set.
+        pixels: the images.
         placement: the device and memory layout of the inputs.
         batch_size: images per forward pass.
-        all_views: average over the eight turns and flips of each image.
+        all_views: return the mean over the eight rotations and flips of each image.
         after_plain_view: called with each batch's pixels uint8 `[B, S, S, 3]` directly after the forward pass of the
-            unturned images, so that it can read that pass's activations.
+            unrotated images, so that it can read the activations of that pass.
     """
     model.eval()
     parts = []

@@ -1,4 +1,4 @@
-"""The run folder: `runs/NAME/` with config.yaml, split.csv, metrics.jsonl, last.pt, best.pt, and what eval adds."""
+"""The run folder `runs/NAME/`: config.yaml, split.csv, metrics.jsonl, last.pt, best.pt and the files of eval."""
 
 import json
 import time
@@ -20,7 +20,7 @@ RUNS = Path("runs")
 
 
 def new_run(name: str) -> Path:
-    """A folder name for a new run, such as runs/ham-20260131-094500; not yet made."""
+    """Returns an unused folder name for a new run, such as runs/ham-20260131-094500, without creating the folder."""
     stem = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, n = stem, 2
     while path.exists():
@@ -29,7 +29,7 @@ def new_run(name: str) -> Path:
 
 
 def latest_run() -> Path:
-    """The run that was started last."""
+    """Returns the run that was started or resumed last."""
     runs = [p.parent for p in RUNS.glob("*/config.yaml")]
     if not runs:
         raise UserError("there is no run in runs/ yet: `make train-ham` makes one")
@@ -37,7 +37,11 @@ def latest_run() -> Path:
 
 
 def open_run(path: Path) -> Config:
-    """The config of an existing run."""
+    """Returns the config of an existing run.
+
+    Raises:
+        UserError: the folder has no config.yaml, or the config is not complete.
+    """
     if not (path / "config.yaml").is_file():
         raise UserError(f"{path} is not a run: it holds no config.yaml; name a folder such as runs/NAME")
     absent = {"name", "data", "model", "objective", "train"} - set(read_yaml(path / "config.yaml"))
@@ -48,10 +52,10 @@ def open_run(path: Path) -> Config:
 
 @contextmanager
 def sole_training(path: Path) -> Iterator[None]:
-    """Makes the run's folder where it isn't there, and holds it for one training; a killed one lets it go.
+    """Creates the run folder if it is absent and locks it for one training. The lock ends with the process.
 
     Raises:
-        UserError: another training holds it, or the folder can't be made or written to.
+        UserError: another training holds the lock, or the folder can't be created or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -68,22 +72,24 @@ def sole_training(path: Path) -> Iterator[None]:
         with suppress(OSError):
             (path / ".lock").unlink()
         lock.release()
-        with suppress(OSError):  # where it did not become a run, and holds nothing of the user's
+        with suppress(OSError):  # removes the folder only if it is empty: no run was started in it
             path.rmdir()
 
 
 def start_run(path: Path, config: Config, split: pd.DataFrame) -> None:
-    """Writes the folder's split.csv and then its config.yaml, which makes it a run."""
+    """Writes split.csv and then config.yaml. A folder with a config.yaml counts as a run."""
     write_atomic(path / "split.csv", split[SPLIT_COLUMNS].to_csv(index=False, lineterminator="\n").encode())
     header = "# Complete: `python -m dermrw train config.yaml` from here reruns this run.\n"
     write_atomic(path / "config.yaml", (header + dump(config)).encode())
 
 
 def resume_config(path: Path, asked: Config) -> Config:
-    """The run's own config, with the keys of `asked` that change how fast a run is and not what it gives.
+    """Returns the stored config of the run, with the keys from `asked` that affect only the speed.
+
+    A value that the run resolved from `auto` may be `auto` in `asked`.
 
     Raises:
-        UserError: any other key differs; what the run resolved from `auto` may be asked as auto.
+        UserError: any other key differs.
     """
     data, train = {"workers": asked.data.workers}, {"checkpoint_seconds": asked.train.checkpoint_seconds}
     stored = open_run(path)
@@ -95,12 +101,16 @@ def resume_config(path: Path, asked: Config) -> Config:
         raise UserError(
             f"{path} was started with other settings ({'; '.join(changed)}): give the same to resume it, or another RUN"
         )
-    (path / "config.yaml").touch()  # the latest run is the one that was last worked on
+    (path / "config.yaml").touch()  # `latest_run` returns the run with the newest config.yaml
     return stored
 
 
 def read_split(path: Path) -> pd.DataFrame:
-    """The run's split.csv."""
+    """Returns split.csv of the run.
+
+    Raises:
+        UserError: the file can't be read, or it is not a valid split.
+    """
     try:
         with open_regular(path / "split.csv") as file:
             split = pd.read_csv(file, dtype=str)
@@ -122,7 +132,10 @@ def read_split(path: Path) -> pd.DataFrame:
 
 
 class Log:
-    """metrics.jsonl: one JSON object a line, appended; a resume cuts off what the checkpoint doesn't know."""
+    """Writer of metrics.jsonl, with one JSON object per line.
+
+    On resume, the rows written after the checkpoint are cut off, at byte `offset`.
+    """
 
     def __init__(self, path: Path, offset: int) -> None:
         self.path = path
@@ -148,12 +161,12 @@ class Log:
 
     @property
     def offset(self) -> int:
-        """Bytes written so far."""
+        """Size of the file in bytes."""
         return self.file.tell()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out, and what is no row."""
+    """Returns the rows of metrics.jsonl, up to the first line that is not JSON, such as one cut short by a kill."""
     rows = []
     with open_regular(path / "metrics.jsonl") as file:
         lines = file.read().decode("utf-8", "replace").splitlines()

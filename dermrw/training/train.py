@@ -1,4 +1,4 @@
-"""From a config to a trained run: data, network, objective and machine, then the loop in `loop.py`."""
+"""Training of a run from its config: loads the data, builds the network and the objective, then starts `Loop`."""
 
 import copy
 from contextlib import nullcontext
@@ -19,11 +19,12 @@ from dermrw.training.run_folder import new_run, read_split, resume_config, sole_
 
 
 def train(asked: Config, run: Path | None = None) -> Path:
-    """Trains, or resumes, a run; returns its folder.
+    """Trains or resumes a run and returns its folder.
 
     Args:
-        asked: the config, with `auto` where the machine may choose.
-        run: the run's folder; resumed if it holds a run of the same config; None for a new one.
+        asked: the config. Settings with the value `auto` are chosen for this machine.
+        run: the folder of the run. If it holds a run with the same config, that run is resumed. None creates a new
+            folder.
     """
     keep_freed_memory()
     with join() as job:
@@ -79,9 +80,12 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
 def _choose(
     config: Config, model: nn.Module, objective: Objective, classes: int, meta: int, examples: int
 ) -> tuple[Placement, dict[str, float]]:
-    """The machine's choice, timed on a batch as large as the real one."""
-    objective = copy.deepcopy(objective)  # which may remember what it is shown
-    if config.objective.weights == "finite_difference":  # rounding to bf16 would drown it
+    """Chooses precision and memory layout by timing steps on a batch of the real size.
+
+    Returns the choice and the seconds per step of each candidate.
+    """
+    objective = copy.deepcopy(objective)  # the timed steps must not change the state of the objective
+    if config.objective.weights == "finite_difference":  # in bf16, rounding errors exceed the difference
         config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
     size, n = config.data.size, min(config.train.batch_size, examples)
     generator = torch.Generator().manual_seed(0)
@@ -100,6 +104,6 @@ def _sizes(config: Config) -> str:
 
 
 def _resolved(config: Config, choice: Placement) -> Config:
-    """The config with what was `auto` replaced by what was chosen, so that a resume computes the same way."""
+    """Returns the config with `auto` replaced by the choice, so that a resumed run computes in the same way."""
     chosen = {"device": str(choice.device), "precision": choice.precision, "channels_last": choice.channels_last}
     return config.model_copy(update={"train": config.train.model_copy(update=chosen)})
