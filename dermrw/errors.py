@@ -1,4 +1,4 @@
-"""The error that a user can mend, and how a program ends."""
+"""The error class for mistakes that the user can fix, and the handling of errors at the end of a program."""
 
 import errno
 import io
@@ -10,31 +10,38 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake of the user's or a fault of their data: one sentence that names the culprit and the mend."""
+    """An error in the user's input or data. Its message is one sentence that names the cause and the fix."""
 
 
 def remedy(error: OSError) -> str:
-    """What a user can do where a file can't be written."""
+    """Returns advice for the user if a file can't be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
     return "choose a shorter one" if error.errno == errno.ENAMETOOLONG else "mend the place, or name another"
 
 
 def first_of(names: Sequence[str]) -> str:
-    """The first name, and how many more there are."""
+    """Returns the first name and the number of further names, such as `a.jpg and 3 more`."""
     return names[0] + (f" and {len(names) - 1:,} more" if len(names) > 1 else "")
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey: names of files, and what damaged ones say, come from anywhere."""
+    """Returns the text with control characters escaped.
+
+    File names and the contents of damaged files may come from any source, and a terminal would execute control codes
+    in them.
+    """
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 @contextmanager
 def plain_endings(program: str) -> Iterator[None]:
-    """Ends `program` without a traceback: a user's mistake is a sentence and status 2, Ctrl-C status 130."""
+    """Context manager that ends `program` without a traceback.
+
+    A `UserError` prints its message and exits with status 2. Ctrl-C exits with status 130.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
@@ -45,7 +52,7 @@ def plain_endings(program: str) -> Iterator[None]:
         print(f"\n{program}: stopped{''.join(f'; {said}' for said in stop.args)}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # the reader of a pipe (`| head`) left; nothing more can be said to it
+        # the reader of a pipe (`| head`) has closed it, so nothing more can be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except ModuleNotFoundError as error:
@@ -54,7 +61,7 @@ def plain_endings(program: str) -> Iterator[None]:
         print(f"{program}: there is no {error.name} here: `make install` sets up what has it", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        # what no file's own code foresaw: a full disk, a folder without permission, a drive that went away
+        # an error that no other code handles: a full disk, a folder without permission, a removed drive
         place = f"{error.filename}: " if error.filename else ""
         print(f"{program}: {printable(place)}{error.strerror or error}: {remedy(error)}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and read only where they are files. No torch in here."""
+"""Reading of regular files only, and atomic writing of files. This module does not import torch."""
 
 import contextlib
 import csv
@@ -13,20 +13,24 @@ from dermrw.errors import UserError, remedy
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file for reading, and nothing else: a pipe would be waited for without end, /dev/zero never ends.
+    """Opens a regular file for reading. Reading from a pipe or from /dev/zero might never end.
 
     Raises:
-        UserError: it is a pipe, a device or a socket.
-        OSError: it is absent, a folder, or may not be read.
+        UserError: the path is a pipe, a device or a socket.
+        OSError: the path is absent or a folder, or reading is not permitted.
     """
     mode = Path(path).stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder's own error is plain enough
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # for a folder, `open` raises a clear error
         raise UserError(f"{path} is a pipe or a device: name a file")
     return Path(path).open("rb")
 
 
 def expand_home(text: str) -> Path:
-    """The path, `~` and `~NAME` replaced by the home folder; a ValueError where it can't be one's."""
+    """Returns the path with `~` or `~NAME` replaced with the home folder.
+
+    Raises:
+        ValueError: the text is not a valid path, or there is no such home folder.
+    """
     if "\0" in text:
         raise ValueError("no path holds the character NUL")
     try:
@@ -36,13 +40,13 @@ def expand_home(text: str) -> Path:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file so that at any moment, a power cut included, it holds either its old or its new content.
+    """Writes a file atomically: it holds either its old or its new content at any time, even after a power cut.
 
-    Where `path` is a link, the file that it leads to is written, and the link stays.
+    If `path` is a link, the file that it points to is written, and the link is kept.
 
     Raises:
-        UserError: the folder is absent or may not be written to, the disk is full, or what is there is no file; the
-            old file is whole.
+        UserError: the folder is absent or not writable, the disk is full, or the path is not a regular file. The old
+            file is kept.
     """
     target = _target(path)
     try:
@@ -54,7 +58,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which replaces `path` at the end; after an error the old file stays."""
+    """Context manager that yields a file to write to, which replaces `path` at the end. An error keeps the old file."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
@@ -68,7 +72,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def csv_text(rows: Iterable[Iterable[object]], line_end: str = "\n", quote_all: bool = False) -> str:
-    """The rows as CSV. Floats keep all of their digits."""
+    """Returns the rows as CSV. Floats keep all of their digits."""
     text = io.StringIO()
     quoting: Any = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     csv.writer(text, lineterminator=line_end, quoting=quoting).writerows(rows)
@@ -78,16 +82,19 @@ def csv_text(rows: Iterable[Iterable[object]], line_end: str = "\n", quote_all: 
 def predictions_csv(
     image_ids: Iterable[str], columns: Sequence[str], probabilities: Iterable[Iterable[float]]
 ) -> bytes:
-    """Probabilities `[N, C]` in ISIC's format: `image`, one column per class, all digits since rounding makes ties."""
+    """Returns probabilities `[N, C]` as CSV in ISIC's format: the column `image`, then one column per class.
+
+    Probabilities keep all digits, because rounding would create ties.
+    """
     rows = ([image_id, *row] for image_id, row in zip(image_ids, probabilities, strict=True))
     return csv_text([["image", *columns], *rows]).encode()
 
 
 def require_writable(path: Path) -> None:
-    """Finds out before long work whether `write_atomic` could write this after it; leaves nothing behind.
+    """Checks, before a long computation, that `write_atomic` can write this path. It leaves no file behind.
 
     Raises:
-        UserError: it could not.
+        UserError: the path can't be written.
     """
     target = _target(path)
     trial = target.with_name(f".{target.name}.attempt")
@@ -100,7 +107,11 @@ def require_writable(path: Path) -> None:
 
 
 def _target(path: Path) -> Path:
-    """The file that is replaced when `path` is written: never a device, a pipe or a folder."""
+    """Returns the file to replace when `path` is written, with links resolved.
+
+    Raises:
+        UserError: the path is a device, a pipe or a folder.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(f"{path} is there and is no regular file, so it isn't replaced: name another")
@@ -116,13 +127,13 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 
 def remove_partial(path: Path) -> None:
-    """Removes what an interrupted write left, if it can be removed."""
+    """Removes the temporary file of an interrupted write, if possible."""
     with contextlib.suppress(OSError):  # in a read-only folder there is nothing to remove
         path.unlink(missing_ok=True)
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Everything below a folder that is no folder, sorted; links to folders are followed, each folder entered once."""
+    """Yields every file below a folder, sorted. Links to folders are followed, and each folder is visited once."""
     entered: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)

@@ -1,4 +1,4 @@
-"""Networks by their torchvision names, with a head for our classes and weights whose origin is said."""
+"""Networks by their torchvision names, with a head for our classes and a description of where the weights come from."""
 
 import hashlib
 from pathlib import Path
@@ -19,12 +19,12 @@ UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
 
 
 def backbones() -> list[str]:
-    """Every name that `model.backbone` may have."""
+    """Returns every valid value of `model.backbone`."""
     return [*sorted(set(list_models(module=torchvision.models)) - UNFIT), *OWN]
 
 
 class CifarAlexNet(nn.Sequential):
-    """AlexNet (Krizhevsky et al. 2012) cut to 32 px: five convolutions, three poolings, one linear layer."""
+    """AlexNet (Krizhevsky et al. 2012) for 32 px images: five convolutions, three poolings, one linear layer."""
 
     def __init__(self, num_classes: int) -> None:
         def conv(inputs: int, outputs: int, pool: bool) -> list[nn.Module]:
@@ -43,7 +43,7 @@ class CifarAlexNet(nn.Sequential):
 
 
 class SmallCNN(nn.Sequential):
-    """Four convolutions with batch norm and 0.4 million parameters: learns the embedded sample in a minute on a CPU."""
+    """Four convolutions with batch norm, 0.4 million parameters. It trains on the sample in a minute on a CPU."""
 
     def __init__(self, num_classes: int) -> None:
         def conv(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -66,22 +66,22 @@ class SmallCNN(nn.Sequential):
 OWN = {"cifar_alexnet": CifarAlexNet, "small_cnn": SmallCNN}
 
 
-COSINE_SCALE = 30.0  # Cao et al. 2019's code
+COSINE_SCALE = 30.0  # value in the code of Cao et al. 2019
 
 
 class CosineLinear(nn.Linear):
-    """30 cos(x, w_c): the head that LDAM's margins are made for (Cao et al. 2019). It has no bias."""
+    """Linear layer with logits 30 cos(x, w_c) and no bias: the head that LDAM's margins assume (Cao et al. 2019)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, inputs]` -> `[N, outputs]`."""
+        """Maps `[N, inputs]` to `[N, outputs]`."""
         return COSINE_SCALE * F.linear(F.normalize(x), F.normalize(self.weight))
 
 
 def _replace_head(model: nn.Module, classes: int, cosine: bool) -> None:
-    """A fresh last layer of `classes` outputs in the place of the model's own."""
+    """Replaces the last linear layer of the model with a new one of `classes` outputs."""
     name, head = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
     parent, _, attribute = name.rpartition(".")
     layer = CosineLinear if cosine else nn.Linear
@@ -89,13 +89,13 @@ def _replace_head(model: nn.Module, classes: int, cosine: bool) -> None:
 
 
 def _load_file(model: nn.Module, path: Path) -> str:
-    """Loads a state dict; returns the file's name and digest. Nothing in the file is executed."""
+    """Loads a state dict without executing code in the file; returns the file's name and SHA-256 digest."""
     if not path.is_file():
         raise UserError(f"model.weights names {path}, which is not a file: name one, or say imagenet or none")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
-        # torch raises errors of many types on a foreign file, and some advise to execute what is in it
+        # torch raises errors of many types on other files, and some messages suggest executing code in the file
         raise UserError(f"{path} is not a file of weights: it must hold a state dict and nothing else") from None
     try:
         model.load_state_dict(state)
@@ -106,10 +106,10 @@ def _load_file(model: nn.Module, path: Path) -> str:
 
 
 def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
-    """The network `[N, 3, H, W] -> [N, classes]` and one phrase on where its weights come from.
+    """Returns the network `[N, 3, H, W] -> [N, classes]` and a phrase that describes where its weights come from.
 
     Raises:
-        UserError: an unknown name, an unfit file, or ImageNet weights that can't be downloaded.
+        UserError: the name is unknown, the file does not fit, or the ImageNet weights can't be downloaded.
     """
     if config.backbone not in backbones():
         raise UserError(f"model.backbone={config.backbone} is unknown; known are {', '.join(backbones())}")
@@ -139,10 +139,10 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
 
 
 def check_fit(model: nn.Module, backbone: str, size: int) -> None:
-    """One image through the network.
+    """Runs one image of this size through the network.
 
     Raises:
-        UserError: images of this size don't fit it.
+        UserError: the network can't take images of this size.
     """
     was_training = model.training
     try:
@@ -159,19 +159,22 @@ def check_fit(model: nn.Module, backbone: str, size: int) -> None:
 
 
 def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that gives the logits; what enters it is the embedding."""
+    """Returns the layer that computes the logits. Its input is the embedding."""
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
 
 
 def freeze(model: nn.Module, part: str) -> None:
-    """Takes gradients from what `model.freeze` names; for `backbone` all but the last linear layer."""
+    """Disables gradients for the part that `model.freeze` names: for `backbone`, all but the last linear layer."""
     if part == "backbone":
         model.requires_grad_(False)
         last_linear(model).requires_grad_(True)
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Children of the model, or of its `Sequential`s: layer4.1 and fc of a ResNet-18, features.18 of a MobileNetV2."""
+    """Returns the children of the model with their names, where each `Sequential` is replaced with its own children.
+
+    Examples are layer4.1 and fc of a ResNet-18, and features.18 of a MobileNetV2.
+    """
     found: list[tuple[str, nn.Module]] = []
     for name, child in model.named_children():
         parts = child.named_children() if isinstance(child, nn.Sequential) else []
@@ -180,9 +183,10 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def trainable_blocks(model: nn.Module) -> list[list[str]]:
-    """Names of the trainable parameters of each of the `blocks` that has some, from the input to the head.
+    """Returns the names of the trainable parameters of each of the `blocks`, from the input to the head.
 
-    What the model holds itself (a class token) is a block before all others.
+    Blocks without trainable parameters are left out. Parameters of the model itself, such as a class token, form the
+    first block.
     """
     own = [name for name, p in model.named_parameters(recurse=False) if p.requires_grad]
     inner = [
@@ -193,20 +197,23 @@ def trainable_blocks(model: nn.Module) -> list[list[str]]:
 
 
 def last_stage(model: nn.Module) -> frozenset[str]:
-    """Names of the trainable parameters of the last block and the head."""
+    """Returns the names of the trainable parameters of the last block and the head."""
     return frozenset(name for names in trainable_blocks(model)[-2:] for name in names)
 
 
 def views(x: Tensor) -> list[Tensor]:
-    """The eight views of images `[N, C, H, W]`, H = W: quarter turns, each plain and mirrored; the first is x itself.
+    """Returns the eight views of square images `[N, C, H, W]`: four rotations by 90°, each with and without a flip.
 
-    A dermoscopic picture has no up or down: each is as good as another.
+    The first view is x itself. A dermoscopic image has no natural orientation, so all views are equally valid.
     """
     return [turned for k in range(4) for turned in (torch.rot90(x, k, (2, 3)), torch.rot90(x.flip(3), k, (2, 3)))]
 
 
 def train_mode(model: nn.Module, part: str) -> None:
-    """Train mode, but for batch norm where it is frozen: there the running statistics stay and are used."""
+    """Sets the model to train mode. If `model.freeze` is not none, batch norm stays in eval mode.
+
+    Batch norm then uses its running statistics and does not update them.
+    """
     model.train()
     if part != "none":
         for module in model.modules():
@@ -215,7 +222,7 @@ def train_mode(model: nn.Module, part: str) -> None:
 
 
 def to_input(pixels: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
-    """Pixels uint8 `[N, H, W, 3]` -> the network's input, float `[N, 3, H, W]`, normalised as on ImageNet."""
+    """Converts pixels uint8 `[N, H, W, 3]` to the network's input, float `[N, 3, H, W]`, normalised as for ImageNet."""
     x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
     mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
     std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255

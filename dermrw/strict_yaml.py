@@ -1,4 +1,4 @@
-"""YAML as people write it in configs: read by no guess, and never at a length that a few bytes ask for."""
+"""A strict YAML reader for configs: it rejects ambiguous input, and a small file cannot expand to a large value."""
 
 import re
 import reprlib
@@ -11,32 +11,32 @@ import yaml
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 
-short = reprlib.Repr()  # of values that a sentence quotes
+short = reprlib.Repr()  # shortens values that an error message quotes
 short.maxstring = 100
 
 
 class _Loader(yaml.SafeLoader):
-    """What differs from PyYAML's own.
+    """PyYAML's safe loader with stricter rules.
 
-    PyYAML alone reads `3e-4` as a string, since YAML 1.1 wants `3.0e-4`, takes the last of two equal keys without a
-    word, fails on the 30th of February, and unfolds nested aliases to whatever size they say.
+    Plain PyYAML reads `3e-4` as a string, because YAML 1.1 requires `3.0e-4`. It silently takes the last of two equal
+    keys, fails on the 30th of February, and expands nested aliases without limit.
     """
 
-    # a config holds no dates: what looks like one is text
+    # a config has no dates, so a value that looks like a date is text
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:timestamp"]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuses aliases, which no config needs."""
+        """Rejects aliases, which no config needs."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.MarkedYAMLError(problem=f"the alias *{event.anchor} isn't taken", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuses a key that is there twice, and one that is no text."""
+        """Rejects duplicate keys and keys that are not text."""
         seen: set[Any] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
@@ -63,15 +63,19 @@ _Loader.add_constructor("!number", _float)
 
 
 def parse_value(text: str) -> Any:
-    """The value of an override, read as YAML: numbers, true/false, null, else the text itself."""
+    """Returns the value of an override, read as YAML (numbers, true/false, null), or otherwise the text itself."""
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a number of more digits than Python reads
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a number with more digits than Python accepts
         return text
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """Returns the mapping in a YAML file, empty for an empty file.
+
+    Raises:
+        UserError: the file is absent, can't be read as YAML, or does not hold a mapping.
+    """
     try:
         with open_regular(path) as file:
             values = yaml.load(file.read().decode(), _Loader)

@@ -1,4 +1,4 @@
-"""`make bench`: what the weights cost, way by way and as it grows, into a table, bench.json and bench.png."""
+"""`make bench`: measures the cost of example weights by each method; writes a table, bench.json and bench.png."""
 
 import argparse
 import json
@@ -27,8 +27,8 @@ from dermrw.training.device import choose_device, environment, keep_freed_memory
 
 META, SIZE = 21, 64
 NETWORKS = ("resnet18", "efficientnet_b0", "resnet50", "convnext_tiny")
-IN_BF16 = ("plain", "exact", "last stage", "double backward, shared")  # finite differences drown there
-# what the overhead may grow with, one at a time
+IN_BF16 = ("plain", "exact", "last stage", "double backward, shared")  # finite differences need fp32
+# quantities that the overhead may depend on, varied one at a time
 BASE: dict[str, Any] = {"name": "resnet18", "size": SIZE, "batch": 64, "meta": META}
 GROWTH: dict[str, list[dict[str, Any]]] = {
     "training batch": [{"batch": n} for n in (16, 32, 64, 128)],
@@ -40,16 +40,17 @@ GROWTH: dict[str, list[dict[str, Any]]] = {
 
 
 def predicted(batch: int, meta: int) -> float:
-    """The cost model: a forward pass over one example costs F, and what goes backward twice that.
+    """Returns the predicted time ratio of exact weights to plain training, 5/3 + M/B.
 
-    Plain training costs 3F·B, the exact weights 5F·B + 3F·M: a ratio of 5/3 + M/B, whatever the network and the
-    resolution. A step never looks at the rest of the data set, so its size takes no part.
+    In the cost model, a forward pass over one example costs F and a backward pass 2F. Plain training costs 3F·B, and
+    the exact weights cost 5F·B + 3F·M. The ratio does not depend on the network or the resolution. It does not depend
+    on the size of the data set either, because a step uses only its batch and the meta set.
     """
     return 5 / 3 + meta / batch
 
 
 def show(title: str, rows: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """Ratios to plain training, a row a way."""
+    """Prints a table of the ratios to plain training, with one row per method."""
     table = Table(title=title, title_justify="left")
     for heading in ("way", "ms", "time", "quartiles", "FLOPs", "memory"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
@@ -65,7 +66,7 @@ def show(title: str, rows: Mapping[str, Mapping[str, Any]], console: Console) ->
 def bench_networks(
     names: Sequence[str], batch: int, repeats: int, device: torch.device, console: Console
 ) -> list[dict[str, Any]]:
-    """Every way on every network in fp32, and some of them as this machine may be fastest: bf16, channels-last."""
+    """Measures every method on every network in fp32, and some methods in channels-last, with fp32 and with bf16."""
     found = []
     for name in names:
         for precision, channels_last in (("fp32", False), ("fp32", True), ("bf16", True)):
@@ -81,7 +82,10 @@ def bench_networks(
 
 
 def against_the_fastest(groups: Sequence[Mapping[str, Any]], console: Console) -> dict[str, dict[str, Any]]:
-    """By network: the fastest plain training among the precisions and layouts, and the exact weights' time over it."""
+    """Returns, for each network, the time ratio of the fastest exact weights to the fastest plain training.
+
+    The fastest of each is taken over the precisions and memory layouts.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(group["network"] for group in groups):
         own = {
@@ -100,7 +104,7 @@ def against_the_fastest(groups: Sequence[Mapping[str, Any]], console: Console) -
 
 
 def bench_growth(repeats: int, device: torch.device, console: Console) -> dict[str, list[dict[str, Any]]]:
-    """The exact weights' overhead as one thing at a time grows."""
+    """Measures the overhead of the exact weights while one quantity at a time varies."""
     found: dict[str, list[dict[str, Any]]] = {}
     table = Table("what grows", "to", "predicted", "FLOPs", "time", title="Overhead of the exact weights, fp32")
     steps = {name: WAYS[name] for name in ("plain", "exact")}
@@ -118,12 +122,15 @@ def bench_growth(repeats: int, device: torch.device, console: Console) -> dict[s
 
 
 def bench_pipeline(console: Console) -> dict[str, Any]:
-    """The input pipeline at 224 px, and `configs/ham.yaml`'s waiting; on HAM10000 where it is, else on the sample."""
+    """Measures the input pipeline at 224 px, and the share of a step of `configs/ham.yaml` that waits for images.
+
+    The data are HAM10000 if it is available, and otherwise the embedded sample.
+    """
     config = load_config(find_config("configs/ham.yaml"))
     if find_ham10000(config.data.root) is None:
         data = load_config(find_config("configs/sample.yaml")).data.model_copy(update={"size": config.data.size})
         config = config.model_copy(update={"data": data})
-    # as MONAI's and torchvision's are set
+    # the same size and augmentation as the MONAI and torchvision pipelines
     alike = config.data.model_copy(update={"augment": "dermoscopy", "size": 224})
     rates, share = images_per_second(config.model_copy(update={"data": alike})), waiting_share(config)
     table = Table("pipeline", "images per second", title=f"One process, {config.data.name}, {alike.size} px")
@@ -138,7 +145,11 @@ def bench_pipeline(console: Console) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What was measured before."""
+    """Returns the earlier results in bench.json, or empty results if there is no file.
+
+    Raises:
+        UserError: the file is not a bench.json.
+    """
     try:
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"networks": [], "growth": {}}
         if {"networks", "growth"} <= set(found):
@@ -149,7 +160,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the parts that were asked for, all by default; what isn't asked for stays in bench.json as it was."""
+    """Runs the requested parts, by default all of them. The results of other parts in bench.json are kept."""
     parser = argparse.ArgumentParser("dermrw.bench", description="What reweighting costs beside plain training.")
     parser.add_argument("parts", nargs="*", help="networks, growth, pipeline (default: all three)")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")

@@ -1,4 +1,4 @@
-"""How far cheaper weights are from the exact ones, on a trained network and its own data."""
+"""Distance of approximate weights from the exact ones, on a trained network and its own data."""
 
 import copy
 from collections.abc import Callable
@@ -23,16 +23,22 @@ CPU = torch.device("cpu")
 
 
 def distance(found: Tensor, true: Tensor) -> tuple[float, float]:
-    """L1 (0 to 2) and Spearman's rank correlation."""
+    """Returns the L1 distance (0 to 2) and Spearman's rank correlation."""
     return float((found.double() - true.double()).abs().sum()), float(spearmanr(found, true).statistic)
 
 
 def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int, ...] = (2, 4)) -> dict[str, dict]:
-    """Mean distances of each way's weights from the exact ones in float64, over some batches.
+    """Returns the mean distance of each method's weights from the exact ones in float64, over several batches.
 
-    The network is the run's best epoch, the images are its training images with their augmentation. Weights that are
-    refreshed are compared with fp32's while the network goes on learning from these batches, at a tenth of the run's
-    rate.
+    The network is the best epoch of the run. The images are its training images, with augmentation. For weights that
+    are refreshed every n steps, the network continues to train on these batches with a tenth of the run's learning
+    rate, and the reference is the exact weights in fp32.
+
+    Args:
+        folder: the run folder.
+        batch: images per batch.
+        batches: number of batches.
+        refresh: the values of n.
     """
     config = open_run(folder)
     splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
@@ -68,7 +74,7 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
 
 
 def _weights(step: Callable, case: Case, dtype: torch.dtype = torch.float32, autocast: bool = False) -> Tensor:
-    """The weights by a way, on a copy of the network."""
+    """Returns the weights that a method computes on a copy of the network."""
     model: nn.Module = copy.deepcopy(case.model).to(dtype)
     torch.manual_seed(0)
     copied = Case(model, case.x.to(dtype), case.y, case.meta_x.to(dtype), case.meta_y)

@@ -1,4 +1,4 @@
-"""Time, FLOPs and memory of one training step, each way beside plain training in the same minutes."""
+"""Time, FLOPs and memory of one training step for each method, measured alternately with plain training."""
 
 import contextlib
 import statistics
@@ -22,13 +22,13 @@ MEBIBYTE = 2**20
 def build(
     name: str, size: int, batch: int, meta: int, device: torch.device, channels_last: bool = False, **options: Any
 ) -> Case:
-    """A torchvision network with random weights, and noise: neither changes what a step costs."""
+    """Returns a torchvision network with random weights and random images; the cost of a step depends on neither."""
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
     with torch.no_grad():
         for p in model.parameters():
-            if not p.any():  # ConvNeXt's and residual branches' zeros would make every weight alike
+            if not p.any():  # parameters initialised to zero (ConvNeXt, residual branches) would make all weights equal
                 p.normal_(std=0.1)
     x, meta_x = (torch.randn(n, 3, size, size).to(memory_format=layout) for n in (batch, meta))
     y, meta_y = torch.arange(batch) % CLASSES, torch.arange(meta) % CLASSES
@@ -36,7 +36,7 @@ def build(
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context of a step in `fp32` or `bf16`."""
+    """Returns the autocast context for a step in `fp32` or `bf16`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -51,7 +51,10 @@ def _wait(device: torch.device) -> None:
 
 
 def times(steps: Mapping[str, Step], case: Case, precision: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way's step, interleaved, after one round to warm up; a way that fails is left out."""
+    """Returns the seconds of each method's steps, in rounds over all methods after one warm-up round.
+
+    A method that fails is left out.
+    """
     device = case.x.device
     found: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(repeats + 1):
@@ -72,7 +75,7 @@ def times(steps: Mapping[str, Step], case: Case, precision: str, repeats: int) -
 
 
 def flops(step: Step, case: Case, precision: str) -> int:
-    """FLOPs of a step, counted operator by operator."""
+    """Returns the FLOPs of a step, counted by PyTorch for each operator."""
     _forget(case.model)
     with FlopCounterMode(display=False) as counter:
         run(step, case, autocast(case.x.device, precision))
@@ -80,7 +83,7 @@ def flops(step: Step, case: Case, precision: str) -> int:
 
 
 def peak_memory(step: Step, case: Case, precision: str) -> float:
-    """The most that a step holds at once beyond what was there before it, MiB, gradients included."""
+    """Returns the peak memory of a step in MiB, gradients included, beyond the memory allocated before the step."""
     device = case.x.device
     _forget(case.model)
     if device.type == "cuda":
@@ -100,9 +103,10 @@ def peak_memory(step: Step, case: Case, precision: str) -> float:
 def compare(
     steps: Mapping[str, Step], case: Case, precision: str, repeats: int, costs: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """By way: seconds (median, quartiles), FLOPs and memory, each also as a ratio to plain's.
+    """Returns seconds, FLOPs and memory of each method, each also as a ratio to plain training.
 
-    A time's ratio is the median of the ratios within each round, so that a slow minute slows both.
+    The time ratio is the median of the ratios within each round, with its quartiles. A period in which the machine is
+    slow then affects both times of a ratio.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

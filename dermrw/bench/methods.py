@@ -1,7 +1,8 @@
-"""One training step in every way that is compared: each leaves the gradients in `.grad` and gives the weights.
+"""One training step by each of the compared methods. `run` leaves the gradients in `.grad` and returns the weights.
 
-The optimiser's step, the same for all, is left out. `exact` is `dermrw.reweight`; the double backwards are Ren et al.'s
-Algorithm 1 written out; the peers are the libraries that public implementations of it are built on.
+The optimiser step is left out, because it is the same for all methods. `exact` is `dermrw.reweight`. The double
+backward methods implement Algorithm 1 of Ren et al. (2018) directly. The peers are the libraries that public
+implementations of the algorithm use.
 """
 
 import importlib.util
@@ -18,11 +19,11 @@ from dermrw.models import last_stage
 from dermrw.reweight.approximations import finite_difference_scores, last_stage_scores
 from dermrw.reweight.meta_step import cross_entropy, losses_along, meta_gradient, normalize, recorded_losses_along
 
-RATE = 1e-3  # of the virtual step; the weights don't depend on it
+RATE = 1e-3  # learning rate of the virtual step; the weights do not depend on it
 
 
 class Case(NamedTuple):
-    """A network and one step's data."""
+    """A network and the data of one step."""
 
     model: nn.Module
     x: Tensor
@@ -31,27 +32,30 @@ class Case(NamedTuple):
     meta_y: Tensor
 
 
-Step = Callable[[Case], tuple[Tensor, Tensor | None]]  # -> the loss with its graph, and the weights where there are any
+Step = Callable[[Case], tuple[Tensor, Tensor | None]]  # returns the loss with its graph, and the weights if any
 
 
 def plain(case: Case) -> tuple[Tensor, None]:
-    """Cross-entropy's mean."""
+    """Plain training: the mean cross-entropy, without weights."""
     return cross_entropy(case.model(case.x), case.y).mean(), None
 
 
 def exact(case: Case) -> tuple[Tensor, Tensor]:
-    """`dermrw.reweight.meta_step`: tangents beside the recorded forward pass."""
+    """Exact weights by `dermrw.reweight.meta_step`: one recorded forward pass whose tangents are not recorded."""
     return _weighted(*losses_along(*case[:3], meta_gradient(case.model, case.meta_x, case.meta_y)))
 
 
 def recorded(case: Case) -> tuple[Tensor, Tensor]:
-    """PyTorch's forward-mode differentiation of the recorded forward pass."""
+    """Exact weights by PyTorch's forward-mode differentiation of the recorded forward pass."""
     direction = meta_gradient(case.model, case.meta_x, case.meta_y)
     return _weighted(*recorded_losses_along(*case[:3], direction, cross_entropy))
 
 
 def two_passes(case: Case) -> tuple[Tensor, Tensor]:
-    """The same without recording, and then a plain forward pass: the way with the least memory before this one."""
+    """Exact weights by forward-mode differentiation without recording, followed by a plain forward pass.
+
+    Before `exact`, this was the method that needed the least memory.
+    """
     direction = meta_gradient(case.model, case.meta_x, case.meta_y)
     with torch.no_grad():
         buffers = [b.clone() for b in case.model.buffers()]
@@ -62,12 +66,12 @@ def two_passes(case: Case) -> tuple[Tensor, Tensor]:
 
 
 def finite_difference(case: Case) -> tuple[Tensor, Tensor]:
-    """`objective.weights=finite_difference`."""
+    """Approximate weights, as with `objective.weights=finite_difference`."""
     return _weighted(*finite_difference_scores(*case))
 
 
 def last_block(case: Case) -> tuple[Tensor, Tensor]:
-    """`objective.weights=last_stage`."""
+    """Approximate weights, as with `objective.weights=last_stage`."""
     return _weighted(*last_stage_scores(*case, last_stage(case.model)))
 
 
@@ -81,7 +85,7 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _double(case: Case) -> tuple[Tensor, Tensor]:
-    """The training losses and, by double backward through a virtual step, the weights."""
+    """Returns the training losses and, by double backward through a virtual step, the scores."""
     epsilon = torch.zeros(len(case.x), device=case.x.device, requires_grad=True)
     parameters = _parameters(case.model)
     with sdpa_kernel(SDPBackend.MATH):
@@ -90,19 +94,19 @@ def _double(case: Case) -> tuple[Tensor, Tensor]:
         ahead = {name: p - RATE * g for (name, p), g in zip(parameters.items(), gradients, strict=True)}
         ahead.update({name: b.clone() for name, b in case.model.named_buffers()})
         meta_loss = F.cross_entropy(functional_call(case.model, ahead, (case.meta_x,)), case.meta_y)
-        # the graph of the training forward is kept: whoever shares it goes backward through it again
+        # keep the graph of the training forward pass: `double_backward_shared` runs backward through it again
         scores = -torch.autograd.grad(meta_loss, epsilon, retain_graph=True)[0]
     return losses, scores
 
 
 def double_backward(case: Case) -> tuple[Tensor, Tensor]:
-    """Algorithm 1 line by line, as public implementations have it: the weighted loss takes another forward pass."""
+    """Algorithm 1 line by line, as in public implementations: the weighted loss takes another forward pass."""
     scores = _double(case)[1]
     return _weighted(cross_entropy(case.model(case.x), case.y), scores)
 
 
 def double_backward_shared(case: Case) -> tuple[Tensor, Tensor]:
-    """The same as well as it can be written: the weighted loss uses the forward pass that is there."""
+    """Optimised double backward: the weighted loss uses the existing forward pass."""
     losses, scores = _double(case)
     return _weighted(losses, scores)
 
@@ -147,13 +151,13 @@ EXACT = {"exact", "recorded tangents", "two passes", "double backward", "double 
 
 
 def ways() -> dict[str, Step]:
-    """Every way that can be run here: the peers need `pip install dermrw[bench]`."""
+    """Returns every method that can run on this machine. The peers need `pip install dermrw[bench]`."""
     peers = {name: step for name, (module, step) in PEERS.items() if importlib.util.find_spec(module)}
     return {**WAYS, **peers}
 
 
 def run(step: Step, case: Case, autocast: Any) -> Tensor | None:
-    """One step; returns the weights."""
+    """Runs one step, forward and backward, and returns the weights, or None for plain training."""
     with autocast:
         loss, weights = step(case)
     loss.backward()

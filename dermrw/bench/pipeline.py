@@ -23,7 +23,7 @@ ImageOf = Callable[[int], Any]
 
 
 def _monai(paths: list[str], size: int) -> ImageOf:
-    """MONAI's own transforms, file to tensor, as near to ours as it has them."""
+    """Returns a pipeline of MONAI's transforms, from file to tensor, as close to ours as MONAI allows."""
     transform = mt.Compose(
         [
             mt.LoadImage(image_only=True, reader="PILReader", reverse_indexing=False, dtype=np.uint8),
@@ -40,7 +40,7 @@ def _monai(paths: list[str], size: int) -> ImageOf:
 
 
 def _torchvision(paths: list[str], size: int) -> ImageOf:
-    """torchvision's v2 transforms, file to tensor."""
+    """Returns a pipeline of torchvision's v2 transforms, from file to tensor."""
     transform = tv.Compose(
         [
             tv.RandomResizedCrop(size, scale=(0.5, 1.0), ratio=(0.8, 1.25), antialias=True),
@@ -53,7 +53,7 @@ def _torchvision(paths: list[str], size: int) -> ImageOf:
 
 
 def throughput(image_of: ImageOf, count: int, seconds: float = 3.0) -> float:
-    """Images per second of one process."""
+    """Returns the images per second of one process, measured for `seconds`."""
     image_of(0)
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
@@ -63,7 +63,10 @@ def throughput(image_of: ImageOf, count: int, seconds: float = 3.0) -> float:
 
 
 def images_per_second(config: Config) -> dict[str, float]:
-    """Ours from memory and from files, beside MONAI's own and torchvision's v2 from files; augmented, one thread."""
+    """Returns the images per second of each pipeline, with augmentation, in one thread.
+
+    Our pipeline is measured from memory and from files, MONAI's and torchvision's from files.
+    """
     splits, data = load_splits(config.data, resolve_root(config.data)), config.data
     some = splits.train.part(lambda rows: rows[:512])
     paths, pixels, augment = (
@@ -86,14 +89,14 @@ def images_per_second(config: Config) -> dict[str, float]:
 
 
 def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:
-    """Seconds of a step of training as `config` has it, and the part of them that it waits for its batch."""
+    """Returns the mean seconds of a training step with this config, and the share of it spent waiting for the batch."""
     splits, train = load_splits(config.data, resolve_root(config.data)), config.train
     some = splits.train.part(lambda rows: rows[: (steps + 1) * train.batch_size])
     classes = len(splits.classes.codes)
     choice = Placement(choose_device("auto"), "fp32", True)
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), classes)
     model, objective = choice.place(model).train(), build_objective(config, some.labels, classes, 1000)
-    objective.step = 500  # in the middle of training, where whoever starts with uniform weights has ended that
+    objective.step = 500  # in the middle of training, after any initial phase with uniform weights
     meta = ImageDataset(splits.meta, config.data)
     images, labels, _ = next(in_order(meta, len(meta)))
     meta_x, meta_y = to_input(images, choice.device, True), labels.to(choice.device)
@@ -117,6 +120,6 @@ def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:
         loss.item()
         waited.append(ready - start)
         worked.append(time.perf_counter() - ready)
-    # the mean: where weights are refreshed every few steps, some take longer
+    # the mean, because steps differ if the weights are refreshed only every few steps
     wait, work = statistics.fmean(waited[1:]), statistics.fmean(worked[1:])
     return {"seconds_a_step": wait + work, "waiting_share": wait / (wait + work)}

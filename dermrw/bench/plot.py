@@ -1,4 +1,4 @@
-"""The bench as a picture: each way's time and memory, and the measured overhead on the model that predicts it."""
+"""Figure of the benchmark: time and memory of each method, and the measured against the predicted overhead."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -10,7 +10,7 @@ from dermrw.bench.methods import EXACT
 
 
 def plot(report: dict[str, Any], predicted: Callable[[int, int], float]) -> bytes:
-    """A PNG: left, the ways on each network in fp32; right, the exact weights' overhead against the cost model."""
+    """Returns a PNG. Left: each method on each network in fp32. Right: overhead of exact weights and the cost model."""
     figure = Figure((13, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     groups = [g for g in report["networks"] if g["precision"] == "fp32" and not g["channels_last"]]

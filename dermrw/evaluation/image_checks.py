@@ -1,4 +1,4 @@
-"""The eight measures that a picture may be refused for, as a network computes them from its pixels."""
+"""The eight image checks for refusal, computed by a network from the pixels."""
 
 import numpy as np
 import torch
@@ -18,15 +18,20 @@ NORMAL_QUARTER, NORMAL_MEDIAN = 0.3186, 0.6745
 
 
 def quality(pixels: Tensor) -> Tensor:
-    """Six measures and colour grain `[N, 7]`, in the order of `refusal.CHECKS`, of pixels uint8 `[N, S, S, 3]`.
+    """Returns seven quality measures `[N, 7]` of pixels uint8 `[N, S, S, 3]`, in the order of `refusal.CHECKS`.
 
-    Brightness and contrast are the mean and the standard deviation of the luminance, in grey levels. Sharpness is the
-    standard deviation of its Laplacian over its contrast: what is blurred changes slowly, however strong its colours.
-    Colour is what of red and blue the luminance doesn't tell: the standard deviation, in grey levels, of what is left
-    of them after regression on it. A grey picture has none, and one toned in sepia neither. Grain and colour grain
-    are the standard deviations, in grey levels, of the noise in the luminance and in red and blue less luminance, from
-    the second differences both ways (Immerkær, CVIU 64:300-302, 1996). He takes their mean, which hair and borders
-    would raise: here it is their lower quartile where texture is, and their median in the smoother colours.
+    Brightness and contrast are the mean and the standard deviation of the luminance, in grey levels. The second measure
+    is the share of overexposed pixels, with a luminance of `BURNT` or more. Sharpness is the standard deviation of the
+    Laplacian of the luminance divided by the contrast plus 1: blurred images have small second derivatives, regardless
+    of the strength of their colours.
+
+    Colour is the standard deviation, in grey levels, of the residuals of red and blue after regression on the
+    luminance. It is zero for a grey image, and also for a sepia-toned one.
+
+    Grain and colour grain are the standard deviations, in grey levels, of the noise in the luminance and in red and
+    blue minus the luminance. They are estimated from second differences in both directions (Immerkær, CVIU 64:300-302,
+    1996). Immerkær uses the mean of their absolute values, which hair and borders would raise. Here, the lower quartile
+    is used for the luminance, which has more texture, and the median for the smoother colours.
     """
     x = pixels.float()
     y = (x * torch.tensor(LUMINANCE, device=pixels.device)).sum(3)  # [N, S, S]
@@ -47,28 +52,31 @@ def quality(pixels: Tensor) -> Tensor:
 
 
 def _noise(maps: Tensor, quantile: float) -> Tensor:
-    """This quantile `[N]` of maps' `[N, M, S, S]` absolute second differences, which keep white noise's deviation."""
+    """Returns this quantile `[N]` of the absolute second differences of maps `[N, M, S, S]`.
+
+    The differences are scaled so that their standard deviation is that of white noise in the maps.
+    """
     across = maps[..., :-2] + maps[..., 2:] - 2 * maps[..., 1:-1]
     second = (across[..., :-2, :] + across[..., 2:, :] - 2 * across[..., 1:-1, :]) / 6
-    size = second[..., ::2, ::2].flatten(1).abs().sort(1).values  # a quarter is enough of them
+    size = second[..., ::2, ::2].flatten(1).abs().sort(1).values  # a quarter of the positions is enough
     return size[:, int(quantile * size.shape[1])]
 
 
 class Checks(nn.Module):
-    """All eight, from the pixels and the maps of the network's middle: `[N, 8]`, as `refusal.CHECKS`."""
+    """All eight checks `[N, 8]`, in the order of `refusal.CHECKS`, from pixels and maps of intermediate blocks."""
 
     def __init__(self, familiarity: Familiarity) -> None:
         super().__init__()
         self.familiarity = familiarity
 
     def forward(self, pixels: Tensor, maps: list[Tensor]) -> Tensor:
-        """Pixels uint8 `[N, S, S, 3]` and what `Watch` took."""
+        """Returns the checks `[N, 8]` for pixels uint8 `[N, S, S, 3]` and the maps from `Watch.take`."""
         return torch.cat([quality(pixels), self.familiarity(describe(maps))[:, None]], 1)
 
 
 @torch.no_grad()
 def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Placement, batch_size: int) -> Familiarity:
-    """From the training images, or as many of them, the same each time, as are enough."""
+    """Fits the out-of-distribution score on the training images, at most `IMAGES` of them in a fixed random choice."""
     part = train.part(lambda rows: np.random.default_rng(0).permutation(rows)[:IMAGES])
     names = middle(model, data.size)
     found = []
@@ -84,7 +92,10 @@ def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Place
 def logits_and_checks(
     model: nn.Module, checks: Checks, pixels: ImageDataset, choice: Placement, batch_size: int, every_view: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 `[N, C]` (the mean over the eight views if `every_view`) and checks float32 `[N, 8]` of a set."""
+    """Returns logits float32 `[N, C]` and checks float32 `[N, 8]` of a set of images.
+
+    If `every_view`, the logits are the mean over the eight views of each image.
+    """
     measures: list[Tensor] = []
     with Watch(model, checks.familiarity.names) as watch:
 

@@ -1,12 +1,13 @@
-"""Is this picture of the kind that the model was trained on? A distance, from the training images alone.
+"""Out-of-distribution score: the distance of an image from the training images in intermediate features.
 
-A classifier names a class for any picture. But the middle of its network sees that the picture is of another kind:
-there, textures and colours are described, and training for seven lesions has not yet made everything else alike. The
-mean and the standard deviation of each channel over the picture, at the end of every scale from a quarter to a
-sixteenth of the input, describe it; the squared Mahalanobis distance from the training images' descriptions says how
-strange it is (Lee et al., NeurIPS 2018, with one class for all; as there, no foreign picture is needed to fit it). Of
-the covariance the largest principal components are kept, and the rest is taken as equal in all directions (Tipping
-and Bishop, J. R. Stat. Soc. B 61:611-622 (1999)): so it holds for a thousand channels and a few hundred images, too.
+A classifier returns a class for any image, including images of other subjects. The intermediate layers of the network
+can detect such images: they describe textures and colours, and training on seven lesion classes has not yet made them
+insensitive to other content. The features are the mean and the standard deviation of each channel over the image, at
+the last block of every scale from a quarter to a sixteenth of the input. The score is the squared Mahalanobis distance
+from the features of the training images (Lee et al., NeurIPS 2018, here with a single class for all images; as there,
+no out-of-distribution image is needed for the fit). The covariance keeps its largest principal components and is
+assumed equal in all other directions (Tipping and Bishop, J. R. Stat. Soc. B 61:611-622 (1999)). The estimate is
+therefore also stable with a thousand channels and a few hundred images.
 """
 
 import io
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 from dermrw.models import blocks
 
 COMPONENTS = 128
-IMAGES = 2500  # of the training set that it is fitted on, at most
+IMAGES = 2500  # maximum number of training images for the fit
 
-# Lower bounds of the fit. Without them, a channel that hardly varies over the training images, or a combination of
-# channels that hardly does, multiplies the rounding errors of float32, which differ from one processor to the next.
+# Lower bounds of the fit. Without them, a channel or a combination of channels that hardly varies over the training
+# images would amplify the rounding errors of float32, which differ between processors.
 LEAST_SCALE = 0.01  # of a channel's standard deviation, relative to the root mean square over all channels
 LEAST_VARIATION = 1e-3  # of a channel's standard deviation, relative to its mean
 LEAST_VARIANCE = 0.01  # of a principal component, relative to the mean over all directions
@@ -35,7 +36,7 @@ GREATEST_CONDITION = 1e4  # largest variance over smallest
 
 
 def _positions(x: Tensor) -> tuple[int, int] | None:
-    """The two axes of a map's positions: `[N, D, h, w]`, or `[N, h, w, D]` as in Swin; None: it is no map."""
+    """Returns the two spatial axes of a map `[N, D, h, w]`, or `[N, h, w, D]` as in Swin; None if it is not a map."""
     if x.ndim != 4:
         return None
     if x.shape[2] == x.shape[3]:
@@ -44,7 +45,7 @@ def _positions(x: Tensor) -> tuple[int, int] | None:
 
 
 def describe(maps: list[Tensor]) -> Tensor:
-    """Mean and standard deviation of every channel of every map `[N, D, h, w]` -> `[N, K]`."""
+    """Returns the mean and standard deviation of every channel of every map: maps `[N, D, h, w]` -> `[N, K]`."""
     found = []
     for x in maps:
         axes = _positions(x)
@@ -56,11 +57,11 @@ def describe(maps: list[Tensor]) -> Tensor:
 
 
 class Watch:
-    """Keeps what named modules of a network give, while it is entered."""
+    """Context manager that records the outputs of named modules of a network."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         self.model, self.names = model, names
-        self.maps: dict[str, Tensor] = {}  # what each gave last, in the order in which they were first called
+        self.maps: dict[str, Tensor] = {}  # last output of each module, in the order of their first calls
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -77,16 +78,18 @@ class Watch:
         self._handles = []
 
     def take(self) -> list[Tensor]:
-        """What each gave last, since it was last asked."""
+        """Returns the last output of each module since the previous call of `take`, and clears the record."""
         taken, self.maps = list(self.maps.values()), {}
         return taken
 
 
 def middle(model: nn.Module, size: int) -> tuple[str, ...]:
-    """The last block of every scale from a quarter to a sixteenth of `size`; where there is none, of every scale.
+    """Returns the names of the last block of every scale from a quarter to a sixteenth of `size`.
+
+    If there is no block in this range, it returns the last block of every scale.
 
     Raises:
-        ValueError: no block gives a map.
+        ValueError: no block outputs a map.
     """
     with torch.no_grad(), Watch(model, tuple(name for name, _ in blocks(model))) as watch:
         model.eval()(torch.zeros(1, 3, size, size))
@@ -102,11 +105,14 @@ def middle(model: nn.Module, size: int) -> tuple[str, ...]:
 
 
 class Familiarity(nn.Module):
-    """How strange pictures are, from the maps of the blocks `names`: `[N]`; about 1 in the training set."""
+    """Out-of-distribution score `[N]` from descriptions of the maps of the blocks `names`.
+
+    The score is about 1 on the training set and higher for images that differ from it.
+    """
 
     mean: Tensor  # [K]
     scale: Tensor  # [K]
-    basis: Tensor  # [K, k], of the scaled descriptions
+    basis: Tensor  # [K, k], principal axes of the scaled descriptions
     variance: Tensor  # [k]
     rest: Tensor  # [], variance in every other direction
 
@@ -117,14 +123,14 @@ class Familiarity(nn.Module):
             self.register_buffer(key, torch.from_numpy(np.array(arrays[key], dtype=np.float32)))
 
     def forward(self, descriptions: Tensor) -> Tensor:
-        """`[N, K]` -> squared distance over K `[N]`."""
+        """Returns the squared distance divided by K `[N]` for descriptions `[N, K]`."""
         x = (descriptions - self.mean) / self.scale
         z = x @ self.basis
         rest = (x.square().sum(1) - z.square().sum(1)).clamp(min=0)
         return ((z.square() / self.variance).sum(1) + rest / self.rest) / x.shape[1]
 
     def save(self) -> bytes:
-        """As a NumPy archive."""
+        """Returns the content of a NumPy archive with the fitted arrays."""
         buffer = io.BytesIO()
         arrays = {key: value.cpu().numpy() for key, value in self.state_dict().items()}
         np.savez(buffer, names=np.array(self.names), **arrays)
@@ -132,10 +138,10 @@ class Familiarity(nn.Module):
 
     @classmethod
     def load(cls, content: bytes) -> Self:
-        """From what `save` gave.
+        """Restores the score from the result of `save`.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the content is not such an archive.
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -145,10 +151,10 @@ class Familiarity(nn.Module):
 
     @classmethod
     def fit(cls, names: tuple[str, ...], descriptions: npt.NDArray[np.floating[Any]]) -> Self:
-        """From the descriptions `[n, K]` of n > 1 training images, computed in float64.
+        """Fits the score on the descriptions `[n, K]` of n > 1 training images, in float64.
 
         Standard deviations and variances have lower bounds (see `LEAST_SCALE` and the constants after it), so that the
-        score is well-conditioned for constant and collinear channels, too.
+        score is also well-conditioned with constant and collinear channels.
         """
         x = descriptions.astype(np.float64)
         mean, deviation = x.mean(0), x.std(0)
@@ -156,7 +162,7 @@ class Familiarity(nn.Module):
         scale = np.maximum(scale, LEAST_VARIATION * np.abs(mean)) + 1e-6
         _, values, axes = np.linalg.svd((x - mean) / scale, full_matrices=False)
         variance = values**2 / len(x)
-        # of few images the smallest components are chance
+        # with few images, the smallest components are mostly noise
         k = max(1, min(COMPONENTS, x.shape[1] - 1, len(x) // 4))
         least = max(LEAST_VARIANCE * variance.sum() / x.shape[1], variance[0] / GREATEST_CONDITION, 1e-4)
         rest = max(variance[k:].sum() / max(1, x.shape[1] - k), least)

@@ -97,14 +97,14 @@ def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement) -> floa
 
 
 def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Placement, dict[str, float]]:
-    """The fastest way to run `step(model, x) -> loss` among those that the config leaves open.
+    """Returns the fastest placement for `step(model, x) -> loss` among those that the config allows.
 
-    Whatever is `auto` is timed on a copy of the model, on x `[B, 3, H, W]`; the model and the random stream stay as
-    they were. fp32 contiguous is kept unless another way is at least a tenth faster, and bf16, which also rounds, has
-    to be a tenth faster than fp32 channels-last, too.
+    The values of each setting that is `auto` are timed on a copy of the model with x `[B, 3, H, W]`. The model and the
+    random state do not change. fp32 with contiguous layout is kept unless another placement is at least a tenth faster.
+    bf16 is less precise and must also be a tenth faster than fp32 with channels-last layout.
 
     Returns:
-        the choice and the seconds of a step by way, empty where nothing was open.
+        the placement, and the seconds per step of each candidate (empty if there was only one).
     """
     device = choose_device(config.device)
     precisions = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
