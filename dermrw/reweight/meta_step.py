@@ -107,7 +107,7 @@ class _Buffers:
     def put_back(self) -> None:
         for module, name, buffer, before in self.found:
             module._buffers[name] = buffer
-            # by .data, so that the version of the buffer stays the same: a graph that has saved it would raise an error
+            # by .data, which keeps the version of the buffer: otherwise a graph that has saved it would raise an error
             buffer.data.copy_(before)
 
 
