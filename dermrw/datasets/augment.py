@@ -1,15 +1,15 @@
-"""Random changes to training pixels. The only file that knows albumentations.
+"""Augmentation of training images. No other module imports albumentations.
 
-Dermoscopic pictures have no up or down, so flips and quarter turns are free; colour and scale vary with the
-dermatoscope. Each example's randomness comes from (seed, epoch, index) alone: it is the same
-in any number of worker processes and after a resume, and albumentations 2.0.8's habit of drawing one and the same
-stream in every worker and epoch can't show.
+Dermoscopic images have no preferred orientation, so flips and quarter turns keep the diagnosis. Colour and scale vary
+with the dermatoscope. The random numbers of an example depend on (seed, epoch, index) alone. They are therefore the
+same for any number of worker processes and after a resume. This also avoids a flaw of albumentations 2.0.8, which
+draws the same random stream in every worker and epoch.
 """
 
 import os
 from collections.abc import Callable
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no look for updates over the network
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no check for updates over the network
 
 import albumentations
 import cv2
@@ -19,7 +19,7 @@ Augment = Callable[[np.ndarray, int], np.ndarray]
 
 
 def dermoscopy(size: int) -> albumentations.Compose:
-    """Crop, flips, quarter turns and colour: pixels `[H, W, 3]` -> `[size, size, 3]`."""
+    """Returns random crop, flips, quarter turns and colour jitter: pixels `[H, W, 3]` -> `[size, size, 3]`."""
     return albumentations.Compose(
         [
             albumentations.RandomResizedCrop((size, size), scale=(0.5, 1.0), ratio=(0.8, 1.25)),
@@ -30,7 +30,7 @@ def dermoscopy(size: int) -> albumentations.Compose:
 
 
 def strong(size: int) -> albumentations.Compose:
-    """`dermoscopy` with any rotation, some shear and shift before the crop, and more colour, for long training."""
+    """Returns `dermoscopy` with rotation, shear and shift before the crop and more colour jitter, for long training."""
     return albumentations.Compose(
         [
             albumentations.Affine(
@@ -38,7 +38,7 @@ def strong(size: int) -> albumentations.Compose:
                 shear=(-8, 8),
                 scale=(0.9, 1.2),
                 translate_percent=(-0.05, 0.05),
-                border_mode=cv2.BORDER_REFLECT_101,  # black corners would say how far a picture was turned
+                border_mode=cv2.BORDER_REFLECT_101,  # black corners would reveal the angle of rotation
                 p=0.8,
             ),
             albumentations.RandomResizedCrop((size, size), scale=(0.4, 1.0), ratio=(0.8, 1.25)),
@@ -49,10 +49,11 @@ def strong(size: int) -> albumentations.Compose:
 
 
 def cutout(size: int) -> albumentations.Compose:
-    """`strong`, and in seven pictures of ten a black square of 3/8 of the side (DeVries and Taylor, arXiv 1708.04552).
+    """Returns `strong` with cutout (DeVries and Taylor, arXiv 1708.04552).
 
-    It keeps the network from remembering the rare classes' few pictures by a detail. The size and the share are those
-    of the ISIC 2020 challenge's winners (Ha et al., arXiv 2010.05351).
+    With probability 0.7 a black square covers 3/8 of the side. Cutout keeps the network from memorising the few images
+    of the rare classes by a detail. Size and probability are those of the winners of the ISIC 2020 challenge (Ha et
+    al., arXiv 2010.05351).
     """
     hole = (0.375, 0.375)
     return albumentations.Compose(
@@ -64,9 +65,10 @@ def cutout(size: int) -> albumentations.Compose:
 
 
 def cameras(size: int) -> albumentations.Compose:
-    """`strong`, and what other cameras and files do to a picture: colour casts, pale colours, sharpening, noise, JPEG.
+    """Returns `strong` with the effects of other cameras: colour casts, pale colours, sharpening, noise and JPEG.
 
-    What a network has seen of these it is less sure of, where one that hasn't calls a melanoma a nevus.
+    A network trained with these is less certain on images with such effects. A network trained without them may
+    classify such a melanoma as a nevus.
     """
     noises = [
         albumentations.GaussNoise(std_range=(0.005, 0.04), per_channel=each, noise_scale_factor=1, p=1.0)
@@ -85,7 +87,7 @@ def cameras(size: int) -> albumentations.Compose:
 
 
 def augmenter(name: str, size: int) -> Augment | None:
-    """(pixels uint8 `[H, W, 3]`, random seed) -> uint8 `[size, size, 3]`, or None for `none`."""
+    """Returns a function (pixels uint8 `[H, W, 3]`, random seed) -> uint8 `[size, size, 3]`, or None for `none`."""
     if name == "none":
         return None
     compose = {"dermoscopy": dermoscopy, "strong": strong, "cutout": cutout, "cameras": cameras}[name](size)
@@ -98,5 +100,5 @@ def augmenter(name: str, size: int) -> Augment | None:
 
 
 def example_seed(seed: int, epoch: int, index: int) -> int:
-    """A 32-bit seed for one example of one epoch, independent of any other's."""
+    """Returns a 32-bit seed for one example in one epoch, independent of all other seeds."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])

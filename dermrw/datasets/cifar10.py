@@ -1,8 +1,9 @@
-"""The toy problem (arXiv 2405.06859): CIFAR-10 with one dominant class, as a sanity check of the method.
+"""CIFAR-10 with one dominant class: the toy problem of arXiv 2405.06859, a sanity check of the method.
 
-At bias p the training set is every image of the dominant class and as many others, evenly over the nine classes, as
-make the dominant class the fraction p. The test set is the official 10,000 images. Unlike the paper, 100 images per
-class are held out of the official training set for choosing the epoch, so the test set chooses nothing.
+At bias p the training set contains every image of the dominant class. The number of other images, equal for the nine
+other classes, is such that the dominant class makes up the fraction p. The test set is the official 10,000 images.
+Unlike in the paper, 100 images per class of the official training set are held out to choose the epoch, so the test
+set is not used for model selection.
 """
 
 import os
@@ -23,7 +24,13 @@ FOLDER = "cifar-10-batches-py"
 
 
 def find_cifar10(root: str | None) -> Path:
-    """The folder that holds `cifar-10-batches-py`: `root`, else CIFAR10_DIR, else data/cifar10, where it is fetched."""
+    """Returns the folder that contains `cifar-10-batches-py`: `root`, CIFAR10_DIR or data/cifar10, in this order.
+
+    If neither `root` nor CIFAR10_DIR is set, CIFAR-10 is downloaded to data/cifar10 unless it is there already.
+
+    Raises:
+        UserError: the given folder does not contain CIFAR-10, or the download fails.
+    """
     given = root or os.environ.get("CIFAR10_DIR")
     folder = Path(given or "data/cifar10").expanduser().resolve()
     if folder.name == FOLDER:
@@ -45,7 +52,7 @@ def find_cifar10(root: str | None) -> Path:
 
 
 def _read(root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 `[60000, 32, 32, 3]` and labels `[60000]`, the training images first."""
+    """Returns pixels uint8 `[60000, 32, 32, 3]` and labels `[60000]`, the training images first."""
     try:
         parts = [CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
@@ -58,7 +65,7 @@ def _ids() -> list[str]:
 
 
 def _divide(data: Data, labels: np.ndarray) -> pd.DataFrame:
-    """The rows of split.csv, drawn from the seed."""
+    """Returns the rows of split.csv, drawn with the seed `data.split_seed`."""
     rng = np.random.default_rng(data.split_seed)
     dominant = 5000 - VALIDATION_PER_CLASS - data.meta_per_class
     others = round(dominant * (1 - data.bias) / data.bias / 9)
@@ -76,7 +83,7 @@ def _divide(data: Data, labels: np.ndarray) -> pd.DataFrame:
 
 
 def cifar_table(data: Data, root: Path, split: pd.DataFrame | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All images with their pixels (column `source`), and the split, drawn anew where none is given."""
+    """Returns a table of all images with their pixels (column `source`), and the split (a new one if None is given)."""
     pixels, labels = _read(root)
     split = _divide(data, labels) if split is None else split
     return pd.DataFrame({"image_id": _ids(), "source": list(pixels)}), split

@@ -1,4 +1,4 @@
-"""From a config to the four sets of images (train, validation, test, meta) and their batches."""
+"""Loads the four image sets of a config (train, validation, test, meta) and forms their batches."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -29,9 +29,9 @@ from dermrw.images.preprocess import center_crop, resized_pixels
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Some images: a table with a row each, the labels `[N]` that they go by, and a file or the pixels of each."""
+    """A set of N images: their table, the labels used in training or evaluation `[N]`, and their files or pixels."""
 
-    table: pd.DataFrame  # image_id, lesion_id, dx, split, and what is known of the patient
+    table: pd.DataFrame  # image_id, lesion_id, dx, split and the patient's data
     labels: np.ndarray
     sources: list[Any]  # path (str) or uint8 [H, W, 3]
 
@@ -39,13 +39,13 @@ class ImageSet:
         return len(self.labels)
 
     def part(self, choose: Callable[[np.ndarray], np.ndarray]) -> "ImageSet":
-        """The images whose rows `choose` gives, of all rows `[N]`."""
+        """Returns the subset of the rows that `choose` returns, given all row numbers `[N]`."""
         rows = choose(np.arange(len(self)))
         return ImageSet(self.table.iloc[rows], self.labels[rows], [self.sources[i] for i in rows])
 
 
 class Splits(NamedTuple):
-    """The four sets; `table` is what split.csv holds."""
+    """The four image sets. `table` is the content of split.csv."""
 
     classes: Classes
     table: pd.DataFrame
@@ -56,10 +56,10 @@ class Splits(NamedTuple):
 
 
 def resolve_root(data: Data) -> Path:
-    """The folder of the data that the config asks for; the embedded sample is drawn at data/sample if it isn't there.
+    """Returns the data folder of a config. Draws the embedded sample at data/sample if it does not exist.
 
     Raises:
-        UserError: what is asked for is not found.
+        UserError: the data is not found.
     """
     if data.name == "sample":
         place = Path("data/sample")
@@ -67,7 +67,7 @@ def resolve_root(data: Data) -> Path:
             place = Path(data.root).expanduser()
             if not (place / "HAM10000_metadata.csv").is_file():
                 raise UserError(f"data.root is {place}, which holds no sample: leave it out, and one is drawn")
-            return place.resolve()  # drawn before, of whatever size
+            return place.resolve()  # drawn earlier, of any size
         return write_sample(place).resolve()
     if data.name == "cifar10":
         return find_cifar10(data.root)
@@ -78,17 +78,17 @@ def resolve_root(data: Data) -> Path:
 
 
 def true_labels(table: pd.DataFrame, classes: Classes) -> np.ndarray:
-    """The labels `[N]` that the diagnoses of a table are, whatever `data.noise_rate` has the images go by."""
+    """Returns the labels `[N]` of a table's diagnoses, without the label noise of `data.noise_rate`."""
     return table["dx"].map({code: i for i, code in enumerate(classes.codes)}).to_numpy(np.int64)
 
 
 def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any]) -> ImageSet:
-    """The set of the table's rows."""
+    """Returns the image set of a table with its true labels."""
     return ImageSet(table.reset_index(drop=True), true_labels(table, classes), sources)
 
 
 def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Splits:
-    """The sets below `root`, divided anew or as a run's split.csv says."""
+    """Returns the image sets of the data at `root`, with the given split (a run's split.csv) or a new one."""
     if data.name == "cifar10":
         classes = CIFAR_CLASSES
         table, split = cifar_table(data, root, split)
@@ -98,7 +98,7 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Sp
         if split is None:
             if data.skip_unreadable:
                 table = readable(table)
-            # the meta set first: its error names the images that a user's copy lacks, and both ways out
+            # The meta set comes first: its error message names the missing images and both remedies.
             meta = meta_set(table, data.meta, data.meta_per_class)
             table = with_images(table, root)
             if not data.skip_unreadable:
@@ -129,26 +129,26 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Sp
 
 
 class LoadPixels(MapTransform):
-    """MONAI transform: replaces the file under a key by its uncropped pixels, uint8 `[H, W, 3]`."""
+    """MONAI transform that replaces a file path by the image's resized, uncropped pixels, uint8 `[H, W, 3]`."""
 
     def __init__(self, size: int) -> None:
         super().__init__("image")
         self.size = size
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Reads files; passes arrays on."""
+        """Reads files and leaves arrays unchanged."""
         image = data["image"]
         return {**data, "image": resized_pixels(image, self.size) if isinstance(image, str) else image}
 
 
 class ImageDataset(Dataset):
-    """Pixels and labels of an image set; item (epoch, index) -> (uint8 `[size, size, 3]`, label, index).
+    """Pixels and labels of an image set: (epoch, index) -> (uint8 `[size, size, 3]`, label, index).
 
-    Decoded and resized pixels stay in memory (MONAI's CacheDataset), as many as half of the free memory holds.
+    Decoded and resized images are cached in memory (MONAI's CacheDataset), in at most half of the free memory.
     """
 
     def __init__(self, images: ImageSet, data: Data, seed: int | None = None, progress: str | None = None) -> None:
-        """`seed` given: augment, with randomness from (seed, epoch, index) alone; else the evaluation pixels."""
+        """With a `seed`, images are augmented and depend on (seed, epoch, index) alone; without, evaluation pixels."""
         self.images, self.size, self.seed = images, data.size, seed
         self.augment = augmenter(data.augment, data.size) if seed is not None else None
         if progress:
@@ -182,12 +182,12 @@ class ImageDataset(Dataset):
 
 
 def _free_memory() -> float:
-    """Bytes of memory that are free now."""
+    """Returns the free memory in bytes."""
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _user_error(error: BaseException) -> BaseException:
-    """The UserError inside MONAI's wrapping, else the error itself."""
+    """Returns the UserError that MONAI has wrapped, or the error itself if there is none."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, UserError):
         inner = inner.__cause__
@@ -195,15 +195,16 @@ def _user_error(error: BaseException) -> BaseException:
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Whole batches in an epoch; a set smaller than a batch is one."""
+    """Returns the number of full batches in an epoch, at least 1 (also for a set smaller than a batch)."""
     return examples // min(batch_size, examples)
 
 
 def epoch_batches(labels: np.ndarray, sampler: str, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Rows of the training set for each step of an epoch, int `[steps, batch_size]`, from (seed, epoch) alone.
+    """Returns the rows of the training set for each step of an epoch, int `[steps, batch_size]`.
 
-    `shuffled`: a permutation. `balanced`: as many draws with replacement, each example with probability
-    1 / (classes × images of its class). What doesn't fill a batch is left out of the epoch.
+    The result depends on (seed, epoch) alone. `shuffled` is a permutation. `balanced` draws the same number of
+    examples with replacement, each with probability 1 / (classes × images of its class). An incomplete last batch is
+    dropped.
     """
     rng = np.random.default_rng([seed, epoch])
     n = len(labels)
@@ -218,19 +219,19 @@ def epoch_batches(labels: np.ndarray, sampler: str, batch_size: int, seed: int, 
 
 
 def loader(pixels: ImageDataset, batches: np.ndarray | list[np.ndarray], epoch: int, workers: int = 0) -> DataLoader:
-    """Batches (uint8 `[B, size, size, 3]`, labels `[B]`, indices `[B]`); the global random stream is left alone."""
+    """Returns batches (uint8 `[B, size, size, 3]`, labels `[B]`, indices `[B]`). Keeps torch's global RNG as it is."""
     keys = [[(epoch, int(i)) for i in batch] for batch in batches]
     return DataLoader(
         pixels,
         batch_sampler=keys,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else the loader draws its workers' seeds from the global stream
+        generator=torch.Generator(),  # otherwise the seeds of the workers come from the global generator
     )
 
 
 def in_order(pixels: ImageDataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Every image once, in the set's order."""
+    """Yields batches of every image once, in the order of the set."""
     n = len(pixels)
     batches = [np.arange(start, min(n, start + batch_size)) for start in range(0, n, batch_size)]
     return iter(loader(pixels, batches, 0))

@@ -1,16 +1,16 @@
-"""Fetching HAM10000 and the official ISIC 2018 Task 3 sets from their public addresses, no account needed.
+"""Downloads HAM10000 and the official ISIC 2018 Task 3 sets from public addresses. No account is needed.
 
-HAM10000 comes from Harvard Dataverse (doi:10.7910/DVN/DBW86T), which publishes an MD5 for each file, or from
-ISIC's challenge bucket, which publishes none: there only the length and the zip's own CRC-32 are checked.
-The metadata on Dataverse was "ingested": the plain address serves a tab-separated re-export, and the MD5 in
-the listing is that of the upload, served by `?format=original` (Dataverse guide "Data Access API"; issue
-IQSS/dataverse#7275). Since August 2026 Harvard's firewall answers 403 to python-requests' own User-Agent and
-at times 202 with an empty body to whatever is no browser (IQSS/dataverse.harvard.edu#479): hence `HEADERS`,
-the other source, and archives fetched by hand, which are taken from the target folder as they are.
+HAM10000 comes from Harvard Dataverse (doi:10.7910/DVN/DBW86T), which publishes an MD5 for each file, or from ISIC's
+challenge bucket, which publishes none. For the latter only the length and the CRC-32 in the zip file are checked.
+Dataverse has "ingested" the metadata: the plain address serves a tab-separated re-export. The MD5 in the listing is
+that of the uploaded file, which `?format=original` serves (Dataverse guide "Data Access API"; issue
+IQSS/dataverse#7275). Since August 2026 Harvard's firewall answers 403 to the default User-Agent of python-requests,
+and sometimes 202 with an empty body to clients other than browsers (IQSS/dataverse.harvard.edu#479). For this reason
+the module sends `HEADERS`, offers a second source, and accepts archives that the user has put into the target folder.
 
-Nothing half-done is ever taken as whole: pooch downloads to a temporary file, archives are unpacked in
-`.download/` inside the target folder, and both move into place only when complete. A second run goes on with
-the first file that is missing; a file that broke off starts anew, as pooch has no ranged requests.
+An incomplete download is never used. pooch downloads to a temporary file, archives are unpacked in `.download/` inside
+the target folder, and both are moved into place when they are complete. A second run continues with the first missing
+file. An interrupted file is downloaded from its start, because pooch does not support ranged requests.
 """
 
 import errno
@@ -40,7 +40,7 @@ LICENCE = (
     "CC BY-NC 4.0, ViDIR Group, Medical University of Vienna; Tschandl, Rosendahl, Kittler, Sci. Data 5:180161 (2018)"
 )
 HEADERS = {"User-Agent": f"dermrw/{__version__}"}
-TIMEOUT = 60  # s without a byte before an attempt counts as failed
+TIMEOUT = 60  # seconds without data after which an attempt has failed
 RETRIES = 3  # after the first attempt; pooch waits 1, 2, 3 s between them
 STAGING = ".download"
 LISTING = "dataverse_listing.json"
@@ -48,44 +48,44 @@ LISTING = "dataverse_listing.json"
 
 @dataclass(frozen=True)
 class Item:
-    """One published file: the name it is saved by, the folder it belongs in, and where it comes from."""
+    """A published file: its local name, its folder and its source."""
 
     name: str
     folder: Path
-    page: str  # for people, where to fetch it by hand
-    instead: str  # what else may help when it cannot be fetched
+    page: str  # web page for a download by hand
+    instead: str  # an alternative if the download fails, for the error message
     url: str = ""
-    size: int | None = None  # bytes, as the server says
+    size: int | None = None  # bytes, as stated by the server
     md5: str | None = None
 
     @property
     def is_zip(self) -> bool:
-        """Whether the file is an archive, to be unpacked into a folder named by its stem."""
+        """Whether the file is an archive, which is unpacked into a folder with the name of its stem."""
         return self.name.endswith(".zip")
 
     @property
     def target(self) -> Path:
-        """What is there when the item is done."""
+        """The file or folder that exists when the item is complete."""
         return self.folder / (Path(self.name).stem if self.is_zip else self.name)
 
     @property
     def by_hand(self) -> Path | None:
-        """The archive that the user put into the folder, if any."""
+        """The archive that the user has put into the folder, or None."""
         path = self.folder / self.name
         return path if self.is_zip and path.is_file() else None
 
     @property
     def is_there(self) -> bool:
-        """Whether a run may skip the item."""
+        """Whether the item is complete, so that a run skips it."""
         if self.is_zip:
             return self.target.is_dir() and any(self.target.iterdir())
-        # by hand, Dataverse's metadata comes without an ending or as .tab
+        # Downloaded by hand, Dataverse's metadata file has no extension or .tab.
         names = (self.target, self.target.with_suffix(""), self.target.with_suffix(".tab"))
         return any(path.is_file() and path.stat().st_size > 0 for path in names)
 
 
 def ham10000_items(root: Path, source: str, isic_url: str = ISIC_URL) -> list[Item]:
-    """The files of HAM10000 by source; those of Dataverse get their addresses from its listing later."""
+    """Returns the files of HAM10000 for a source. `_with_addresses` adds the addresses for Dataverse later."""
     if source == "dataverse":
         names = ("HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip", "HAM10000_metadata.csv")
         return [Item(name, root, DATAVERSE_PAGE, "take `--source isic`") for name in names]
@@ -97,7 +97,7 @@ def ham10000_items(root: Path, source: str, isic_url: str = ISIC_URL) -> list[It
 
 
 def official_items(parent: Path, isic_url: str = ISIC_URL) -> list[Item]:
-    """The official validation and test set with their ground truth, each in a folder of its own."""
+    """Returns the official validation and test sets with their ground truth, each in its own folder."""
     return [
         Item(name, parent / f"isic2018_task3_{part.lower()}", ISIC_PAGE,
              "leave the official sets out with `--no-official`", f"{isic_url}/{name}")
@@ -115,9 +115,9 @@ def download(
     dataverse_url: str = DATAVERSE_URL,
     isic_url: str = ISIC_URL,
 ) -> Path:
-    """Fetch HAM10000 into `root` and, if `official`, the official sets into its siblings; return `root`.
+    """Downloads HAM10000 into `root` and, if `official`, the official sets into its sibling folders; returns `root`.
 
-    Asks nothing and may be run again at any time: what is complete is skipped, without a request.
+    The download is not interactive and can be repeated at any time. Complete items are skipped without a request.
     """
     root = Path(root)
     if source not in SOURCES:
@@ -125,7 +125,7 @@ def download(
     ham = ham10000_items(root, source, isic_url)
     others = [item for s in SOURCES if s != source for item in ham10000_items(root, s, isic_url)]
     with _disk_errors(root):
-        if all(item.is_there for item in others):  # the same images, so a second copy is of no use
+        if all(item.is_there for item in others):  # the same images, so a second copy is not needed
             print(f"{root} already holds HAM10000 from the other source.")
             ham, others = [], []
         wanted = ham + (official_items(root.parent, isic_url) if official else [])
@@ -148,7 +148,7 @@ def download(
 
 
 def announcement(items: list[Item]) -> str:
-    """What is about to be fetched, from where, how much, how it is checked, and under which licence."""
+    """Returns a text with the files to download, their source, size, integrity check and licence."""
     lines = ["To fetch:"]
     for item in items:
         size = "by hand, there" if item.by_hand else gigabytes(item.size)
@@ -165,14 +165,14 @@ def announcement(items: list[Item]) -> str:
 
 
 def gigabytes(size: int | None) -> str:
-    """A size in bytes as people read it (decimal units, as the servers' pages have them)."""
+    """Returns a size in bytes as text, in decimal units as on the servers' pages."""
     if size is None:
         return "size unknown"
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def _with_addresses(items: list[Item], root: Path, base: str) -> list[Item]:
-    """Items of Dataverse with address, size and MD5 from its listing; the others as they are."""
+    """Returns the items with address, size and MD5 from Dataverse's listing; items of other sources are unchanged."""
     listing_url = f"{base}/api/datasets/:persistentId/?persistentId={DOI}"
     listing = Item(LISTING, root, DATAVERSE_PAGE, "take `--source isic`", listing_url)
     path = _fetch(listing, progress=False)
@@ -188,7 +188,7 @@ def _with_addresses(items: list[Item], root: Path, base: str) -> list[Item]:
 
 
 def _from_listing(item: Item, files: list[dict[str, Any]], base: str) -> Item:
-    """The item as the listing has it; spellings vary by version (`part1`, `part_1`; `.tab`, none, `.csv`)."""
+    """Returns the item with the listing's data. Spellings vary by version (`part1`, `part_1`; `.tab`, none, `.csv`)."""
 
     def key(name: str) -> str:
         return Path(name).stem.replace("_", "").casefold()
@@ -204,10 +204,10 @@ def _from_listing(item: Item, files: list[dict[str, Any]], base: str) -> Item:
 
 
 def _with_size(item: Item) -> Item:
-    """The item with its length from a HEAD request; unknown where the server does not say, fatal on 404.
+    """Returns the item with its length from a HEAD request, or None as its length if the server does not state it.
 
-    A missing file is worth knowing before gigabytes of others come; other trouble shows in the download,
-    which is tried again.
+    A 404 is an error, so that a missing file is reported before gigabytes of others are downloaded. All other failures
+    are left to the download, which is retried.
     """
     if item.by_hand or item.size is not None or item.md5:
         return item
@@ -222,9 +222,10 @@ def _with_size(item: Item) -> Item:
 
 
 def _check_disk(root: Path, items: list[Item]) -> None:
-    """Refuse to start what cannot end: JPEGs do not shrink, so archives unpack to about their own size.
+    """Raises a UserError if the free disk space is too small for the download.
 
-    Archives go as soon as they are unpacked, so at worst all is there once and the largest archive twice.
+    JPEG files are not compressed further, so an archive unpacks to about its own size. Each archive is deleted as soon
+    as it is unpacked, so at most one copy of all files and a second copy of the largest archive exist.
     """
     sizes = [item.by_hand.stat().st_size if item.by_hand else item.size or 0 for item in items]
     need = sum(sizes) + max((s for s, i in zip(sizes, items, strict=True) if i.is_zip), default=0)
@@ -238,7 +239,7 @@ def _check_disk(root: Path, items: list[Item]) -> None:
 
 
 def _get(item: Item, progress: bool) -> None:
-    """Fetch one item and put it into place; an archive of ours goes afterwards, one put by hand stays."""
+    """Downloads an item and moves it into place. A downloaded archive is deleted afterwards, the user's own is kept."""
     by_hand = item.by_hand
     path = by_hand or _fetch(item, progress)
     try:
@@ -252,7 +253,7 @@ def _get(item: Item, progress: bool) -> None:
     except ValueError as error:
         if by_hand:
             raise UserError(f"{path} cannot be used: {error}; fetch it anew from {item.page}.") from error
-        path.unlink()  # else the next run would take it as whole, for no checksum says otherwise
+        path.unlink()  # otherwise the next run would use it, as no checksum detects the damage
         raise UserError(_sentence(item, str(error))) from error
     if item.is_zip and not by_hand:
         path.unlink()
@@ -261,13 +262,13 @@ def _get(item: Item, progress: bool) -> None:
 
 def _first_line(path: Path) -> bytes:
     with path.open("rb") as opened:
-        return opened.readline(10_000)  # bytes; a page of HTML may be one long line
+        return opened.readline(10_000)  # bytes, as an HTML page can be one long line
 
 
 def _fetch(item: Item, progress: bool) -> Path:
-    """The item's file in the staging folder, checked; one left whole by an earlier run is not refetched."""
+    """Returns the item's checked file in the staging folder. A complete file of an earlier run is used again."""
     staging = item.folder / STAGING
-    for stale in staging.glob("tmp*"):  # pooch's temporary file, when a run was killed outright
+    for stale in staging.glob("tmp*"):  # temporary files of pooch, left by a killed run
         stale.unlink()
     if item.name == LISTING:
         (staging / item.name).unlink(missing_ok=True)
@@ -283,16 +284,19 @@ def _fetch(item: Item, progress: bool) -> Path:
         return Path(fetcher.fetch(item.name, downloader=get))
     except requests.RequestException as error:
         raise UserError(_sentence(item, _network_trouble(error))) from error
-    except ValueError as error:  # pooch's for a hash
+    except ValueError as error:  # pooch's error for a wrong hash
         why = f"what arrived does not have the published MD5 {item.md5}"
         raise UserError(_sentence(item, why)) from error
 
 
 def _unpack(archive: Path, target: Path, scratch: Path) -> None:
-    """Unpack into `scratch`, then move to `target`; ValueError says why the archive is none of ours.
+    """Unpacks an archive into `scratch` and then moves it to `target`.
 
-    Dataverse's archives hold bare JPEGs, ISIC's a folder of the archive's own name: both end as one folder of
-    that name. Resource forks (`__MACOSX/`) are left out, for their `._*.jpg` would pass for images.
+    Dataverse's archives contain JPEG files, ISIC's a folder with the archive's name. Both become one folder with that
+    name. Resource forks (`__MACOSX/`) are left out, because their `._*.jpg` files would be mistaken for images.
+
+    Raises:
+        ValueError: the archive is damaged or has other contents; the message is the reason.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -310,11 +314,11 @@ def _unpack(archive: Path, target: Path, scratch: Path) -> None:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise ValueError(f"the archive is damaged ({error})") from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)  # on a full disk, above all
+        shutil.rmtree(scratch, ignore_errors=True)  # important if the disk is full
 
 
 def _network_trouble(error: requests.RequestException) -> str:
-    """The cause in a few words; ahead of OSError, of which requests' exceptions are a kind."""
+    """Returns the cause in a few words. Call it before handling OSError, the base class of requests' exceptions."""
     if error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
@@ -325,7 +329,7 @@ def _network_trouble(error: requests.RequestException) -> str:
 
 
 def _sentence(item: Item, why: str) -> str:
-    """The one sentence of a UserError: culprit, cause, mend."""
+    """Returns the sentence of a UserError: the file, the cause and the remedy."""
     source = f" from {item.url}" if item.url else ""
     hand = "" if item.name == LISTING else f" {item.name}"
     return (
@@ -336,7 +340,7 @@ def _sentence(item: Item, why: str) -> str:
 
 @contextmanager
 def _disk_errors(root: Path) -> Iterator[None]:
-    """Turn the file system's refusals into UserErrors."""
+    """Turns errors of the file system into UserErrors."""
     try:
         yield
     except OSError as error:

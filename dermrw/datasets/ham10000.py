@@ -1,8 +1,8 @@
-"""HAM10000 and ISIC 2018 Task 3 on disk: which images there are, of which lesion, with which diagnosis.
+"""Reads the metadata of HAM10000 and ISIC 2018 Task 3 from disk: images, lesions and diagnoses.
 
-Two layouts are read. HAM10000 as Harvard Dataverse and Kaggle give it (`HAM10000_metadata[.csv|.tab]`, images in one
-folder or several) and ISIC 2018 Task 3 (a ground-truth CSV, lesion groupings, an `…_Input` folder). Images may lie
-anywhere below the folder: they are found by their names.
+Two layouts are supported: HAM10000 as distributed by Harvard Dataverse and Kaggle (`HAM10000_metadata[.csv|.tab]`,
+images in one or several folders), and ISIC 2018 Task 3 (a ground-truth CSV, lesion groupings, an `…_Input` folder).
+Images are found by their names, anywhere below the data folder.
 """
 
 import os
@@ -17,7 +17,7 @@ from dermrw.files import expand_home, open_regular, walk
 from dermrw.images.preprocess import IMAGE_SUFFIXES
 
 TABLE_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "path"]
-# how ISIC's lesion groupings word HAM10000's dx_type
+# from the terms of ISIC's lesion groupings to HAM10000's dx_type
 CONFIRMATION = {
     "histopathology": "histo",
     "serial imaging showing no change": "follow_up",
@@ -28,10 +28,10 @@ DOWNLOAD_HINT = "`make data` downloads it"
 
 
 def find_ham10000(root: str | None, name: str = "data.root") -> Path | None:
-    """The folder that holds HAM10000: `root`, else HAM10000_DIR, else data/ham10000; None if none is set or there.
+    """Returns the folder of HAM10000: `root`, HAM10000_DIR or data/ham10000, in this order; None if there is none.
 
     Raises:
-        UserError: `root`, which the sentence calls `name`, or HAM10000_DIR is set to something that isn't a folder.
+        UserError: `root` (called `name` in the message) or HAM10000_DIR is set, but is not a folder.
     """
     for value, key in ((root, name), (os.environ.get("HAM10000_DIR"), "HAM10000_DIR")):
         if value:
@@ -47,7 +47,7 @@ def find_ham10000(root: str | None, name: str = "data.root") -> Path | None:
 
 
 def index_images(root: Path) -> dict[str, Path]:
-    """Image files below `root` by id (file name without its ending); the first in sorted order if a name is twice."""
+    """Returns the image files below `root` by id (file name without extension); of equal names, the first in order."""
     found: dict[str, Path] = {}
     for path in walk(root):
         if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
@@ -56,7 +56,7 @@ def index_images(root: Path) -> dict[str, Path]:
 
 
 def _paths(table: pd.DataFrame, root: Path, source: Path) -> list[str]:
-    """The file of each of the table's images, empty where it is missing."""
+    """Returns the file of each image of the table, or an empty string if it is missing."""
     found = index_images(root)
     for image in table["image_id"]:
         stem, suffix = os.path.splitext(image)
@@ -66,14 +66,14 @@ def _paths(table: pd.DataFrame, root: Path, source: Path) -> list[str]:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """A comma- or tab-separated table, every cell a string, empty cells empty strings."""
+    """Reads a comma- or tab-separated table. All cells are strings, also empty ones."""
     try:
         with open_regular(path) as file:
             separator = "\t" if b"\t" in file.readline() else ","
             file.seek(0)
             return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        # pandas' parser errors are ValueErrors; some span several lines
+        # pandas' parser errors are ValueErrors, and some have several lines
         raise UserError(f"{path} can't be read as a table: {' '.join(str(error).split())}") from None
 
 
@@ -84,7 +84,7 @@ def _require(table: pd.DataFrame, columns: list[str], path: Path) -> None:
 
 
 def _first(root: Path, patterns: list[str]) -> Path | None:
-    """The first file below `root` that matches, patterns in order of preference."""
+    """Returns the first file below `root` that matches a pattern, with the patterns in order of preference, or None."""
     paths = sorted(p for p in walk(root) if not p.name.startswith("."))
     return next((p for pattern in patterns for p in paths if fnmatchcase(p.name, pattern) and p.is_file()), None)
 
@@ -136,7 +136,11 @@ def _read_isic_training(truth: Path, root: Path) -> pd.DataFrame:
 
 
 def _validated(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table if each image has one id, one known diagnosis and one lesion, and each lesion one diagnosis."""
+    """Returns the table after a check: unique image ids, known diagnoses, and one diagnosis per lesion.
+
+    Raises:
+        UserError: the check fails.
+    """
     if table.empty:
         raise UserError(f"{path} lists no image")
     for column in ("image_id", "lesion_id"):
@@ -160,10 +164,10 @@ def _validated(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def read_ham10000(root: Path) -> pd.DataFrame:
-    """HAM10000 below `root`, in either layout: one row an image, sorted by id, with the columns `TABLE_COLUMNS`.
+    """Reads HAM10000 at `root` in either layout: one row per image, sorted by id, with the columns `TABLE_COLUMNS`.
 
-    `path` is empty where the image file is missing. `dx_type` (how the diagnosis was confirmed) is for choosing the
-    meta set and for the report only: it leaks the diagnosis and must never be an input.
+    `path` is empty if the image file is missing. `dx_type` (how the diagnosis was confirmed) serves only to choose the
+    meta set and for the report. It leaks the diagnosis and must never be an input of a model.
     """
     metadata = _first(root, ["HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab"])
     if metadata is not None:
@@ -181,7 +185,11 @@ def read_ham10000(root: Path) -> pd.DataFrame:
 
 
 def with_images(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """The table, if the file of every image is there."""
+    """Returns the table if the file of every image exists.
+
+    Raises:
+        UserError: images are missing.
+    """
     missing = table["image_id"][table["path"] == ""]
     if len(missing):
         raise UserError(
@@ -192,9 +200,10 @@ def with_images(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 
 def find_official(root: Path, part: str) -> pd.DataFrame | None:
-    """ISIC 2018 Task 3's official `Validation` or `Test` set, below `root` or in a folder beside it; None if absent.
+    """Returns the official `Validation` or `Test` set of ISIC 2018 Task 3 below `root` or in a sibling folder, or None.
 
-    Columns as `read_ham10000`. Where no table beside the ground truth names lesions, each image counts as its own.
+    The columns are those of `read_ham10000`. Without a table of lesions next to the ground truth, every image counts as
+    its own lesion.
     """
     folders = [root, *sorted(p for p in root.parent.iterdir() if p.is_dir() and "isic" in p.name.lower())]
     for folder in folders:
@@ -212,7 +221,7 @@ def find_official(root: Path, part: str) -> pd.DataFrame | None:
             result[column] = table[column] if column in table.columns else ""
         result["path"] = _paths(result, folder, truth)
         if (result["path"] == "").all():
-            continue  # labels without their images: nothing to score
+            continue  # labels without images can't be scored
         return with_images(_validated(result, truth), folder).sort_values("image_id", ignore_index=True)
     return None
 

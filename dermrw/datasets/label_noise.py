@@ -1,9 +1,9 @@
-"""Wrong labels, put into a training set on purpose, so that what finds them can be measured."""
+"""Label noise: deliberately wrong training labels, to measure how well a method detects them."""
 
 import numpy as np
 import pandas as pd
 
-# the class that each is most readily taken for, of malignant ones a harmless look-alike, so that it matters
+# The class that each class is most easily confused with; for a malignant class a benign one, so that the error matters.
 MISTAKEN_FOR = {
     "akiec": "bkl",
     "bcc": "akiec",
@@ -16,17 +16,17 @@ MISTAKEN_FOR = {
 
 
 def with_wrong_labels(table: pd.DataFrame, codes: tuple[str, ...], kind: str, rate: float, seed: int) -> np.ndarray:
-    """Labels int `[N]` of a table's rows (`lesion_id`, `dx`), those of `rate` of each class's lesions wrong.
+    """Returns labels int `[N]` in which the fraction `rate` of each class's lesions is wrong.
 
-    A lesion keeps one label, as it would if one person had read it wrongly.
+    All images of a lesion have the same label, as after a single wrong diagnosis of the lesion.
 
     Args:
-        table: one row an image.
+        table: one row per image, with the columns `lesion_id` and `dx`.
         codes: the classes.
-        kind: `uniform`: each other class is as likely; `class_conditional`: always `MISTAKEN_FOR`, or the next class of
-            a data set that it does not know.
-        rate: share of the lesions of each class, rounded to whole lesions.
-        seed: of the draw, which rests on nothing else.
+        kind: `uniform`: all other classes are equally likely. `class_conditional`: always the class of `MISTAKEN_FOR`,
+            or the next class for a data set that `MISTAKEN_FOR` does not cover.
+        rate: fraction of the lesions of each class, rounded to whole lesions.
+        seed: seed of the draw, its only source of randomness.
     """
     index = {code: i for i, code in enumerate(codes)}
     lesions = table.drop_duplicates("lesion_id").sort_values("lesion_id")

@@ -1,6 +1,6 @@
-"""The embedded sample: drawn pictures (`drawing.py`) and made-up metadata in HAM10000's own file layout.
+"""The embedded sample: drawn images (`sample_drawing.py`) and synthetic metadata in the file layout of HAM10000.
 
-A newcomer without HAM10000 on disk trains on these. No figure measured on them says anything about skin.
+It lets a user without HAM10000 train a model. Figures measured on it say nothing about real skin lesions.
 """
 
 import os
@@ -18,11 +18,11 @@ from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 
-SAMPLE_VERSION = 1  # raise it whenever the same seed would draw other pictures or other metadata
+SAMPLE_VERSION = 1  # increase it when the same seed gives other images or metadata
 HAM_IMAGES = {"mel": 1113, "nv": 6705, "bcc": 514, "akiec": 327, "bkl": 1099, "df": 115, "vasc": 142}
 HAM_LESIONS = {"mel": 614, "nv": 5403, "bcc": 327, "akiec": 228, "bkl": 727, "df": 73, "vasc": 98}
-LEAST_IMAGES, LEAST_LESIONS, LEAST_HISTO = 16, 11, 6  # of each class: enough for every part of a split
-# Rough shares of HAM10000's lesions by means of confirmation; the classes not named are always histo.
+LEAST_IMAGES, LEAST_LESIONS, LEAST_HISTO = 16, 11, 6  # per class, enough for every part of a split
+# Approximate shares of HAM10000's lesions by kind of confirmation. All other classes are always histo.
 DX_TYPES = {
     "nv": {"histo": 0.37, "follow_up": 0.55, "consensus": 0.07, "confocal": 0.01},
     "bkl": {"histo": 0.70, "consensus": 0.24, "confocal": 0.06},
@@ -41,10 +41,12 @@ JPEG_QUALITY = 92
 
 
 def sample_metadata(images: int, seed: int) -> pd.DataFrame:
-    """The sample's metadata, one row per image in random order: `COLUMNS`, and `lesion` and `view` numbers.
+    """Returns the sample's metadata, one row per image in random order: `COLUMNS`, `lesion` and `view` numbers.
 
-    Images and lesions of each class keep HAM10000's proportions, but for the least counts above. Raises
-    ValueError for fewer `images` than those need.
+    The numbers of images and lesions per class are in the proportions of HAM10000, except for the minimum counts above.
+
+    Raises:
+        ValueError: `images` is too small for the minimum counts.
     """
     least = LEAST_IMAGES * len(DX)
     if images < least:
@@ -52,12 +54,12 @@ def sample_metadata(images: int, seed: int) -> pd.DataFrame:
     rng = default_rng([seed, 0])
     share = images / sum(HAM_IMAGES.values())
     counts = {dx: max(LEAST_IMAGES, round(share * HAM_IMAGES[dx])) for dx in DX}
-    counts["nv"] += images - sum(counts.values())  # the commonest class pays for the rarest
+    counts["nv"] += images - sum(counts.values())  # the most frequent class compensates for the minimum counts
 
     lesions = []
     for dx in DX:
         number = max(LEAST_LESIONS, round(counts[dx] * HAM_LESIONS[dx] / HAM_IMAGES[dx]))
-        # Every lesion has a first view; each further image is a second or third view of some lesion.
+        # Every lesion has a first view. Each additional image is a second or third view of a lesion.
         further = rng.permutation(np.repeat(np.arange(number), 2))[: counts[dx] - number]
         views = 1 + np.bincount(further, minlength=number)
         shares = DX_TYPES.get(dx, {"histo": 1.0})
@@ -91,7 +93,7 @@ sample version {SAMPLE_VERSION}, images {images}, seed {seed}
 
 
 def _is_complete(root: Path, images: int, seed: int) -> bool:
-    """Whether `root` already holds this very sample."""
+    """Whether `root` already contains the sample with the same number of images and seed."""
     readme = root / "README.txt"
     drawn = sum(1 for part in PARTS for _ in (root / part).glob("SAMPLE_*.jpg"))
     same = readme.is_file() and readme.read_text(encoding="utf-8") == _readme(images, seed)
@@ -99,10 +101,13 @@ def _is_complete(root: Path, images: int, seed: int) -> bool:
 
 
 def write_sample(root: Path, images: int = 2000, seed: int = 0) -> Path:
-    """Write the sample as the folder `root` in HAM10000's layout, and return `root`; at once if it is there.
+    """Writes the sample to the folder `root` in HAM10000's layout unless it exists there; returns `root`.
 
-    It is drawn in a temporary folder beside `root` and renamed at the end, so that `root` is whole or absent.
-    Raises ValueError for too few `images`, UserError where `root` holds anything else (never overwritten).
+    It is drawn in a temporary folder next to `root` and renamed at the end, so `root` is never incomplete.
+
+    Raises:
+        ValueError: `images` is too small.
+        UserError: `root` contains other files, which are never overwritten.
     """
     root = Path(root)
     metadata = sample_metadata(images, seed)
@@ -119,7 +124,7 @@ def write_sample(root: Path, images: int = 2000, seed: int = 0) -> Path:
 
         def draw(row: tuple[str, str, int, int]) -> None:
             image_id, dx, lesion, view = row
-            # Each picture has its own generators, so the order of drawing (and the threads) cannot matter.
+            # Each image has its own generators, so the result does not depend on the order of drawing or the threads.
             picture = draw_lesion(dx, default_rng([seed, lesion, 0]), default_rng([seed, lesion, view]))
             coded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
             part = PARTS[int(image_id[-7:]) * 2 > images + 1]

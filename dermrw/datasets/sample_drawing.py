@@ -1,10 +1,10 @@
-"""Drawn pictures of seven kinds of skin lesion, dermoscopy-like: what the embedded sample shows.
+"""Draws the images of the embedded sample: dermoscopy-like pictures of seven kinds of skin lesions.
 
-They are drawings, not photographs: no patient is behind them. Each class shows the dermoscopic structures that
-textbooks name for it, with enough overlap that a classifier makes mistakes.
+They are drawings, not photographs of patients. Each class shows the dermoscopic structures that textbooks describe for
+it, with enough overlap between the classes that a classifier makes mistakes.
 
-While drawing, a mask is float32 [height, width] in 0..1, a colour image float32 [3, height, width] RGB in
-0..1 (channels first: several times faster to blend), and a length is in lesion radii unless said otherwise.
+In this module a mask is float32 [height, width] in 0..1. A colour image is float32 [3, height, width] RGB in 0..1, with
+channels first because blending is then several times faster. Lengths are in lesion radii unless stated otherwise.
 """
 
 import math
@@ -17,8 +17,8 @@ from numpy.random import Generator, default_rng
 from dermrw.diagnoses import DX
 
 HEIGHT, WIDTH = 120, 160  # 4:3, as HAM10000's 450 x 600
-OVERSAMPLING = 1.5  # pictures are drawn this much larger, then shrunk: smooth hairs and fine mesh
-CANVAS, REACH = 192, 1.8  # a lesion is drawn on CANVAS x CANVAS pixels that reach REACH radii from its centre
+OVERSAMPLING = 1.5  # images are drawn larger by this factor, then reduced, for smooth hairs and fine mesh
+CANVAS, REACH = 192, 1.8  # a lesion's canvas: CANVAS x CANVAS pixels, from its centre to REACH radii
 RADIUS = CANVAS / 2 / REACH  # pixels
 X = np.tile((np.arange(CANVAS, dtype=np.float32) + 0.5) / RADIUS - REACH, (CANVAS, 1))
 Y = np.ascontiguousarray(X.T)
@@ -34,26 +34,26 @@ PINK, RED, BLOOD, PURPLE = (0.86, 0.58, 0.56), (0.76, 0.32, 0.32), (0.56, 0.10, 
 
 
 def _step(x: np.ndarray, softness: float) -> Mask:
-    """0 where `x` is well below zero, 1 well above, with a transition `softness` wide."""
+    """Returns a smooth step: 0 for `x` well below zero, 1 well above, with a transition of width `softness`."""
     return 1 / (1 + np.exp(np.clip(x * (-1 / softness), -30, 30)))
 
 
 def _mix(base: np.ndarray, colour: Sequence[float] | np.ndarray, mask: np.ndarray | float) -> np.ndarray:
-    """The image `base` with `colour` (one, or an image) laid over it where `mask` is 1."""
+    """Returns the image `base` with `colour` (one colour or an image) blended over it by `mask`."""
     over = np.asarray(colour, np.float32)
     over = over[:, None, None] if over.ndim == 1 else over
     return base + np.asarray(mask, np.float32) * (over - base)
 
 
 def _between(rng: Generator, first: Colour, second: Colour) -> Colour:
-    """A colour at random on the line from `first` to `second`, a little off it."""
+    """Returns a random colour near the line from `first` to `second`."""
     t = rng.random()
     r, g, b = (float(p + t * (q - p)) * rng.normal(1, 0.02) for p, q in zip(first, second, strict=True))
     return r, g, b
 
 
 def _noise(rng: Generator, cells: int, height: int = CANVAS, width: int = CANVAS) -> Mask:
-    """Cloudy noise with about `cells` clouds along each side, mean 0, deviation about 1."""
+    """Returns smooth noise with about `cells` clouds along each side, mean 0 and standard deviation about 1."""
     clouds = rng.standard_normal((cells, cells), np.float32)
     for weight in (0.5, 0.3):
         finer = cv2.resize(clouds, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
@@ -62,7 +62,7 @@ def _noise(rng: Generator, cells: int, height: int = CANVAS, width: int = CANVAS
 
 
 def _mesh(rng: Generator, cell: float, jitter: float, height: int = CANVAS, width: int = CANVAS) -> Mask:
-    """Honeycomb lines about `cell` pixels apart: the pigment network of a lesion, the furrows of skin."""
+    """Returns honeycomb lines about `cell` pixels apart, for the pigment network of a lesion or the furrows of skin."""
     rows, columns = np.mgrid[0 : height + cell : cell * 0.87, 0 : width + cell : cell]
     columns[1::2] += cell / 2
     rows, columns = np.stack([rows, columns]) + rng.normal(0, jitter * cell, (2, *rows.shape))
@@ -74,12 +74,12 @@ def _mesh(rng: Generator, cell: float, jitter: float, height: int = CANVAS, widt
 
 
 def _soften(drawn: np.ndarray, sigma: float) -> Mask:
-    """A mask from what cv2 drew as uint8, blurred by `sigma` pixels."""
+    """Returns a mask from a uint8 drawing of cv2, blurred by `sigma` pixels."""
     return cv2.GaussianBlur(drawn, (0, 0), sigma).astype(np.float32) / 255
 
 
 def _dots(rng: Generator, count: int, smallest: float, largest: float, spread: float = 0.85) -> Mask:
-    """`count` round dots with radii in [smallest, largest), scattered within `spread` of the centre."""
+    """Returns `count` round dots with radii in [smallest, largest), scattered within `spread` of the centre."""
     drawn = np.zeros((CANVAS, CANVAS), np.uint8)
     distance, angle = spread * np.sqrt(rng.random(count)), rng.uniform(0, 2 * np.pi, count)
     centres = (np.stack([np.cos(angle), np.sin(angle)], 1) * distance[:, None] + REACH) * RADIUS
@@ -90,7 +90,7 @@ def _dots(rng: Generator, count: int, smallest: float, largest: float, spread: f
 
 
 def _vessels(rng: Generator, trees: int) -> Mask:
-    """Vessels that come in over the border, branch and thin out: the arborizing vessels of bcc."""
+    """Returns the arborizing vessels of bcc, which enter at the border, branch and become thinner."""
     drawn = np.zeros((CANVAS, CANVAS), np.uint8)
     tips = []
     for angle in rng.uniform(0, 2 * np.pi, trees):
@@ -110,7 +110,7 @@ def _vessels(rng: Generator, trees: int) -> Mask:
 
 
 def _depth(rng: Generator, irregular: float, longest: float = 1.4) -> Mask:
-    """How far inside the lesion's border each pixel lies: 0 on the border, negative outside."""
+    """Returns the depth of each pixel inside the lesion's border: 0 on the border, negative outside."""
     stretch = rng.uniform(1, longest) ** 0.5
     k = np.arange(2, 9)
     waves = irregular * rng.normal(size=7) / k**0.7
@@ -122,12 +122,12 @@ def _depth(rng: Generator, irregular: float, longest: float = 1.4) -> Mask:
 
 
 def _field(rng: Generator, colour: Colour, mottle: float = 0.06) -> np.ndarray:
-    """A canvas [3, CANVAS, CANVAS] of one colour, mottled."""
+    """Returns a mottled canvas [3, CANVAS, CANVAS] of one colour."""
     return np.array(colour, np.float32)[:, None, None] * (1 + mottle * _noise(rng, 7))
 
 
 def _melanocytic(rng: Generator, atypia: float) -> Layer:
-    """A nevus (atypia near 0: round, one brown, regular) or a melanoma (near 1: ragged, many colours)."""
+    """Draws a nevus (atypia near 0: round, one brown, regular) or a melanoma (near 1: irregular, many colours)."""
     depth = _depth(rng, 0.03 + 0.20 * atypia, 1.4 + 0.4 * atypia)
     rgb = _field(rng, _between(rng, TAN, BROWN if rng.random() > atypia else DARK), 0.05 + 0.08 * atypia)
     rgb = _mix(rgb, DARK, rng.uniform(0, 0.55) * _step(depth - 0.55 + 0.1 * _noise(rng, 5), 0.15))
@@ -138,7 +138,7 @@ def _melanocytic(rng: Generator, atypia: float) -> Layer:
         structure = _dots(rng, int(rng.integers(60, 180)), 0.02, 0.05, 1.0)
     rgb = _mix(rgb, DARK, rng.uniform(0.4, 0.8) * structure)
     turn = rng.uniform(0, 2 * np.pi)
-    side = X * math.cos(turn) + Y * math.sin(turn)  # a melanoma's colours gather on one side or the other
+    side = X * math.cos(turn) + Y * math.sin(turn)  # the colours of a melanoma are concentrated on one side
     for colour, most in ((DARK, 0.9), (BLACK, 0.85), (BLUE_GREY, 0.75), (RED, 0.55), (WHITE, 0.5)):
         strength = min(max(atypia**1.5 * rng.uniform(0.2, 2.4) - 0.3, 0), most)
         patch = _step(_noise(rng, 4) + rng.choice([-0.9, 0.9]).item() * side - 0.75, 0.22)
@@ -149,7 +149,7 @@ def _melanocytic(rng: Generator, atypia: float) -> Layer:
 
 
 def _bcc(rng: Generator) -> Layer:
-    """Pearly pink, with arborizing vessels, blue-grey ovoid nests and at times an ulcer."""
+    """Draws a bcc: pearly pink, with arborizing vessels, blue-grey ovoid nests and sometimes an ulcer."""
     depth = _depth(rng, 0.10)
     rgb = _field(rng, _between(rng, PINK, (0.90, 0.70, 0.66)))
     rgb = _mix(rgb, WHITE, rng.uniform(0.2, 0.6) * _step(_noise(rng, 4) - 0.3, 0.3))
@@ -161,7 +161,7 @@ def _bcc(rng: Generator) -> Layer:
 
 
 def _akiec(rng: Generator) -> Layer:
-    """Red and scaly with a vague border: pale follicles in red (the strawberry pattern), dotted vessels."""
+    """Draws an akiec: red, scaly, indistinct border, pale follicles in red (strawberry pattern), dotted vessels."""
     depth = _depth(rng, 0.12)
     rgb = _field(rng, _between(rng, PINK, RED), 0.08)
     rgb = _mix(rgb, CREAM, rng.uniform(0.1, 0.6) * _dots(rng, 90, 0.02, 0.06, 1.1))
@@ -173,7 +173,7 @@ def _akiec(rng: Generator) -> Layer:
 
 
 def _bkl(rng: Generator) -> Layer:
-    """Waxy and stuck on, sharply bounded, with furrows, white milia-like cysts, dark comedo-like openings."""
+    """Draws a bkl: waxy, sharp border, furrows, white milia-like cysts, dark comedo-like openings."""
     depth = _depth(rng, rng.uniform(0.05, 0.16), 1.7)
     rgb = _field(rng, _between(rng, (0.78, 0.59, 0.45), BROWN), 0.09)
     rgb = _mix(rgb, (0.55, 0.45, 0.43), rng.beta(1, 2) * _step(_noise(rng, 3), 0.3))
@@ -186,7 +186,7 @@ def _bkl(rng: Generator) -> Layer:
 
 
 def _df(rng: Generator) -> Layer:
-    """A white scar-like centre inside a fine, fading ring of brown network."""
+    """Draws a df: a white scar-like centre inside a fine, fading ring of brown network."""
     depth = _depth(rng, 0.06, 1.25)
     rgb = _field(rng, _between(rng, TAN, (0.62, 0.42, 0.35)))
     rgb = _mix(rgb, BROWN, rng.uniform(0.4, 0.9) * _mesh(rng, rng.uniform(0.10, 0.14) * RADIUS, 0.2))
@@ -196,7 +196,7 @@ def _df(rng: Generator) -> Layer:
 
 
 def _vasc(rng: Generator) -> Layer:
-    """Round red, purple or blue lacunae packed in a well-bounded field."""
+    """Draws a vasc: dense round red, purple or blue lacunae in a field with a sharp border."""
     depth = _depth(rng, 0.08, 1.3)
     rgb = _field(rng, _between(rng, RED, (0.70, 0.42, 0.43)))
     hue = rng.random()  # from a red angioma to a dark angiokeratoma
@@ -207,7 +207,7 @@ def _vasc(rng: Generator) -> Layer:
     return rgb, _step(depth, 0.05) * rng.uniform(0.75, 0.97)
 
 
-# The overlap of the two beta distributions is what makes some nevi look like melanomas and the reverse.
+# Because the two beta distributions overlap, some nevi look like melanomas and some melanomas like nevi.
 DRAW: dict[str, Callable[[Generator], Layer]] = {
     "mel": lambda rng: _melanocytic(rng, rng.beta(4.0, 2.2)),
     "nv": lambda rng: _melanocytic(rng, 0.6 * rng.beta(1.3, 2.6)),
@@ -216,7 +216,7 @@ DRAW: dict[str, Callable[[Generator], Layer]] = {
 
 
 def _hairs(view: Generator, photo: np.ndarray) -> np.ndarray:
-    """`photo` with none to nine curved hairs over it, each with a faint shadow."""
+    """Returns `photo` with zero to nine curved hairs, each with a faint shadow."""
     height, width = photo.shape[1:]
     drawn = np.zeros((height, width), np.uint8)
     lean, t = view.uniform(0, np.pi), np.linspace(0, 1, 24)[:, None]
@@ -232,7 +232,7 @@ def _hairs(view: Generator, photo: np.ndarray) -> np.ndarray:
 
 
 def _artefacts(view: Generator, photo: np.ndarray) -> np.ndarray:
-    """`photo` with, now and then, bubbles in the immersion gel, or a ruler's ticks along its lower edge."""
+    """Returns `photo`, in some cases with bubbles in the immersion gel or a ruler's ticks along the lower edge."""
     height, width = photo.shape[1:]
     drawn = np.zeros((height, width), np.uint8)
     if view.random() < 0.15:
@@ -252,27 +252,30 @@ def _artefacts(view: Generator, photo: np.ndarray) -> np.ndarray:
 
 
 def _light(view: Generator, photo: np.ndarray) -> np.ndarray:
-    """`photo` under this photograph's lamp: exposure, white balance, a slant, darker corners."""
+    """Returns `photo` with this photograph's lighting: exposure, white balance, gradient and darker corners."""
     x = np.linspace(-1, 1, photo.shape[2], dtype=np.float32)
     y = np.linspace(-1, 1, photo.shape[1], dtype=np.float32)[:, None]
     light = 1 + view.normal(0, 0.04) * x + view.normal(0, 0.04) * y - view.uniform(0.03, 0.11) * (x**2 + y**2)
-    if view.random() < 0.2:  # the round mouth of the dermatoscope shows in the corners
+    if view.random() < 0.2:  # the round edge of the dermatoscope is visible in the corners
         light = light * (0.08 + 0.92 * _step(view.uniform(1.15, 1.3) - np.hypot(x, 0.75 * y), 0.03))
     gain = view.normal(1, 0.05) * view.normal(1, 0.02, 3).astype(np.float32)
     return photo * light * gain.astype(np.float32)[:, None, None]
 
 
 def draw_lesion(dx: str, lesion: Generator, view: Generator, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """One drawn photograph, uint8 [height, width, 3] RGB, of a lesion of class `dx`.
+    """Draws one photograph, uint8 [height, width, 3] RGB, of a lesion of class `dx`.
 
-    `lesion` fixes what belongs to the lesion (outline, colours, structures, the patient's skin), `view` what
-    belongs to this photograph (turn, shift, size, light, hairs, noise). Generators in equal states draw equal
-    pictures; both are advanced. Raises KeyError for an unknown `dx`.
+    The generator `lesion` determines the lesion (outline, colours, structures, the patient's skin). The generator
+    `view` determines the photograph (rotation, shift, size, light, hairs, noise). Generators in equal states give equal
+    images. Both are advanced.
+
+    Raises:
+        KeyError: `dx` is unknown.
     """
     h, w = round(height * OVERSAMPLING), round(width * OVERSAMPLING)
     skin, radius = _between(lesion, (0.89, 0.72, 0.68), (0.79, 0.57, 0.53)), lesion.uniform(0.28, 0.42)
     rgb, opacity = DRAW[dx](lesion)
-    opacity = opacity * _step(REACH - 0.2 - RHO, 0.04)  # so that the canvas's edge never cuts a lesion off
+    opacity = opacity * _step(REACH - 0.2 - RHO, 0.04)  # so that the edge of the canvas never cuts off a lesion
     scale = radius * view.uniform(0.85, 1.15) * h / RADIUS
     turning = cv2.getRotationMatrix2D((CANVAS / 2, CANVAS / 2), view.uniform(0, 360), scale)
     shift = np.array([w, h]) * view.normal(0.5, 0.045, 2) - CANVAS / 2
@@ -282,7 +285,7 @@ def draw_lesion(dx: str, lesion: Generator, view: Generator, height: int = HEIGH
     flush = 0.3 * _step(_noise(view, 4, h, w), 0.7)
     photo = _mix(np.array(skin, np.float32)[:, None, None], PINK, flush)
     photo = _mix(photo, layer[..., :3].transpose(2, 0, 1), layer[..., 3])
-    # The skin's furrows and grain run on through the lesion.
+    # The furrows and the grain of the skin continue through the lesion.
     photo = photo * (1 - 0.05 * _mesh(view, 0.05 * h, 0.3, h, w) + 0.018 * _noise(view, 30, h, w))
     photo = _light(view, _artefacts(view, _hairs(view, photo)))
     shrunk = cv2.resize(np.dstack([*photo]), (width, height), interpolation=cv2.INTER_AREA)
@@ -291,7 +294,7 @@ def draw_lesion(dx: str, lesion: Generator, view: Generator, height: int = HEIGH
 
 
 def contact_sheet(rows: Sequence[str] = DX, columns: int = 8, seed: int = 0, gap: int = 4) -> np.ndarray:
-    """Drawn lesions in a grid, uint8 [height, width, 3] RGB: a class per row, `gap` white pixels between."""
+    """Returns a grid of drawn lesions, uint8 [height, width, 3] RGB: a class per row, `gap` white pixels between."""
     down, across = HEIGHT + gap, WIDTH + gap
     sheet = np.full((len(rows) * down - gap, columns * across - gap, 3), 255, np.uint8)
     for i, dx in enumerate(rows):

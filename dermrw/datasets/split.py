@@ -1,4 +1,4 @@
-"""The split by lesion and the curated meta set.
+"""The split by lesion, and the curated meta set.
 
 `python -m dermrw.datasets.split [ROOT] > configs/ham10000_meta_3_per_class.csv` reproduces the curated list.
 """
@@ -25,7 +25,11 @@ with the first id. Neither the pictures nor any model's output were looked at.""
 
 
 def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
-    """The rows of the meta set by `RULE`: `per_class` images of as many lesions of each class, in class order."""
+    """Returns the meta set by `RULE`: one image of each of `per_class` lesions per class, in class order.
+
+    Raises:
+        UserError: the metadata has too few lesions confirmed by histology.
+    """
     confirmed = table[table["dx_type"] == "histo"]
     if confirmed.empty:
         raise UserError(
@@ -50,12 +54,17 @@ def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
 
 
 def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
-    """The rows that a CSV with a column `image_id` lists, lines that start with # being comments.
+    """Returns the rows of `table` whose ids are listed in a CSV file with the column `image_id`.
+
+    Lines of the CSV file that start with # are comments.
 
     Args:
         table: the images of the data.
-        name: the CSV's path, or its name in configs/.
-        what: it is a list of, in errors.
+        name: path of the CSV file, or its name in configs/.
+        what: name of the listed set in error messages.
+
+    Raises:
+        UserError: the list can't be read, or lists images that are not in the data.
     """
     path = Path(name).expanduser()
     if not path.exists() and (CONFIGS / name).exists():
@@ -81,7 +90,7 @@ def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
 
 
 def meta_set(table: pd.DataFrame, meta: str, per_class: int) -> pd.DataFrame:
-    """The meta set that `data.meta` asks for: `rule`, a file, or the name of a file in configs/."""
+    """Returns the meta set's rows for `data.meta`: `rule`, a file, or the name of a file in configs/."""
     if meta == "rule":
         return meta_by_rule(table, per_class)
     rows = listed(table, meta, "the meta set")
@@ -99,10 +108,13 @@ def split_lesions(
     seed: int,
     reserved: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """`SPLIT_COLUMNS` for every image that takes part, by lesion and stratified by diagnosis.
+    """Returns a table with `SPLIT_COLUMNS`: a split by lesion, stratified by diagnosis, one row per image used.
 
-    Other images of the meta set's lesions, and of the reserved ones, take no part at all and have no row. `validation`
-    and `test` are shares of the remaining lesions.
+    Reserved lesions and the other images of the meta set's lesions are not used and have no row. `validation` and
+    `test` are fractions of the remaining lesions.
+
+    Raises:
+        UserError: a class has too few lesions.
     """
     apart = pd.concat([meta["lesion_id"], meta["lesion_id"].iloc[:0] if reserved is None else reserved["lesion_id"]])
     rest = table[~table["lesion_id"].isin(apart)]
@@ -136,7 +148,7 @@ def split_lesions(
 
 
 def curated_list(table: pd.DataFrame, per_class: int = 3) -> str:
-    """The text of configs/ham10000_meta_3_per_class.csv."""
+    """Returns the text of configs/ham10000_meta_3_per_class.csv."""
     rows = meta_by_rule(table, per_class)
     head = [f"# {line}" for line in RULE.splitlines()]
     head.append("# Reproduce it: .venv/bin/python -m dermrw.datasets.split [FOLDER OF HAM10000]")
@@ -145,7 +157,7 @@ def curated_list(table: pd.DataFrame, per_class: int = 3) -> str:
 
 
 def main() -> None:
-    """Prints the curated list of the folder that the command line names."""
+    """Prints the curated list for the HAM10000 folder given on the command line."""
     folder = find_ham10000(sys.argv[1] if len(sys.argv) > 1 else None)
     if folder is None:
         sys.exit("name the folder of HAM10000")

@@ -1,4 +1,4 @@
-"""What a data folder holds: counts per class, lesions, missing and unreadable files, pixel-identical duplicates."""
+"""Checks a data folder: images and lesions per class, missing and unreadable files, pixel-identical duplicates."""
 
 import hashlib
 import os
@@ -18,7 +18,11 @@ from dermrw.images.preprocess import read_image
 
 
 def check(folder: Path | None) -> None:
-    """Prints what is in HAM10000's folder, and raises a UserError at the end where images are missing or unreadable."""
+    """Prints a summary of a HAM10000 folder.
+
+    Raises:
+        UserError: HAM10000 is not found, or images are missing or unreadable (after the summary).
+    """
     root = find_ham10000(str(folder) if folder else None, "the folder to check")
     if root is None:
         raise UserError("HAM10000 is not at data/ham10000: name its folder, set HAM10000_DIR, or run `make data`")
@@ -44,7 +48,7 @@ def check(folder: Path | None) -> None:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Images, lesions and ways of confirmation by class, as lines of text."""
+    """Returns a text table with the images, lesions and kinds of confirmation of each class."""
     lines = [f"{'class':<7}{'images':>8}{'share':>8}{'lesions':>9}  confirmed by"]
     for d in DIAGNOSES:
         rows = table[table["dx"] == d.dx]
@@ -55,7 +59,7 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def read_all(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[list[str]]]:
-    """Decodes every image; gives (id, why) of those that can't be, and groups of ids whose pixels are the same."""
+    """Decodes every image; returns (id, reason) of each unreadable one, and groups of ids with identical pixels."""
 
     def digest(path: str) -> str | UserError:
         try:
@@ -77,7 +81,11 @@ def read_all(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[list[str]
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose images are there and can be read; says which are left out."""
+    """Returns the rows whose images exist and can be read, and prints the others.
+
+    Raises:
+        UserError: no image is left.
+    """
     present = table[table["path"] != ""]
     bad = dict(read_all(present)[0])
     missing = table.loc[table["path"] == "", "image_id"].tolist()
@@ -95,7 +103,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def refuse_unreadable(table: pd.DataFrame) -> None:
-    """Reads every image once, so that bad ones are named together and not one after the other.
+    """Reads every image once, so that one error message lists all unreadable images.
 
     Raises:
         UserError: images can't be read.

@@ -19,7 +19,7 @@ LEAST = 1e-9  # lower bound of a probability in a geometric mean, so that a sing
 
 
 def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike) -> Floats:
-    """Probabilities `[N, C]` at this `prevalence` `[C]`, from those at equal prevalence `[N, C]`.
+    """Returns probabilities `[N, C]` at this `prevalence` `[C]`, from those at equal prevalence `[N, C]`.
 
     Bayes' rule: p'_c is proportional to p_c pi_c. With pi_c = 1/C nothing changes.
 
@@ -49,7 +49,7 @@ def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike) -> Fl
 
 
 def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, float]) -> Floats | None:
-    """A stated prevalence `[C]`: `equal` (None), `training`, or shares such as `mel=0.05,nv=0.8,...` of every class.
+    """Returns a prevalence `[C]` from `equal` (None), `training`, or shares of all classes: `mel=0.05,nv=0.8,...`.
 
     Raises:
         UserError: a class is missing, unknown or named twice, or the shares don't sum to 1 (within 0.001).
@@ -75,10 +75,10 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
 
 
 def combine(probabilities: npt.ArrayLike, lesions: npt.ArrayLike, rule: str) -> Floats:
-    """Every image's probabilities `[N, C]` replaced by those of its lesion (`lesions` `[N]`).
+    """Returns the probabilities `[N, C]` of each image's lesion, combined over its images (`lesions` `[N]`).
 
-    `rule` is `mean`, or `geometric`: the geometric mean, scaled to sum to 1. A lesion's only image keeps its own
-    probabilities exactly.
+    `rule` is `mean` or `geometric` (the geometric mean, scaled to sum to 1). The probabilities of a lesion with a
+    single image are unchanged.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     _, lesion = np.unique(np.asarray(lesions), return_inverse=True)

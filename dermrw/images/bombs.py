@@ -1,50 +1,51 @@
-"""Files that would take more memory or time than their size says, found before a decoder opens them. No torch in here.
+"""Detects decompression bombs before a decoder opens the file. Does not need torch.
 
-What is large by its pixels is refused by its pixels (`preprocess.MOST_PIXELS`); here are the two that are not: tags
-of a TIFF or an EXIF block that all point at the same bytes, each of which Pillow would copy, and a JPEG with thousands
-of scans, each of which goes over all pixels again (libjpeg-turbo, "Two Issues with the JPEG Standard").
+`preprocess.MOST_PIXELS` limits the number of pixels. This module detects two other kinds of files that need far more
+memory or time than their size suggests. The first are TIFF files or EXIF blocks with many tags that point to the same
+bytes, which Pillow would copy for each tag. The second are JPEG files with thousands of scans, each of which processes
+all pixels again (libjpeg-turbo, "Two Issues with the JPEG Standard").
 """
 
 import re
 import struct
 from typing import NamedTuple
 
-MOST_SCANS = 40  # a progressive JPEG has some ten
-MOST_EXIF = 2  # segments of one JPEG: of 64 kB each, and Pillow joins them
-MOST_SEGMENTS = 10_000  # of one JPEG; an ICC profile or a thumbnail takes some tens
+MOST_SCANS = 40  # a progressive JPEG has about ten
+MOST_EXIF = 2  # segments of one JPEG, 64 kB each, which Pillow joins
+MOST_SEGMENTS = 10_000  # of one JPEG; an ICC profile or a thumbnail needs a few dozen
 
-# bytes of a value, by its type's number (TIFF 6.0, section 2; BigTIFF has the last three)
+# bytes of a value by type number (TIFF 6.0, section 2; the last three are BigTIFF's)
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 COMPRESSION, TILE_WIDTH, TILE_LENGTH = 259, 322, 323
-PIECES = ((273, 279), (324, 325))  # where strips and tiles lie, and how long they are
-FURTHER = (330, 34665, 34853, 40965)  # tags that lead to a directory of their own
+PIECES = ((273, 279), (324, 325))  # tags of the offsets and lengths of strips and of tiles
+FURTHER = (330, 34665, 34853, 40965)  # tags that point to another directory
 BY_JPEG = (6, 7)  # TIFF compressions
 TIFF = tuple(mark + number for mark in (b"II", b"MM") for number in (b"*\0", b"\0*", b"+\0", b"\0+"))
 
-# in compressed data 0xFF is followed by 0x00, a restart's number, or fill bytes; anything else begins a segment
+# in compressed data 0xFF is followed by 0x00, a restart marker or fill bytes; any other byte starts a segment
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 
 
 class Tag(NamedTuple):
-    """One entry of a directory."""
+    """An entry of a directory."""
 
     number: int
     kind: int
     length: int
-    value: bytes  # or, where it doesn't fit in, where it lies
+    value: bytes  # or its offset if it does not fit
 
     @property
     def size(self) -> int:
-        """Bytes of the value, where it lies elsewhere."""
+        """Size in bytes of a value that is stored outside the entry."""
         size = self.length * SIZES.get(self.kind, 0)
         return size if size > len(self.value) else 0
 
 
 class Directories:
-    """What a TIFF or an EXIF block says that it holds, read as classic TIFF or as BigTIFF (`big`).
+    """The directories of a TIFF or an EXIF block, read as classic TIFF or as BigTIFF (`big`).
 
-    An unreadable rest of a directory has no entries: Pillow reads it no further either.
+    Entries after an unreadable one are ignored, as in Pillow.
     """
 
     def __init__(self, data: bytes, big: bool) -> None:
@@ -82,7 +83,7 @@ class Directories:
         return entries
 
     def values(self, number: int) -> list[int]:
-        """A tag's whole numbers; none where it has none."""
+        """Returns the integers of a tag; empty if there are none."""
         for tag in self.first:
             kind = {3: "H", 4: "L", 16: "Q"}.get(tag.kind)
             if tag.number == number and kind:
@@ -95,7 +96,7 @@ class Directories:
         return []
 
     def wrong(self, most_pixels: int) -> str:
-        """What is wrong with it; empty: nothing."""
+        """Returns the reason to refuse the file, or an empty string."""
         if sum(tag.size for tag in self.all) > len(self.data):
             return "has tags that lie in the same place"
         side = [max(self.values(number), default=0) for number in (TILE_WIDTH, TILE_LENGTH)]
@@ -110,14 +111,14 @@ class Directories:
 
 
 def of_tiff(data: bytes, most_pixels: int) -> str:
-    """What is wrong with a TIFF, or an EXIF block without its name; empty: nothing."""
+    """Returns the reason to refuse a TIFF, or an EXIF block without its name, or an empty string."""
     return Directories(data, data[2:3] == b"+").wrong(
         most_pixels
-    )  # so Pillow tells BigTIFF from TIFF, big-endian or not
+    )  # the test by which Pillow distinguishes BigTIFF from TIFF in either byte order
 
 
 def of_jpeg(data: bytes) -> str:
-    """What is wrong with a JPEG; empty: nothing."""
+    """Returns the reason to refuse a JPEG, or an empty string."""
     scans = exif = segments = 0
     at = 2
     while found := _MARKER.search(data, at):
@@ -127,7 +128,7 @@ def of_jpeg(data: bytes) -> str:
         segments += 1
         if segments > MOST_SEGMENTS:
             return "has too many segments"
-        if kind in (0x01, 0xD8):  # these stand alone
+        if kind in (0x01, 0xD8):  # markers without a length
             continue
         length = int.from_bytes(data[at : at + 2], "big")
         scans += kind == _SOS
@@ -139,7 +140,7 @@ def of_jpeg(data: bytes) -> str:
 
 
 def reason(data: bytes, most_pixels: int) -> str:
-    """What is wrong with a JPEG's, TIFF's or BMP's content; empty where nothing is, and for every other format."""
+    """Returns the reason to refuse a JPEG, TIFF or BMP; an empty string if there is none, and for other formats."""
     if data[:2] == b"\xff\xd8":
         return of_jpeg(data)
     if data[:2] == b"BM" and int.from_bytes(data[30:34], "little") in (1, 2):

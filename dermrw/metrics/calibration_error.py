@@ -12,7 +12,7 @@ from dermrw.metrics.classification import Floats, Weights, checked, checked_weig
 
 
 class Reliability(NamedTuple):
-    """Points of a reliability diagram, one for each bin that holds weight, by rising score."""
+    """Points of a reliability diagram, one for each bin with weight above 0, in ascending order of score."""
 
     score: Floats  # mean score in the bin
     frequency: Floats  # share of events in the bin
@@ -22,11 +22,11 @@ class Reliability(NamedTuple):
 def reliability_curve(
     event: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None, *, bins: int = 15
 ) -> Reliability:
-    """Mean score against frequency of `event` [N] bool, in bins of equal weight by rising `score` [N].
+    """Returns the mean score and the frequency of `event` [N] bool in bins of equal weight, ordered by `score` [N].
 
-    Bins have equal mass rather than equal width: none is nearly empty, and the error's bias is smaller
-    (Roelofs et al., AISTATS 2022). Images of equal score share the bin of their middle mass, so the result does
-    not depend on their order. A bin may therefore be empty, and is then left out.
+    Bins have equal mass instead of equal width. No bin is nearly empty, and the bias of the calibration error is
+    smaller (Roelofs et al., AISTATS 2022). Images of equal score are put into the bin of their middle mass, so the
+    result does not depend on their order. Bins that are empty for this reason are omitted.
     """
     happened, value = np.asarray(event, dtype=np.float64), np.asarray(score, dtype=np.float64)
     w = checked_weights(weights, len(value))
@@ -48,13 +48,13 @@ def expected_calibration_error(
     bins: int = 15,
     classwise: bool = False,
 ) -> float:
-    """Mean absolute gap between probability and frequency over `reliability_curve`'s equal-mass bins.
+    """Returns the mean absolute difference of probability and frequency over the bins of `reliability_curve`.
 
-    Top-label by default (Guo et al., ICML 2017, eq. 3): the largest probability against whether its class
-    (the first, of tied ones) is right. `classwise`: the same for each class's probability against that class,
-    then the mean over all C classes (Kull et al., NeurIPS 2019, section 2). Unweighted, it is
-    the error at the test set's own prevalence; with `equal_prevalence_weights`, at equal prevalence. Chance adds up
-    to about 0.4 sqrt(bins / effective N), so it is above 0 even for perfect calibration. nan without weight.
+    The default is the top-label error (Guo et al., ICML 2017, eq. 3). It compares the largest probability with the
+    frequency at which its class (the first of tied classes) is correct. `classwise` computes the error of each class's
+    probability and averages it over all C classes (Kull et al., NeurIPS 2019, section 2). Without weights, the result
+    holds at the test set's prevalence; with `equal_prevalence_weights`, at equal prevalence. Chance adds up to about
+    0.4 sqrt(bins / effective N), so the error is above 0 even for perfect calibration. nan without weight.
     """
     p, y, w = checked(probabilities, labels, weights, sums=True)
     if not w.any():
@@ -70,13 +70,13 @@ def _mean(values: Floats, w: Floats) -> float:
 
 
 def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
-    """Mean over images of sum_c (p_c - [y = c])^2, 0 to 2 (Brier, Mon. Weather Rev. 78:1-3 (1950))."""
+    """Returns the mean over images of sum_c (p_c - [y = c])^2, 0 to 2 (Brier, Mon. Weather Rev. 78:1-3 (1950))."""
     p, y, w = checked(probabilities, labels, weights, sums=True)
     return _mean(np.sum((p - np.eye(p.shape[1])[y]) ** 2, axis=1), w)
 
 
 def nll(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
-    """Mean of -log p[label], in nats; infinite if a label had probability 0."""
+    """Returns the mean of -log p[label] in nats; infinite if a label has probability 0."""
     p, y, w = checked(probabilities, labels, weights, sums=True)
     with np.errstate(divide="ignore"):
         return _mean(-np.log(p[np.arange(len(y)), y]), w)

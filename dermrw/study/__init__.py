@@ -1,1 +1,1 @@
-"""The study behind the README's figures: `python -m dermrw.study --help`."""
+"""The study behind the figures of docs/results.md: `python -m dermrw.study --help`."""

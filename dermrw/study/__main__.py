@@ -1,4 +1,4 @@
-"""`python -m dermrw.study`: runs what is missing of the study, then writes the report from what is there."""
+"""`python -m dermrw.study`: performs the missing runs of the study, then writes the report from all results."""
 
 import argparse
 import shlex
@@ -12,7 +12,7 @@ from dermrw.study.plan import RESULTS, Run, read_plan
 
 
 def main() -> None:
-    """Runs the study."""
+    """Runs the study from the command line."""
     parser = argparse.ArgumentParser("dermrw.study", description=__doc__)
     parser.add_argument("--budget", default="cpu", help="cpu or full (default: %(default)s)")
     parser.add_argument("--table", action="append", help="this table alone; may be given several times")

@@ -1,4 +1,4 @@
-"""From a plan to results: one run at a time here, or as many beside each other as the machine, or Ray, has room for."""
+"""Executes the runs of a plan: one at a time, in parallel on this machine, or as Ray tasks."""
 
 import os
 import shutil
@@ -37,26 +37,26 @@ from dermrw.training.train import train
 
 
 class Options(NamedTuple):
-    """What every run of a study is told."""
+    """Options of every run of a study."""
 
-    weights: str | None  # a file of ImageNet weights in the place of torchvision's own download
+    weights: str | None  # a file of ImageNet weights, used instead of torchvision's download
     keep: bool  # keep the checkpoints of finished runs
 
 
 def command(run: Run, options: Options) -> list[str]:
-    """The command of one run, which needs nothing of the others."""
+    """Returns the command of a run. It does not depend on other runs."""
     line = [sys.executable, "-m", "dermrw.study", "--budget", run.budget, "--run", run.name]
     line += ["--weights", options.weights] if options.weights else []
     return [*line, "--keep"] if options.keep else line
 
 
 def folder_of(run: Run) -> Path:
-    """The run's folder."""
+    """Returns the run's folder."""
     return RUNS / "study" / run.budget / run.name
 
 
 def execute(run: Run, options: Options) -> None:
-    """Trains (or goes on training), evaluates and collects one run; does nothing where its result is there."""
+    """Trains (or resumes), evaluates and collects a run. Does nothing if its result exists."""
     if finished(run):
         print(f"{run.name} is finished; --again repeats it and compares")
         return
@@ -71,7 +71,7 @@ def execute(run: Run, options: Options) -> None:
 
 
 def execute_again(run: Run, options: Options) -> None:
-    """Repeats a finished run in a folder of its own and says how it compares; the result stays as it is.
+    """Repeats a finished run in a separate folder and prints a comparison. The result file is not changed.
 
     Raises:
         UserError: there is no result to compare with.
@@ -82,7 +82,7 @@ def execute_again(run: Run, options: Options) -> None:
     _train_and_evaluate(run, folder, options)
     print(f"{run.name} again: {same_again(read_result(run), summarise(run, folder))}")
     if not options.keep:
-        shutil.rmtree(folder)  # else the next one would find it finished
+        shutil.rmtree(folder)  # otherwise the next repetition would find it finished
 
 
 def _train_and_evaluate(run: Run, folder: Path, options: Options) -> None:
@@ -100,22 +100,22 @@ def _weights(run: Run, options: Options) -> list[str]:
 
 
 def workers() -> int:
-    """How many runs go beside each other: one a GPU, or one a core of a CPU."""
+    """Returns the number of parallel runs: one per GPU, or one per CPU core without a GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return torch.cuda.device_count() or cores or 1
 
 
 def find_data(runs: list[Run]) -> None:
-    """Makes sure of the data of these runs: one sentence, or one download, in the place of one a run."""
+    """Finds or downloads the data of these runs once, so that an error is reported once and not for every run."""
     for kind in {run.method.partition("_")[0]: run for run in runs}.values():
         resolve_root(kind.load().data)
 
 
 def check_weights(runs: list[Run], options: Options) -> None:
-    """Makes sure, before anything is trained, that the HAM10000 runs start from what the finished ones started from.
+    """Checks before training that the HAM10000 runs start from the same weights as the finished runs.
 
     Raises:
-        UserError: the weights can't be had, or are others than those of the results that are there.
+        UserError: the weights can't be loaded, or differ from those of the existing results.
     """
     skin = [run for run in runs if run.method.startswith("ham")]
     if not skin:
@@ -132,13 +132,13 @@ def check_weights(runs: list[Run], options: Options) -> None:
 
 
 class Processes:
-    """The runs under way, which end when the study does."""
+    """The processes of the current runs, which end with the study."""
 
     def __init__(self) -> None:
         self._lock, self._running, self._ended = threading.Lock(), set[subprocess.Popen[bytes]](), False
 
     def call(self, line: list[str], **options: Any) -> int:
-        """Runs a command to its end; its exit status."""
+        """Runs a command to its end and returns its exit status."""
         with self._lock:
             if self._ended:
                 return -signal.SIGTERM
@@ -151,7 +151,7 @@ class Processes:
                 self._running.discard(process)
 
     def end(self) -> None:
-        """Asks every run to write its checkpoint and stop; none is started any more."""
+        """Asks every run to write its checkpoint and stop. No further run is started."""
         with self._lock:
             self._ended = True
             for process in self._running:
@@ -160,7 +160,7 @@ class Processes:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """A scheduler's SIGTERM ends the study as Ctrl-C does."""
+    """Makes SIGTERM, which schedulers send, end the study like Ctrl-C."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt("the runs under way keep their checkpoints: the same command goes on")
@@ -173,9 +173,9 @@ def _terminable() -> Iterator[None]:
 
 
 def run_all(runs: list[Run], options: Options, jobs: int, seconds: float | None) -> Iterator[tuple[Run, int]]:
-    """Runs each as a process of its own, `jobs` at a time; yields each with its exit status as it ends.
+    """Executes each run in its own process, `jobs` at a time; yields each run with its exit status when it ends.
 
-    After `seconds` no new one is started: what is under way ends by itself. Ctrl-C and SIGTERM stop them all.
+    After `seconds` no new run is started, and current runs finish. Ctrl-C and SIGTERM stop all runs.
     """
     gpus, started, processes = torch.cuda.device_count(), time.monotonic(), Processes()
     free = list(range(jobs))
@@ -209,7 +209,7 @@ def run_all(runs: list[Run], options: Options, jobs: int, seconds: float | None)
 
 
 def run_with_ray(runs: list[Run], options: Options) -> Iterator[tuple[Run, int]]:
-    """Runs each as a Ray task on whatever cluster `RAY_ADDRESS` names, else a local one."""
+    """Executes each run as a Ray task, on the cluster of `RAY_ADDRESS` or on a local one if that is not set."""
     try:
         import ray
     except ImportError:

@@ -1,7 +1,7 @@
-"""The meta sets of the study's third table: `python -m dermrw.study.meta_sets [FOLDER OF HAM10000]` writes them anew.
+"""The meta sets of the study's third table: `python -m dermrw.study.meta_sets [FOLDER OF HAM10000]` writes them again.
 
-All are drawn before any training, by a rule that each states. The lesions of every list leave training in every row of
-the table (`reserve.csv`), so that the rows differ in their meta set alone.
+All are drawn before any training. The rule of each is stated in its file. The lesions of all lists are excluded from
+training in every row of the table (`reserve.csv`), so that the rows differ only in their meta set.
 """
 
 import sys
@@ -18,11 +18,11 @@ from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
 
 SEEDS = 5
-UNBALANCED = {"nv": 14, "mel": 2}  # and one of every other class: 21 images, as HAM10000 itself would give
+UNBALANCED = {"nv": 14, "mel": 2}  # and one of every other class: 21 images, about in HAM10000's proportions
 
 
 def lists(table: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
-    """By file name: what each list is, and its rows."""
+    """Returns the description and the rows of each list, by file name."""
     found = {
         f"curated_{n}": (f"{n} of each class by the rule of ham10000_meta_3_per_class.csv.", meta_by_rule(table, n))
         for n in (1, 3, 5, 10)
@@ -30,7 +30,7 @@ def lists(table: pd.DataFrame) -> dict[str, tuple[str, pd.DataFrame]]:
     ten = found["curated_10"][1]
     lesions = table.sort_values("image_id").drop_duplicates("lesion_id")
     for seed in range(SEEDS):
-        # from few lesions of each class, so that all these lists together cost training little
+        # The lists are drawn from few lesions of each class, so that all together exclude few lesions from training.
         pool = [_sample(lesions[lesions["dx"] == dx], 10, 0) for dx in DX]
         rows = pd.concat([_sample(rows, 3, seed + 1) for rows in pool])
         text = "3 of each class at random from ten lesions of it, themselves random, however diagnosed."

@@ -1,4 +1,4 @@
-"""The study's pictures: every seed a point, the mean a line or a bar, as SVG with text as text."""
+"""Draws the study's figures: a point per seed and the mean as a line or bar. SVG files in which text stays text."""
 
 import io
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ LABEL = "balanced accuracy on the run's own test split, as trained (%)"
 
 
 def draw(section: "Section") -> str | None:
-    """One picture of a table: a line a method over its conditions, or where that makes no sense rows of points."""
+    """Returns the SVG figure of a table: one line per method over its conditions, or rows of points."""
     methods = list(dict.fromkeys(row.method for row in section.rows))
     conditions = list(dict.fromkeys(row.condition for row in section.rows))
     if len(section.rows) < 2:

@@ -1,4 +1,4 @@
-"""The study's report from the result files alone: Markdown, HTML and pictures."""
+"""Writes the study's report from the result files alone: Markdown, HTML and figures."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: a small JSON file, so that the report can be made from the repository alone."""
+"""The result file of a finished run: a small JSON file, so that the report needs only the repository."""
 
 import hashlib
 import io
@@ -25,25 +25,25 @@ from dermrw.study.statistics import balanced_accuracies
 from dermrw.training.example_weights import by_weight, wrong_in_lowest
 from dermrw.training.run_folder import open_run, read_log, read_split
 
-FIRST = 100  # images of the lowest weight, of which a curator would look at all
+FIRST = 100  # number of images of lowest weight that a curator would review
 
 
 def results_folder(budget: str) -> Path:
-    """Where a budget's results lie, from the root of a checkout."""
+    """Returns the folder of a budget's results, relative to the root of a checkout."""
     return RESULTS / budget
 
 
 def result_path(run: Run) -> Path:
-    """The result file of a run."""
+    """Returns the path of a run's result file."""
     return results_folder(run.budget) / f"{run.name}.json"
 
 
 def read_result(run: Run) -> dict[str, Any]:
-    """What is in a run's result file.
+    """Returns the content of a run's result file.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it is damaged, or was changed by hand: its own decisions give other figures than it states.
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged or was edited: its figures differ from those computed from its decisions.
     """
     path = result_path(run)
     try:
@@ -68,7 +68,7 @@ def _no_number(text: str) -> float:
 
 
 def _check(result: dict[str, Any], run: Run) -> None:
-    """Raises ValueError or KeyError where a result is not the run's, or contradicts itself."""
+    """Raises ValueError or KeyError if a result belongs to another run or is inconsistent."""
     if (result["row"], result["seed"], result["budget"]) != (run.row, run.seed, run.budget):
         raise ValueError(f"it is of {result['row']}-{result['seed']}")
     for key in ("config_digest", "weights", "sampler", "samples", "training_lesions", "weights_over_time",
@@ -91,7 +91,7 @@ def _check(result: dict[str, Any], run: Run) -> None:
 
 
 class Truth(NamedTuple):
-    """What a result's decisions are of."""
+    """The true labels and the lesions of the images that a result's decisions refer to."""
 
     labels: np.ndarray  # [N]
     lesions: np.ndarray  # [N]
@@ -99,7 +99,7 @@ class Truth(NamedTuple):
 
 @cache
 def read_truth(path: Path, codes: tuple[str, ...]) -> Truth:
-    """A truth file, whose name says what is in it."""
+    """Reads a truth file and checks its content against its name."""
     text = path.read_bytes()
     if path.name != _truth_name(text):
         raise ValueError(f"{path.name} is not what it was")
@@ -112,10 +112,10 @@ def _truth_name(text: bytes) -> str:
 
 
 def current_result(run: Run) -> dict[str, Any] | None:
-    """The run's result, where it has one of the config that the study asks for now.
+    """Returns the run's result, or None if there is none for the current config of the study.
 
     Raises:
-        UserError: it has one that is damaged.
+        UserError: the result is damaged.
     """
     try:
         result = read_result(run)
@@ -125,12 +125,12 @@ def current_result(run: Run) -> dict[str, Any] | None:
 
 
 def finished(run: Run) -> bool:
-    """Whether there is a `current_result`."""
+    """Whether the run has a `current_result`."""
     return current_result(run) is not None
 
 
 def collect(run: Run, folder: Path) -> dict[str, Any]:
-    """Writes a run's result file from its evaluated run folder; returns what is in it."""
+    """Writes a run's result file from its evaluated run folder and returns the content."""
     result = summarise(run, folder)
     lines = [f"{json.dumps(key)}: {json.dumps(_rounded(value), allow_nan=False)}" for key, value in result.items()]
     write_atomic(result_path(run), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
@@ -138,7 +138,7 @@ def collect(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def summarise(run: Run, folder: Path) -> dict[str, Any]:
-    """What is kept of an evaluated run folder; the file that says what its decisions are of is written if need be."""
+    """Returns the result of an evaluated run folder. Writes the truth file of its decisions if it does not exist."""
     config = open_run(folder)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
@@ -189,13 +189,13 @@ def summarise(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def same_origin(weights: str) -> str:
-    """What two phrases of `build_model` have in common where they are of the same weights: digest, or release."""
+    """Returns the digest or release in a description by `build_model`, which is equal for the same weights."""
     digest = re.search(r"sha256 (\w+)", weights)
     return digest[1] if digest else weights.partition(" of torchvision")[0]
 
 
 def same_again(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """How a run that was repeated compares with its result: both balanced accuracies, and the decisions that agree."""
+    """Returns a comparison of a repeated run with its result: balanced accuracies and the number of equal decisions."""
     before, now = (result["sets"]["test"] for result in (old, new))
     key = "balanced_accuracy_as_trained"
     said = f"balanced accuracy as trained {100 * now[key]:.2f} % now, {100 * before[key]:.2f} % in the result"
@@ -207,17 +207,17 @@ def same_again(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _digits(decisions: np.ndarray) -> str:
-    """Decisions as one character an image, `-` where there was none (a tie)."""
+    """Returns decisions as text with one character per image, `-` for a tie."""
     return "".join("-" if d < 0 else str(d) for d in decisions)
 
 
 def decisions(digits: str) -> np.ndarray:
-    """What `_digits` wrote `[N]`: -1 where there was none."""
+    """Returns the decisions `[N]` from the text of `_digits`, -1 for a tie."""
     return np.array([-1 if d == "-" else int(d) for d in digits])
 
 
 def write_truth(run: Run, ids: pd.Series, lesions: pd.Series, labels: np.ndarray, classes: Classes) -> str:
-    """The file that says what the characters of a result stand for, once for all runs on the same images; its name."""
+    """Writes the truth file, which all runs on the same images share, unless it exists; returns its name."""
     table = pd.DataFrame({"image_id": ids, "lesion_id": lesions, "dx": [classes.codes[c] for c in labels]})
     text = table.to_csv(index=False, lineterminator="\n").encode()
     path = results_folder(run.budget) / _truth_name(text)
@@ -227,7 +227,7 @@ def write_truth(run: Run, ids: pd.Series, lesions: pd.Series, labels: np.ndarray
 
 
 def over_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each epoch: what each class received, the share of zeros, 1/Σw², and how far the weights swung."""
+    """Returns for each epoch the weight of each class, the share of zero weights, 1/Σw² and the weights' swing."""
     rows = [row for row in log if "class_weight" in row]
     found = []
     for epoch in sorted({row["epoch"] for row in rows}):
@@ -239,7 +239,7 @@ def over_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def found_by_weight(path: Path) -> dict[str, Any] | None:
-    """How well a low mean weight finds the wrong labels: AUROC, and the share of wrong ones among the lowest."""
+    """Returns how well a low mean weight detects wrong labels: AUROC, and precision among the lowest weights."""
     if not path.is_file():
         return None
     table = pd.read_csv(path, dtype={"image_id": str, "lesion_id": str}).dropna(subset="weight")
@@ -256,7 +256,7 @@ def found_by_weight(path: Path) -> dict[str, Any] | None:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to six digits: more would only be noise in the repository."""
+    """Returns the value with floats rounded to six digits, to keep noise out of the repository."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
