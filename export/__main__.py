@@ -34,7 +34,7 @@ from .diagram import reliability_diagram
 from .network import Exported
 from .report import official_reports, report_of
 
-PICTURES = 12  # that the check compares
+PICTURES = 12  # number of images in the comparison
 HAM_LICENCE = (
     "CC BY-NC 4.0, as its training data: HAM10000, ViDIR Group, Medical University of Vienna; Tschandl, Rosendahl, "
     "Kittler, Sci. Data 5:180161 (2018). For research, non-commercial. Not a medical device."
@@ -47,11 +47,11 @@ LICENCES = {
 
 
 def export(run: Path, overrides: Sequence[str]) -> Path:
-    """Writes RUN/model.onnx, after ONNX Runtime was seen to agree with torch, and RUN/MODEL_CARD.md.
+    """Writes RUN/model.onnx, after a check that ONNX Runtime agrees with torch, and RUN/MODEL_CARD.md.
 
     Raises:
-        UserError: the run can't be read, its data can't be found where it was not evaluated yet, or the two disagree;
-            what was exported before is whole.
+        UserError: the run can't be read, the data of a run that is not evaluated yet can't be found, or ONNX Runtime
+            disagrees with torch. Files of an earlier export are then unchanged.
     """
     config = with_overrides(open_run(run), run, overrides, "export")
     path, card = run / "model.onnx", run / "MODEL_CARD.md"
@@ -149,7 +149,7 @@ def _familiarity(run: Path) -> Familiarity:
 
 
 def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], str]:
-    """Pictures of the run's validation split, or drawn ones where the data isn't here any more; and which they are."""
+    """Returns images of the run's validation split, or drawn ones if the data is not available, and a description."""
     try:
         sources = load_splits(config.data, resolve_root(config.data), read_split(run)).validation.sources
         chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, min(PICTURES, len(sources))).astype(int)]
@@ -164,7 +164,7 @@ def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], s
 
 
 def main() -> None:
-    """A user's mistake is one sentence and status 2."""
+    """Runs the export. A user error prints one sentence and exits with status 2."""
     parser = argparse.ArgumentParser("export", description="Write a run's model as one .onnx file.")
     parser.add_argument("run", nargs="?", help="the run's folder (default: the latest)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")

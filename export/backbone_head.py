@@ -1,8 +1,8 @@
-"""A network cut in two: up to its last feature map, and its head; and the class activation map that this gives.
+"""Splits a network into backbone (up to the last feature map) and head, and computes the class activation map.
 
-The class activation map says, for every position of the last feature map, by how much each logit falls when that
-position is blanked out. Where the head is a mean and a linear layer, that is the class activation map of Zhou et al.
-(CVPR 2016, eq. 2); it means the same for every other head, and needs no gradient.
+The class activation map is, for every position of the last feature map, the decrease of each logit when that position
+is blanked out. For a head of a mean and a linear layer, it is the class activation map of Zhou et al. (CVPR 2016, eq.
+2). It has the same meaning for every other head and needs no gradient.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ Layers = list[nn.Module]
 
 
 class Parts(NamedTuple):
-    """The two halves: `head(features(x))` are the network's logits."""
+    """The two parts of a network: `head(features(x))` are its logits."""
 
-    features: nn.Module  # [N, 3, H, W] -> [N, D, h, w]; of a vision transformer, tokens [N, 1 + h w, D]
-    head: nn.Module  # what comes after the mean over positions, [N, D] -> [N, C]; or after the whole map
+    features: nn.Module  # [N, 3, H, W] -> [N, D, h, w]; for a vision transformer, tokens [N, 1 + h w, D]
+    head: nn.Module  # layers after the mean over positions, [N, D] -> [N, C], or after the whole map
     pooled: bool  # whether the head takes the mean over positions
 
 
 class _Vectors(nn.Module):
-    """Lets layers that expect a map `[N, D, 1, 1]` take vectors `[N, D]`."""
+    """Applies layers that expect a map `[N, D, 1, 1]` to vectors `[N, D]`."""
 
     def __init__(self, layers: nn.Module) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _ClassToken(nn.Module):
         self.block, self.norm, self.heads = model.encoder.layers[-1], model.encoder.ln, model.heads
 
     def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What each head of the class token sees: shares `[N, heads, T]` and values `[N, heads, T, D / heads]`."""
+        """Returns the class token's attention weights `[N, heads, T]` and the values `[N, heads, T, D / heads]`."""
         attention, n = self.block.self_attention, tokens.shape[0]
         x = self.block.ln_1(tokens)
         qkv = nn.functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)
@@ -99,7 +99,7 @@ class _ClassToken(nn.Module):
         return torch.softmax((q[:, :, :1] @ k.transpose(2, 3) * attention.head_dim**-0.5)[:, :, 0], 2), v
 
     def finish(self, token: Tensor, seen: Tensor) -> Tensor:
-        """Logits from the class token `[..., D]` before the block and what its heads saw `[..., heads, D / heads]`."""
+        """Logits from the class token `[..., D]` before the block and its heads' output `[..., heads, D / heads]`."""
         x = token + self.block.self_attention.out_proj(seen.flatten(-2))
         return self.heads(self.norm(x + self.block.mlp(self.block.ln_2(x))))
 
@@ -108,7 +108,7 @@ class _ClassToken(nn.Module):
         return self.finish(tokens[:, 0], (shares[..., None] * values).sum(2))
 
     def without(self, tokens: Tensor) -> Tensor:
-        """Logits `[N, T - 1, C]` with each patch in turn hidden from the class token."""
+        """Returns logits `[N, T - 1, C]` with one patch at a time hidden from the class token."""
         shares, values = self.attended(tokens)
         parts = (shares[..., None] * values)[:, :, 1:]  # [N, heads, T - 1, D / heads]
         rest = (shares[..., None] * values).sum(2, keepdim=True) - parts
@@ -117,10 +117,10 @@ class _ClassToken(nn.Module):
 
 
 def cut(model: nn.Module) -> Parts:
-    """The two halves of a network that `dermrw.models.build_model` made; its layers are shared, not copied.
+    """Returns the two parts of a network from `dermrw.models.build_model`. The layers are shared, not copied.
 
     Raises:
-        TypeError: a network of another kind.
+        TypeError: the network is of another kind.
     """
     if isinstance(model, tv.VisionTransformer):
         return Parts(_Tokens(model), _ClassToken(model), False)
@@ -136,7 +136,7 @@ def cut(model: nn.Module) -> Parts:
 
 
 def logits_and_map(parts: Parts, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits `[N, C]` and the class activation map `[N, C, h, w]` of inputs `[N, 3, H, W]`; the model in eval mode."""
+    """Returns logits `[N, C]` and class activation map `[N, C, h, w]` of inputs `[N, 3, H, W]`; expects eval mode."""
     f = parts.features(x)
     n = f.shape[0]
     if isinstance(parts.head, _ClassToken):

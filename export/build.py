@@ -1,4 +1,4 @@
-"""The .onnx graph of a network, and the check that ONNX Runtime agrees with torch on it."""
+"""Builds the .onnx graph of a network and checks that ONNX Runtime agrees with torch."""
 
 import contextlib
 import io
@@ -22,11 +22,12 @@ from .network import Exported
 from .pillow_resize import resize_graph
 
 OPSET = 20
-# of a probability; of the activation map and the embedding relative to their largest value; of a check relative to the
-# limit of its refusal, or to its value where that is greater. `refusal.fit_limits` leaves as much room at each limit.
+# Largest accepted difference: absolute for a probability; relative to the largest value for the activation map and the
+# embedding; for a check, relative to its limit or its value, whichever is greater. `refusal.fit_limits` leaves the same
+# margin at each limit.
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
-LEAST_UNIT = 1e-3  # of a check whose limit and value are both about 0
+LEAST_UNIT = 1e-3  # unit of a check whose limit and value are both about 0
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -44,7 +45,7 @@ def _quiet() -> Iterator[None]:
 
 
 def build(network: Exported, info: ModelInfo) -> onnx.ModelProto:
-    """The whole graph, from pictures of any size to the three outputs, with its metadata."""
+    """Returns the whole graph with metadata, from images of any size to the outputs."""
     example = torch.zeros(2, info.size, info.size, 3, dtype=torch.uint8)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # attention's fused kernel has no ONNX form
@@ -79,7 +80,7 @@ def build(network: Exported, info: ModelInfo) -> onnx.ModelProto:
 
 
 def _rename_input(model: onnx.ModelProto, name: str) -> None:
-    """Gives the graph's only input this name."""
+    """Renames the only input of the graph."""
     old = model.graph.input[0].name
     model.graph.input[0].name = name
     for node in model.graph.node:
@@ -87,10 +88,10 @@ def _rename_input(model: onnx.ModelProto, name: str) -> None:
 
 
 def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
-    """Compares ONNX Runtime with torch on pictures uint8 `[H, W, 3]` of any sizes; returns the largest difference.
+    """Compares ONNX Runtime with torch on images uint8 `[H, W, 3]` of any size; returns the largest difference.
 
-    Each picture goes to the graph as it is and, in batches of `BATCHES`, as the evaluation pixels; torch sees the
-    evaluation pixels alone. Differences are relative to the units of `TOLERANCE`.
+    The graph processes each original image and, in batches of `BATCHES`, the evaluation pixels. torch processes only
+    the evaluation pixels. Differences are relative to the units of `TOLERANCE`.
 
     Raises:
         UserError: a difference is larger than `TOLERANCE`.
@@ -100,7 +101,7 @@ def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
     with torch.no_grad():
         expected = [o.numpy() for o in network(torch.from_numpy(pixels))]
     limits = np.abs([classifier.info.limits[name] for name in CHECKS])
-    # of each output, in the order of `OUTPUTS`: the unit of a difference, one number or one per value
+    # the unit of a difference for each output in the order of `OUTPUTS`: one number or one per value
     units: list[npt.ArrayLike] = [1.0, *(max(1.0, float(np.abs(values).max())) for values in expected[1:3])]
     units.append(np.maximum(np.maximum(np.abs(expected[3]), limits), LEAST_UNIT))
     worst = 0.0
@@ -110,7 +111,7 @@ def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
         for name, ours, theirs, unit in zip(OUTPUTS, found, expected, units, strict=True):
             unit_of_rows = np.broadcast_to(unit, theirs.shape)[rows]
             difference = float((np.abs(ours - theirs[rows]) / unit_of_rows).max())
-            if not difference <= TOLERANCE:  # not a number is a difference, too
+            if not difference <= TOLERANCE:  # NaN counts as a difference
                 raise UserError(
                     f"ONNX Runtime and torch differ by {difference:.1e} in {name}: no model was written; "
                     "please report this backbone and these versions"

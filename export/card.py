@@ -1,4 +1,4 @@
-"""MODEL_CARD.md, from a run's report (Mitchell et al., Model Cards for Model Reporting, FAT* 2019)."""
+"""Renders MODEL_CARD.md from a run's report (Mitchell et al., Model Cards for Model Reporting, FAT* 2019)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +21,12 @@ def _range(ends: tuple[float | None, float | None]) -> str:
 
 
 def _part(part: Any) -> str:
-    """A share with its interval."""
+    """Returns a proportion with its confidence interval as text."""
     return "–" if part is None else f"{percent(part.share)} ({_range(part.interval_95)})"
 
 
 def recipe(config: Config) -> str:
-    """The run's config as a file, only what makes it different; without places on the machine that it ran on."""
+    """Returns the run's config as YAML: only values that differ from the defaults, without paths of the machine."""
     kept: dict[str, Any] = {}
     before = Config().model_dump(mode="json")
     for section, part in config.model_dump(mode="json").items():
@@ -44,15 +44,15 @@ def model_card(
     doubt: dict[str, Any] | None = None,
     official: Sequence[DefinedReport] = (),
 ) -> str:
-    """The card's text.
+    """Returns the text of the card.
 
     Args:
-        report: of the run.
+        report: the report of the run.
         info: the model file's metadata.
         file_digest: SHA-256 of the model file.
-        config: of the run.
-        doubt: what `export.stress_test` found, where it ran.
-        official: of the same checkpoint, on ISIC 2018's official sets.
+        config: the config of the run.
+        doubt: the results of `export.stress_test`, or None if it has not run.
+        official: the report of the same checkpoint on ISIC 2018's official sets.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -15,7 +15,7 @@ TITLES = {"equal_prevalence": "at equal prevalence", "training_prevalence": "at 
 
 
 def reliability_diagram(run: Path, info: ModelInfo) -> bytes:
-    """A PNG: accuracy by predicted probability, at equal prevalence and at the training set's.
+    """Returns a PNG of accuracy by predicted probability, at equal prevalence and at the training set's prevalence.
 
     Raises:
         UserError: the run's predictions can't be read.

@@ -1,6 +1,6 @@
-"""Pictures that are no dermoscopic images: those that installed packages ship, and composed ones. For measuring alone.
+"""Out-of-distribution images for evaluation: those shipped with installed packages, and synthetic ones.
 
-No threshold is fitted on them.
+No threshold is fitted to them.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from dermrw.errors import UserError
 from dermrw.images.preprocess import read_image
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".tif", ".bmp", ".webp"}
-# package and folder, and what kind its pictures are where the name doesn't say another
+# package and folder, and the kind of its images unless their name states another
 SHIPPED = {
     ("sklearn", "datasets/images"): "photograph",
     ("matplotlib", "mpl-data/sample_data"): "photograph",
@@ -37,7 +37,7 @@ SKIN = {
     "grace_hopper": [(0.40, 0.30, 0.56, 0.42), (0.44, 0.16, 0.60, 0.24)],
     "astronaut": [(0.36, 0.22, 0.45, 0.32), (0.40, 0.10, 0.48, 0.15)],
 }
-# kinds that consist of dermoscopic images, or are drawn like one
+# kinds that contain dermoscopic images or imitate one
 LIKENESSES = (
     "drawn lesion", "picture within a screenshot", "skin beside the lesion, enlarged 4.7 times, noise",
     "skin beside the lesion, enlarged 7.5 times", "skin beside the lesion, enlarged 7.5 times, noise",
@@ -47,7 +47,7 @@ Picture = tuple[str, str, Image.Image]  # kind, name, pixels
 
 
 def shipped() -> Iterator[Picture]:
-    """What lies in the packages that are installed here."""
+    """Yields the images in the installed packages."""
     for (package, folder), usual in SHIPPED.items():
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
@@ -59,7 +59,7 @@ def shipped() -> Iterator[Picture]:
             try:
                 image = read_image(path)
             except UserError:
-                continue  # what can't be read needs no refusal
+                continue  # unreadable images never reach the model
             if min(image.size) >= 100:
                 yield kind, f"{package}: {path.name}", image
                 for name, boxes in SKIN.items():
@@ -68,14 +68,14 @@ def shipped() -> Iterator[Picture]:
 
 
 def close_up(image: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """A part of a picture, enlarged as a phone would show it."""
+    """Returns a part of an image, enlarged like a phone's close-up."""
     w, h = image.size
     part = image.crop((round(box[0] * w), round(box[1] * h), round(box[2] * w), round(box[3] * h)))
     return part.resize((480, 480), Image.Resampling.BICUBIC)
 
 
 def composed(count: int, seed: int = 0) -> Iterator[Picture]:
-    """`count` each of documents, charts, noise, gradients and blanks, by chance alone."""
+    """Yields `count` random images of each kind: documents, charts, noise, gradients and blanks."""
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         yield "document", f"document {i}", _document(rng)
@@ -87,7 +87,7 @@ def composed(count: int, seed: int = 0) -> Iterator[Picture]:
 
 
 def from_lesions(lesions: list[Image.Image]) -> Iterator[Picture]:
-    """What can be composed of dermoscopic images and is none any more, or not of one lesion; and drawn lesions."""
+    """Yields images composed of dermoscopic images that are no valid image of a single lesion, and drawn lesions."""
     for i, image in enumerate(lesions):
         rng = np.random.default_rng([7, i])
         other = lesions[(i + 1) % len(lesions)]
@@ -105,7 +105,7 @@ def from_lesions(lesions: list[Image.Image]) -> Iterator[Picture]:
 
 
 def _corner(image: Image.Image, i: int, share: float, noise: float, rng: np.random.Generator) -> Image.Image:
-    """A corner, one `share`th of the shorter side, enlarged, lit from one side, as in a phone's close-up of skin."""
+    """Returns an enlarged corner, 1/`share` of the shorter side, lit from one side like a phone's close-up of skin."""
     w, h = image.size
     side = int(min(w, h) / share)
     left, top = [(0, 0), (w - side, 0), (0, h - side), (w - side, h - side)][i % 4]
@@ -116,7 +116,7 @@ def _corner(image: Image.Image, i: int, share: float, noise: float, rng: np.rand
 
 
 def _screenshot(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A viewer's window with the picture in it, as it is when a screen is copied."""
+    """Returns a screenshot of an image viewer that shows the image."""
     window = Image.new("RGB", (960, 600), (245, 245, 247))
     draw, font = ImageDraw.Draw(window), ImageFont.load_default(size=16)
     draw.rectangle((0, 0, 960, 44), fill=(52, 58, 70))

@@ -1,4 +1,4 @@
-"""`python -m export.index [MODEL]`: writes index.npz, the labelled cases of HAM10000 as the model sees them."""
+"""`python -m export.index [MODEL]`: writes index.npz, the model's embeddings of the labelled cases of HAM10000."""
 
 import argparse
 import os
@@ -25,14 +25,14 @@ IN_THE_BOX = Path("app/model.onnx")
 
 
 def embedder(content: bytes) -> onnxruntime.InferenceSession:
-    """The part of a model file's graph that gives the embedding: an eighth of the work of a file of eight views."""
+    """Returns a session of the graph up to the embedding: an eighth of the computation for a model with eight views."""
     model = onnx.load_from_string(content)
     part = onnx.utils.Extractor(model).extract_model([INPUT], ["embedding"])
     return onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 def write_index(model: Path, root: str | None) -> Path:
-    """Writes the index of the images of a HAM10000 folder beside the model file; returns its path.
+    """Writes the index of the images of a HAM10000 folder next to the model file; returns its path.
 
     Raises:
         UserError: the model or the images can't be read.
@@ -73,7 +73,7 @@ def write_index(model: Path, root: str | None) -> Path:
 
 
 def main() -> None:
-    """A user's mistake is one sentence and status 2."""
+    """Writes the index. A user error prints one sentence and exits with status 2."""
     parser = argparse.ArgumentParser("export.index", description="Let the demo show the nearest labelled cases.")
     parser.add_argument(
         "model", nargs="?", type=Path, default=IN_THE_BOX, help="an .onnx file or a run (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""The network as the model file holds it: pixels in; probabilities, activation map, embedding and checks out."""
+"""The network of a model file, from pixels to probabilities, activation map, embedding and checks."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class Exported(nn.Module):
     def __init__(
         self, model: nn.Module, calibration: EqualPrevalence, checks: Checks, every_view: bool = False
     ) -> None:
-        """`every_view`: logits are the mean over `dermrw.models.views`; all else is of the upright one."""
+        """With `every_view`, logits are the mean over `dermrw.models.views`; other outputs use the upright view."""
         super().__init__()
         self.every_view = every_view
         self.model = model.eval()
@@ -30,7 +30,7 @@ class Exported(nn.Module):
         self.register_buffer("offsets", torch.tensor(calibration.offsets, dtype=torch.float32))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See the class."""
+        """Returns the four outputs that the class lists."""
         entered: list[Tensor] = []
 
         def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -46,6 +46,6 @@ class Exported(nn.Module):
         if self.every_view:
             others = self.model(torch.cat(views(x)[1:])).unflatten(0, (7, -1))  # [7, N, C]
             logits = (logits + others.sum(0)) / 8
-        # the head runs on the whole map first, then on maps with a position blanked out
+        # The head first processes the whole map, then the maps with one position blanked out.
         probabilities = torch.softmax(logits / self.temperature + self.offsets, 1)
         return probabilities, activation_map, entered[0].flatten(1), self.checks(pixels, watch.take())

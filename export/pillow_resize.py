@@ -1,8 +1,8 @@
-"""Pillow's resize as an ONNX graph, bit for bit, so that a model file takes pictures of any size.
+"""Pillow's resize as an ONNX graph with bit-identical results, so that a model file accepts images of any size.
 
 ONNX's own antialiased Resize differs from Pillow by up to 13 grey levels in ONNX Runtime 1.31. Pillow's bilinear filter
-is two products with banded matrices whose coefficients are rounded to 22 bits; written so in float64, where every
-product and sum is an exact integer, it gives the very same pixels (`tests/export/test_export.py`).
+consists of two products with banded matrices, with coefficients rounded to 22 bits. In float64 every product and sum is
+an exact integer, so this graph gives exactly the same pixels (`tests/export/test_export.py`).
 Source: Pillow, src/libImaging/Resample.c (precompute_coeffs, normalize_coeffs_8bpc, ImagingResampleHorizontal_8bpc).
 """
 
@@ -21,11 +21,11 @@ def _real(value: INT64) -> DOUBLE:
 
 @script()
 def _coefficients(inputs: INT64, outputs: INT64, size: INT64) -> DOUBLE:
-    """Filter coefficients `[size, inputs]`, in units of 2^-22, of the middle `size` of `outputs` pixels."""
+    """Returns filter coefficients `[size, inputs]`, in units of 2^-22, for the middle `size` of `outputs` pixels."""
     zero, one, two = op.Constant(value_int=0), op.Constant(value_int=1), op.Constant(value_int=2)
     half = op.Cast(op.Constant(value_float=0.5), to=DOUBLE_TYPE)
     scale = op.Div(_real(inputs), _real(outputs))
-    support = op.Max(scale, _real(one))  # wider than a pixel when shrinking: that is the antialiasing
+    support = op.Max(scale, _real(one))  # wider than a pixel for a reduction, which is the antialiasing
     first = op.Div(op.Sub(outputs, size), two)
     centre = op.Mul(op.Add(_real(op.Range(first, op.Add(first, size), one)), half), scale)  # [size]
     place = op.Add(_real(op.Range(zero, inputs, one)), half)  # [inputs]
@@ -39,13 +39,13 @@ def _coefficients(inputs: INT64, outputs: INT64, size: INT64) -> DOUBLE:
 
 @script()
 def _grey(total: DOUBLE) -> DOUBLE:
-    """From units of 2^-22 to grey levels, rounded half up."""
+    """Converts units of 2^-22 to grey levels, rounded half up."""
     half = op.Cast(op.Constant(value_float=UNIT / 2), to=DOUBLE_TYPE)
     return op.Floor(op.Div(op.Add(total, half), op.Cast(op.Constant(value_float=UNIT), to=DOUBLE_TYPE)))
 
 
 def resize_graph(size: int) -> onnx.ModelProto:
-    """`preprocess.resize` and `center_crop`: images uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
+    """Graph of `preprocess.resize` and `center_crop`: uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
 
     @script()
     def resize(images: UINT8["N", "H", "W", 3]) -> UINT8["N", size, size, 3]:  # noqa: F821
@@ -53,7 +53,7 @@ def resize_graph(size: int) -> onnx.ModelProto:
         height = op.Squeeze(op.Shape(images, start=1, end=2))
         width = op.Squeeze(op.Shape(images, start=2, end=3))
         scale = op.Div(_real(side), _real(op.Min(height, width)))
-        # Round is half to even, as Python's
+        # Round rounds half to even, like Python's round
         tall = op.Max(side, op.Cast(op.Round(op.Mul(_real(height), scale)), to=INT64_TYPE))
         wide = op.Max(side, op.Cast(op.Round(op.Mul(_real(width), scale)), to=INT64_TYPE))
         grey = op.Cast(op.Transpose(images, perm=[0, 3, 1, 2]), to=DOUBLE_TYPE)  # [N, 3, H, W]

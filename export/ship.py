@@ -1,6 +1,6 @@
-"""`python -m export.ship RUN`: makes a run's exported model the one that comes with dermrw.
+"""`python -m export.ship RUN`: makes a run's exported model the one included in dermrw.
 
-app/model.onnx, MODEL_CARD.md and its pictures under docs/model. `make demo` serves it where no other is named.
+Writes app/model.onnx, MODEL_CARD.md and the card's figures in docs/model. `make demo` serves this model by default.
 """
 
 import argparse
@@ -11,15 +11,15 @@ from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
 from dermrw.inference.classifier import Classifier
 
-MOST = 20_000_000  # bytes: it is in every clone
+MOST = 20_000_000  # bytes, as every clone contains the file
 PICTURES = ("reliability.png", "doubt.png")
 
 
 def box(run: Path, root: Path = Path(), notes: str = "") -> None:
-    """Copies the run's model, card and pictures to their places below `root`; `notes` stand below the card's table.
+    """Copies the run's model, card and figures to their places below `root`; `notes` follow the card's table.
 
     Raises:
-        UserError: the run has not been exported and challenged, or its model is too large.
+        UserError: the run has not been exported and stress-tested, or its model is too large.
     """
     model = run / "model.onnx"
     digest = Classifier(model).digest
@@ -47,7 +47,7 @@ def box(run: Path, root: Path = Path(), notes: str = "") -> None:
 
 
 def main() -> None:
-    """A user's mistake is one sentence and status 2."""
+    """Copies the files. A user error prints one sentence and exits with status 2."""
     parser = argparse.ArgumentParser("export.ship", description="Make a run's model the one that comes with dermrw.")
     parser.add_argument("run", type=Path, help="the run's folder, exported and challenged")
     parser.add_argument("--notes", default="", help="what the card should say of the training data and weights")

@@ -1,6 +1,6 @@
-"""`python -m export.stress_test RUN`: what a model file does with pictures that are no lesions, and with damaged ones.
+"""`python -m export.stress_test RUN`: tests a model file on out-of-distribution and on damaged images.
 
-Writes RUN/doubt.json and RUN/doubt.png, and both into the model card. Nothing is fitted on any of it.
+Writes RUN/doubt.json and RUN/doubt.png and adds both to the model card. Nothing is fitted to these images.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from .card import model_card
 from .foreign_pictures import composed, from_lesions, shipped
 from .report import official_reports, report_of
 
-PER_CLASS = 20  # images that are damaged, of each class of the test split
-COMPOSED = 40  # of each kind
+PER_CLASS = 20  # number of images per class of the test split that are damaged
+COMPOSED = 40  # images of each kind
 FATES = ("right alone", "right among others", "wrong among others", "wrong alone", "refused")
 COLOURS = ("#1b7f4d", "#9bd3b0", "#f3c26b", "#c0392b", "#b9c0c9")
 
 
 def _jpeg(image: Image.Image, quality: float) -> Image.Image:
-    """At 100 the picture itself."""
+    """Returns the image after JPEG compression; unchanged at quality 100."""
     if quality == 100:
         return image
     buffer = io.BytesIO()
@@ -49,13 +49,13 @@ def _pixels(values: np.ndarray) -> Image.Image:
 
 
 def _noise(image: Image.Image, deviation: float, channels: int = 3) -> Image.Image:
-    """Of each colour's own, or, with one channel, the same in all."""
+    """Returns the image with noise, independent for each colour or, with one channel, equal in all colours."""
     pixels = np.asarray(image, dtype=np.float64)
     return _pixels(pixels + np.random.default_rng(0).normal(0, deviation, (*pixels.shape[:2], channels)))
 
 
 def _warmer(image: Image.Image, factor: float) -> Image.Image:
-    """Red times the factor, blue divided by it: another white balance."""
+    """Returns the image with another white balance: red times the factor, blue divided by it."""
     return _pixels(np.asarray(image, dtype=np.float64) * (factor, 1, 1 / factor))
 
 
@@ -64,7 +64,7 @@ def _sharper(image: Image.Image, percent: float) -> Image.Image:
 
 
 def _smaller(image: Image.Image, scale: float) -> Image.Image:
-    """The lesion at a fraction of its size: what is outside is the picture mirrored."""
+    """Returns the image at a fraction of its size, surrounded by its mirror image."""
     w, h = image.size
     part = np.asarray(image.resize((max(8, round(w * scale)), max(8, round(h * scale))), Image.Resampling.BILINEAR))
     top, left = (h - part.shape[0]) // 2, (w - part.shape[1]) // 2
@@ -73,7 +73,7 @@ def _smaller(image: Image.Image, scale: float) -> Image.Image:
 
 
 def _turned(image: Image.Image, degrees: float) -> Image.Image:
-    """Turned about its middle, and the corners mirrored."""
+    """Returns the image rotated about its centre, with mirrored corners."""
     w, h = image.size
     wide = Image.fromarray(np.pad(np.asarray(image), ((h, h), (w, w), (0, 0)), mode="symmetric"))
     return wide.rotate(degrees, Image.Resampling.BILINEAR).crop((w, h, 2 * w, 2 * h))
@@ -87,7 +87,7 @@ def _blurred(image: Image.Image, share: float) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(share / 100 * min(image.size)))
 
 
-# name, its degrees from nothing on, what it does to a picture
+# name, degrees (the first is no damage), function of an image and a degree
 DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image.Image]]] = [
     ("blur (σ in % of the shorter side)", (0, 0.3, 0.6, 1.2, 2.5, 5), _blurred),
     ("sharpening (per cent, radius 2)", (0, 50, 100, 150, 200, 300), _sharper),
@@ -105,16 +105,17 @@ DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image
 
 
 def fate(said: Verdict, code: str) -> str:
-    """What becomes of a picture of this diagnosis."""
+    """Returns the outcome, one of `FATES`, for an image of this diagnosis."""
     if said.refused:
         return "refused"
     return f"{'right' if code in said.classes else 'wrong'} {'alone' if len(said.classes) == 1 else 'among others'}"
 
 
 def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, list[dict[str, Any]]]:
-    """Of each damage and degree the share of each fate; and `missed`, malignant but judged and not referred.
+    """Returns the fraction of each outcome, and `missed`, for each damage and degree.
 
-    `missed` is a share of the malignant and pre-malignant images, None where there are none.
+    `missed` is the fraction of malignant and pre-malignant images that are neither refused nor referred; None if there
+    are no such images.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for name, degrees, damage in tqdm(DAMAGES, "Damaging lesions", leave=False):
@@ -129,7 +130,7 @@ def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> d
 
 
 def strangers(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, dict[str, Any]]:
-    """Of each kind of picture that is no dermoscopic image: how many, how many of them are refused, and which not."""
+    """Returns for each kind of out-of-distribution image the number, the number refused, and those not refused."""
     found: dict[str, dict[str, Any]] = {}
     pictures = [*shipped(), *composed(COMPOSED), *from_lesions([image for image, _ in lesions])]
     for kind, name, image in tqdm(pictures, "Showing strangers", leave=False):
@@ -147,7 +148,7 @@ def strangers(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) ->
 
 
 def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
-    """A PNG: for each damage, what becomes of the lesions by degree."""
+    """Returns a PNG with the outcomes by degree for each damage."""
     figure = Figure((16, 9.6), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(3, 4).ravel(), damages.items(), strict=True):
         x = np.arange(len(rows))
@@ -167,10 +168,10 @@ def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
 
 
 def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
-    """Writes RUN/doubt.json and RUN/doubt.png; returns what is in the former.
+    """Writes RUN/doubt.json and RUN/doubt.png; returns the content of RUN/doubt.json.
 
     Raises:
-        UserError: the run has no model file, or its data isn't here.
+        UserError: the run has no model file, or its data is not found.
     """
     config = with_overrides(open_run(run), run, overrides, "export.stress_test")
     classifier = Classifier(run / "model.onnx")
@@ -201,7 +202,7 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """A user's mistake is one sentence and status 2."""
+    """Runs the stress test. A user error prints one sentence and exits with status 2."""
     parser = argparse.ArgumentParser("export.stress_test", description="Measure what a model file refuses and doubts.")
     parser.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the latest)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")
