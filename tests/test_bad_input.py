@@ -78,7 +78,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a row twice": (rewrite("split.csv", lambda t: pd.concat([t, t.head(1)])), "twice"),
     "an unknown class": (rewrite("split.csv", lambda t: t.replace({"dx": {"nv": "xx"}})), "holds the class 'xx'"),
     "an unknown part": (rewrite("split.csv", lambda t: t.replace({"split": {"test": "exam"}})), "and no other"),
-    "an empty cell": (rewrite("split.csv", lambda t: t.replace({"dx": {"mel": None}})), "an empty cell"),
+    "an empty cell": (rewrite("split.csv", lambda t: t.replace({"dx": {"mel": None}})), "an empty cell"),  # type: ignore[arg-type]
     "other columns": (rewrite("split.csv", lambda t: t.rename(columns={"dx": "diagnosis"})), "must have the columns"),
     "other images": (rewrite("split.csv", lambda t: t.assign(image_id="x" + t["image_id"])), "is not below"),
     "a lesion on two sides": (rewrite("split.csv", lambda t: t.assign(lesion_id="L")), "on two sides"),
@@ -134,9 +134,9 @@ def test_metadata_with_flipped_cells(sample: Path, tmp_path: Path) -> None:
     refused = 0
     for _ in range(60):
         broken = table.copy()
-        broken.iloc[rng.integers(len(table)), rng.integers(table.shape[1])] = odd[rng.integers(len(odd))]
+        broken.iloc[int(rng.integers(len(table))), int(rng.integers(table.shape[1]))] = odd[rng.integers(len(odd))]
         if rng.random() < 0.2:
-            broken = broken.drop(columns=broken.columns[rng.integers(broken.shape[1])])
+            broken = broken.drop(columns=broken.columns[int(rng.integers(broken.shape[1]))])
         broken.to_csv(tmp_path / "HAM10000_metadata.csv", index=False)
         data = bytearray((tmp_path / "HAM10000_metadata.csv").read_bytes())
         if rng.random() < 0.3:
@@ -290,12 +290,12 @@ def test_the_advice_fits_the_fault(number: int, advice: str, capsys: pytest.Capt
 
 def test_an_environment_without_a_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught, plain_endings("dermrw"):
-        import torch_of_another_world  # type: ignore[import-not-found]  # noqa: F401
+        import torch_of_another_world  # noqa: F401
     assert (
         caught.value.code == 2 and "there is no torch_of_another_world here: `make install`" in capsys.readouterr().err
     )
     with pytest.raises(ModuleNotFoundError), plain_endings("dermrw"):
-        import dermrw.of_another_world  # type: ignore[import-not-found]  # noqa: F401
+        import dermrw.of_another_world  # noqa: F401
 
 
 @pytest.mark.parametrize("name", ["best.pt", "split.csv", "report.json"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import command, draw
 from PIL import Image
-from tools.serving import SECONDS, Server, basic
+from tools.serving import SECONDS, Form, Server, basic
 
 from app.middleware import MAX_OTHER_BYTES, MAX_REQUEST_BYTES
 from dermrw.inference.classifier import Classifier
@@ -56,7 +56,7 @@ def test_it_answers_as_predict_does_to_the_last_digit(
 
 def test_mistakes_are_a_sentence(server: Server, lesion: Path) -> None:
     image = ("image", (lesion.name, lesion.read_bytes()))
-    for form, status, message in (
+    mistakes: list[tuple[Form, int, str]] = [
         ([("image", ("x.jpg", b"Dear colleague"))], 422, "x.jpg is not an image"),
         ([("image", ("x.jpg", lesion.read_bytes()[:2000]))], 422, "x.jpg is damaged"),
         ([("image", "words")], 422, "image must be a file"),
@@ -65,7 +65,8 @@ def test_mistakes_are_a_sentence(server: Server, lesion: Path) -> None:
         ([image, ("prevalence", "rare")], 422, "prevalence takes equal, training"),
         ([image] * 11, 400, "Too many files"),
         ([("image", ("x.jpg", bytes(30_000_001)))], 413, "larger than 30 MB"),
-    ):
+    ]
+    for form, status, message in mistakes:
         got, answer = server.form("/classify", form)
         assert (got, message in json.loads(answer)["error"]) == (status, True), answer
         assert "--prevalence" not in answer

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
-from tools.serving import SECONDS, Server, basic, wait_until
+from tools.serving import SECONDS, Form, Server, basic, wait_until
 
 from app.middleware import Guard, own_names
 from app.uploads import Uploads
@@ -258,7 +258,7 @@ def test_the_same_picture_twice_is_two_uploads(server: Server, lesion: Path) -> 
 @pytest.mark.slow
 def test_an_upload_holds_files_alone(server: Server, lesion: Path) -> None:
     before = server.files()
-    form = [("files", ("a.jpg", lesion.read_bytes())), ("text", "a" * 1000)]
+    form: Form = [("files", ("a.jpg", lesion.read_bytes())), ("text", "a" * 1000)]
     assert server.form("/gradio_api/upload", form)[0] == 400
     assert server.files() == before
     # a connection that breaks in the middle
@@ -287,7 +287,8 @@ def test_what_the_page_never_sends_leaves_no_traceback(model: Path, tmp_path: Pa
     running = Server(model, tmp_path)
     for number, inputs in functions(running):
         for word in ("mrs-smith", "", 1, None):
-            body = call(running, number, ([[], *[word] * (inputs - 1)] if inputs > 1 else [word])[:inputs])
+            given: list[Any] = [[], *[word] * (inputs - 1)] if inputs > 1 else [word]
+            body = call(running, number, given[:inputs])
             assert "smith" not in body.replace("mrs-smith is", "") or "Traceback" not in body
         assert "the request is not valid" in call(running, number, ["x"] * inputs, "s" * 100)
         path = running.upload("mrs-smith.jpg", lesion.read_bytes())

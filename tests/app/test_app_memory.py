@@ -58,7 +58,7 @@ def holders(text: str) -> list[str]:
         if holder is globals() or type(holder).__name__ == "frame":  # of this test
             continue
         for value in gc.get_referents(holder):
-            if isinstance(value, str | bytes) and (text if isinstance(value, str) else text.encode()) in value:
+            if (isinstance(value, str) and text in value) or (isinstance(value, bytes) and text.encode() in value):
                 descriptions.append(f"{type(holder)}: {str(holder).replace(text, '<NAME>')[:400]}")
     return descriptions
 

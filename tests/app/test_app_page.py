@@ -81,9 +81,9 @@ def test_another_prevalence_and_another_picture_of_it(visit: Visit, lesion: Path
     visit.page.click("#one-prevalence label:has-text('my clinic')")
     visit.page.wait_for_selector("#result .fault:has-text('enter the percentage')")
     assert visit.page.locator("#result .remark").count() == 0
-    for share, name in zip((90, 4, 1, 1, 1, 1, 1), reversed(classifier.info.names), strict=True):
+    for percentage, name in zip((90, 4, 1, 1, 1, 1, 1), reversed(classifier.info.names), strict=True):
         field = visit.page.get_by_label(f"{name}, %").first
-        field.fill(str(share))
+        field.fill(str(percentage))
         field.blur()
     visit.page.wait_for_selector("#result .fault:has-text('must sum to 100 %, not to 99 %')")
     field.fill("2")

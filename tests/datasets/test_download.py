@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import pooch
@@ -111,9 +112,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.httpd.server_close()
 
 
-def fetch(server: Server, root: Path, **options: object) -> Path:
-    urls = {"dataverse_url": server.url, "isic_url": f"{server.url}/2018"}
-    return download(root, **({"official": False, "progress": False} | urls | options))
+def fetch(server: Server, root: Path, **options: Any) -> Path:
+    defaults: dict[str, Any] = {"dataverse_url": server.url, "isic_url": f"{server.url}/2018"}
+    defaults |= {"official": False, "progress": False}
+    return download(root, **(defaults | options))
 
 
 def tree(folder: Path) -> list[str]:
@@ -331,8 +333,8 @@ def test_a_disk_that_fills_up(server: Server, tmp_path: Path, monkeypatch: pytes
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    target = (pooch.HTTPDownloader, "__call__") if where == "fetching" else (zipfile.ZipFile, "extractall")
-    monkeypatch.setattr(*target, full)
+    target: type = pooch.HTTPDownloader if where == "fetching" else zipfile.ZipFile
+    monkeypatch.setattr(target, "__call__" if where == "fetching" else "extractall", full)
     with pytest.raises(UserError, match=r"The disk of .* is full; free some space"):
         fetch(server, tmp_path)
     assert tree(tmp_path) == ([] if where == "fetching" else [f"{STAGING}/HAM10000_images_part_1.zip"])

@@ -1,6 +1,7 @@
 """Bayes' rule by sampling and by its properties; images of one lesion combined."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from dermrw.decisions.prevalence import at_prevalence, combine, parse_prevalence
 from dermrw.errors import UserError
 
 
-def test_at_prevalence_by_sampling():
+def test_at_prevalence_by_sampling() -> None:
     """Draw labels at a clinic's prevalence and a symptom given the label: the shares are the answer."""
     rng = np.random.default_rng(0)
     likelihood = rng.dirichlet(np.ones(5), 3)  # [class, symptom]
@@ -26,7 +27,7 @@ def test_at_prevalence_by_sampling():
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8))
-def test_at_prevalence_properties(seed, c):
+def test_at_prevalence_properties(seed: int, c: int) -> None:
     rng = np.random.default_rng(seed)
     p, a, b = rng.dirichlet(np.ones(c), 5), rng.dirichlet(np.ones(c)), rng.dirichlet(np.ones(c))
     np.testing.assert_allclose(at_prevalence(p, np.full(c, 1 / c)), p, rtol=1e-13, atol=0)
@@ -38,7 +39,7 @@ def test_at_prevalence_properties(seed, c):
     np.testing.assert_allclose(at_prevalence(there, b), at_prevalence(p, both), rtol=1e-9, atol=1e-300)
 
 
-def test_at_prevalence_of_zero_rules_out():
+def test_at_prevalence_of_zero_rules_out() -> None:
     np.testing.assert_allclose(at_prevalence([[0.2, 0.3, 0.5]], [0.5, 0.5, 0]), [[0.4, 0.6, 0]], rtol=1e-15)
 
 
@@ -53,27 +54,28 @@ def test_at_prevalence_of_zero_rules_out():
         ([0.0, 1.0], "row 1: every class"),
     ],
 )
-def test_at_prevalence_names_the_fault(prevalence, fault):
+def test_at_prevalence_names_the_fault(prevalence: npt.ArrayLike, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         at_prevalence([[0.5, 0.5], [1.0, 0.0]], prevalence)
 
 
-def test_a_stated_prevalence():
+def test_a_stated_prevalence() -> None:
     codes, training = ("mel", "nv"), {"mel": 0.2, "nv": 0.8}
     assert parse_prevalence("equal", codes, training) is None
-    assert parse_prevalence("training", codes, training).tolist() == [0.2, 0.8]
-    assert parse_prevalence("nv=0.9, mel=0.1", codes, training).tolist() == [0.1, 0.9]
+    for text, expected in (("training", [0.2, 0.8]), ("nv=0.9, mel=0.1", [0.1, 0.9])):
+        found = parse_prevalence(text, codes, training)
+        assert found is not None and found.tolist() == expected
 
 
 @pytest.mark.parametrize(
     "text", ["", "mel=1", "mel=.5,nv=.6", "mel=-1,nv=2", "mel=nan,nv=1", "mel=a,nv=1", "x=1,nv=0", "mel=0,mel=.2,nv=.8"]
 )
-def test_a_prevalence_that_is_none(text):
+def test_a_prevalence_that_is_none(text: str) -> None:
     with pytest.raises(UserError, match="--prevalence"):
         parse_prevalence(text, ("mel", "nv"), {"mel": 0.2, "nv": 0.8})
 
 
-def test_images_of_a_lesion_are_combined():
+def test_images_of_a_lesion_are_combined() -> None:
     p = np.array([[0.9, 0.1], [0.5, 0.5], [0.3, 0.7]])
     lesions = ["b", "a", "b"]
     np.testing.assert_allclose(combine(p, lesions, "mean"), [[0.6, 0.4], [0.5, 0.5], [0.6, 0.4]], rtol=1e-15)

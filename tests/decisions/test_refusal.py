@@ -1,4 +1,7 @@
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image, ImageFilter
@@ -85,7 +88,9 @@ def test_quality_against_numpy_and_scipy() -> None:
         (lambda p: ((p @ SEPIA.T) / 1.25).astype(np.uint8), "it is grey, or toned"),
     ],
 )
-def test_damaged_pictures_are_refused_for_what_ails_them(damage, reason: str) -> None:
+def test_damaged_pictures_are_refused_for_what_ails_them(
+    damage: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]], reason: str
+) -> None:
     whole = drawn()
     limits = fit_limits(measures(whole), np.arange(len(whole)))
     assert all(refusal(row, limits) is None for row in measures(whole))

@@ -2,15 +2,20 @@
 
 import json
 import warnings
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from scipy.optimize import approx_fprime, minimize
 
 from dermrw.decisions.prevalence import at_prevalence
 from dermrw.evaluation.calibration import (
     T_BOUNDS,
+    Bools,
     EqualPrevalence,
+    Floats,
+    Ints,
     clustered_mean,
     fit,
     fit_at,
@@ -24,13 +29,15 @@ ALL = np.ones(7, bool)
 
 
 @pytest.fixture(autouse=True)
-def no_warnings():
+def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
 
 
-def world(lesions, offset, scale, seed=0, images=1.34):
+def world(
+    lesions: list[int], offset: Floats | float, scale: float, seed: int = 0, images: float = 1.34
+) -> tuple[Floats, Ints, Ints]:
     """Images of a world whose truth is known: softmax(logits / scale - offset) is exact at equal prevalence.
 
     x ~ Normal(mean of the class, 1); logits = scale * (log p(x | class) + offset). With offset = log prior they
@@ -48,7 +55,7 @@ def world(lesions, offset, scale, seed=0, images=1.34):
     return z, y[lesion], lesion
 
 
-def test_at_prevalence_calibrates_an_erm_world():
+def test_at_prevalence_calibrates_an_erm_world() -> None:
     """The whole chain: equal prevalence from ERM logits, back to the training prevalence, is softmax(z / T)."""
     z, y, _ = world([300] * 7, np.log(PRIOR), 1.5)
     truth = EqualPrevalence(1.5, tuple(-np.log(PRIOR)))
@@ -63,7 +70,7 @@ def test_at_prevalence_calibrates_an_erm_world():
 # ---- EqualPrevalence
 
 
-def test_softmax_by_hand_and_stable():
+def test_softmax_by_hand_and_stable() -> None:
     chain = EqualPrevalence(2.0, (0.5, -0.25, -0.25))
     z = np.array([[1.0, 2.0, -3.0]])
     e = [np.exp(1 / 2 + 0.5), np.exp(2 / 2 - 0.25), np.exp(-3 / 2 - 0.25)]
@@ -75,26 +82,26 @@ def test_softmax_by_hand_and_stable():
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 20.0])
-def test_temperature_moves_no_decision(temperature):
+def test_temperature_moves_no_decision(temperature: float) -> None:
     z = world([50] * 7, 0, 1)[0]
     np.testing.assert_array_equal(metrics.decide(EqualPrevalence(temperature, (0.0,) * 7)(z)), z.argmax(1))
     shift = EqualPrevalence(temperature, (3.0,) * 7)  # nor does the same offset for all
     np.testing.assert_allclose(shift(z), EqualPrevalence(temperature, (0.0,) * 7)(z), rtol=1e-12, atol=1e-16)
 
 
-def test_json_round_trip_is_exact():
+def test_json_round_trip_is_exact() -> None:
     chain = EqualPrevalence(np.pi, (1 / 3, -1e-17, np.float64(2) / 3))
     assert EqualPrevalence.from_dict(json.loads(json.dumps(chain.to_dict()))) == chain
 
 
 @pytest.mark.parametrize("bad", [(0, (0.0,)), (-1, (0.0,)), (np.nan, (0.0,)), (np.inf, (0.0,)), (1, (np.nan,))])
-def test_equal_prevalence_refuses(bad):
+def test_equal_prevalence_refuses(bad: tuple[float, tuple[float, ...]]) -> None:
     with pytest.raises(ValueError, match="finite"):
         EqualPrevalence(*bad)
 
 
 @pytest.mark.parametrize("logits", [[[1.0, 2.0, 3.0]], [1.0, 2.0], [[np.nan, 0]], [[np.inf, 0]]])
-def test_logits_refused(logits):
+def test_logits_refused(logits: npt.ArrayLike) -> None:
     with pytest.raises(ValueError, match="logits"):
         EqualPrevalence(1, (0.0, 0.0))(logits)
 
@@ -103,7 +110,7 @@ def test_logits_refused(logits):
 
 
 @pytest.mark.parametrize("free", [ALL, ~ALL, np.arange(7) != 3])
-def test_gradient(free):
+def test_gradient(free: Bools) -> None:
     z, y, _ = world([20] * 7, np.log(PRIOR), 1.5)
     w = metrics.equal_prevalence_weights(y) / len(y)
     strength = 0.02 if free.any() else np.inf
@@ -122,16 +129,16 @@ def test_gradient(free):
 
 
 @pytest.mark.parametrize("strength", [np.inf, 0.1, 0.001])
-def test_the_fit_is_the_minimum(strength):
+def test_the_fit_is_the_minimum(strength: float) -> None:
     """Another optimiser, without gradient or log, from another start, on the constrained problem."""
     z, y, _ = world([15, 60, 12, 10, 20, 5, 6], np.log(PRIOR), 1.5)
     w = metrics.equal_prevalence_weights(y)
     ours = fit_at(z, y, strength, ALL)
     penalised = np.isfinite(strength)
 
-    def loss(v):
+    def loss(v: Floats) -> float:
         b = np.r_[v[1:], -v[1:].sum()] if penalised else np.zeros(7)
-        return reliability.nll(EqualPrevalence(v[0], tuple(b))(z), y, w) + (strength * b @ b if penalised else 0)
+        return reliability.nll(EqualPrevalence(v[0], tuple(b))(z), y, w) + (float(strength * b @ b) if penalised else 0)
 
     mine = np.r_[ours.temperature, ours.offsets[:-1]] if penalised else np.array([ours.temperature])
     start = np.r_[2.5, np.zeros(len(mine) - 1)]
@@ -143,14 +150,14 @@ def test_the_fit_is_the_minimum(strength):
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(np.log(PRIOR), 1.5), (0 * PRIOR, 0.6), (np.log(PRIOR), 1.0)])
-def test_known_truth_is_found_from_many_images(offset, scale):
+def test_known_truth_is_found_from_many_images(offset: Floats, scale: float) -> None:
     z, y, _ = world([4000] * 7, offset, scale, images=1)
     ours = fit_at(z, y, 1e-6, ALL)
     assert ours.temperature == pytest.approx(scale, rel=0.03)
     np.testing.assert_allclose(ours.offsets, -(offset - np.mean(offset)), rtol=0, atol=0.12)
 
 
-def test_classes_weigh_the_same():
+def test_classes_weigh_the_same() -> None:
     """Ten copies of every nevus change nothing."""
     z, y, _ = world([30] * 7, np.log(PRIOR), 1.5)
     rows = np.r_[np.arange(len(y)), np.repeat(np.flatnonzero(y == 1), 9)]
@@ -159,7 +166,7 @@ def test_classes_weigh_the_same():
     assert once.temperature == pytest.approx(often.temperature, abs=1e-5)
 
 
-def test_temperature_is_bounded():
+def test_temperature_is_bounded() -> None:
     z, y, _ = world([20] * 7, 0, 1)
     separable = 0.1 * np.eye(7)[y]
     assert fit_at(separable, y, np.inf, ALL).temperature == pytest.approx(T_BOUNDS[0])
@@ -172,7 +179,7 @@ def test_temperature_is_bounded():
 VALIDATION = [61, 540, 33, 23, 73, 11, 16]  # lesions; about 1,000 images, as a tenth of HAM10000
 
 
-def test_fit_on_an_erm_model():
+def test_fit_on_an_erm_model() -> None:
     z, y, lesions = world(VALIDATION, np.log(PRIOR), 1.5, seed=1)
     found = fit(z, y, lesions, seed=0)
     assert np.isfinite(found.strength)
@@ -185,7 +192,7 @@ def test_fit_on_an_erm_model():
     assert metrics.balanced_accuracy(fit_at(z, y, np.inf, ALL)(big), truth) < score[1] - 0.08
 
 
-def test_fit_on_a_balanced_model():
+def test_fit_on_a_balanced_model() -> None:
     z, y, lesions = world(VALIDATION, 0, 1.5, seed=1)
     found = fit(z, y, lesions, seed=0)
     assert found.strength >= 0.1
@@ -193,7 +200,7 @@ def test_fit_on_a_balanced_model():
     assert np.abs(found.calibration.offsets).max() < 0.15
 
 
-def test_the_table():
+def test_the_table() -> None:
     z, y, lesions = world([12, 40, 8, 5, 9, 5, 6], np.log(PRIOR), 1.5)
     found = fit(z, y, lesions, seed=3, strengths=(0.01, np.inf, 0.1))
     assert [row.strength for row in found.table] == [np.inf, 0.1, 0.01]
@@ -207,7 +214,7 @@ def test_the_table():
     assert found.table != fit(z, y, lesions, seed=4, strengths=(0.01, np.inf, 0.1)).table
 
 
-def test_held_out_means_held_out(monkeypatch):
+def test_held_out_means_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fold is fitted to a lesion that it is then judged on, and every image is judged once per strength."""
     import dermrw.evaluation.calibration as module
 
@@ -216,10 +223,10 @@ def test_held_out_means_held_out(monkeypatch):
     judged, real = [], module.fit_at
 
     class Spy:
-        def __init__(self, train):
+        def __init__(self, train: Floats) -> None:
             self.seen = set(lesions[np.round(train[:, 0] * 1e9).astype(int)].tolist())
 
-        def scores(self, held):
+        def scores(self, held: Floats) -> Floats:
             rows = np.round(held[:, 0] * 1e9).astype(int)
             assert self.seen.isdisjoint(lesions[rows].tolist())
             judged.extend(rows.tolist())
@@ -232,7 +239,7 @@ def test_held_out_means_held_out(monkeypatch):
     assert sorted(judged) == sorted([*range(len(y)), *range(len(y))])
 
 
-def test_a_missing_class_keeps_the_mean_offset():
+def test_a_missing_class_keeps_the_mean_offset() -> None:
     z, y, lesions = world(VALIDATION, np.log(PRIOR), 1.5, seed=1)
     rows = y != 5
     found = fit(z[rows], y[rows], lesions[rows], seed=0)
@@ -247,7 +254,7 @@ def test_a_missing_class_keeps_the_mean_offset():
     np.testing.assert_allclose(offsets[keep], without.offsets, rtol=0, atol=1e-9)
 
 
-def test_a_class_of_one_lesion_keeps_the_mean_offset():
+def test_a_class_of_one_lesion_keeps_the_mean_offset() -> None:
     z, y, lesions = world([61, 300, 33, 23, 73, 1, 3], np.log(PRIOR), 1.5, seed=1)
     found = fit(z, y, lesions, seed=0)  # vasc: 3 lesions, 5 folds
     assert found.calibration.offsets[5] == 0
@@ -256,7 +263,7 @@ def test_a_class_of_one_lesion_keeps_the_mean_offset():
 
 
 @pytest.mark.parametrize("lesions", [[1] * 7, [4] * 7, [0, 30, 0, 0, 0, 0, 0], [0, 30, 1, 0, 0, 0, 0]])
-def test_too_little_to_cross_validate(lesions):
+def test_too_little_to_cross_validate(lesions: list[int]) -> None:
     found = fit(*world(lesions, np.log(PRIOR), 1.5), seed=0)
     assert found.table == ()
     assert found.strength == np.inf
@@ -264,7 +271,7 @@ def test_too_little_to_cross_validate(lesions):
     assert T_BOUNDS[0] * 0.999 <= found.calibration.temperature <= T_BOUNDS[1] * 1.001
 
 
-def test_clustered_error_is_the_spread_over_samples():
+def test_clustered_error_is_the_spread_over_samples() -> None:
     """Simulate: the standard error says how far the class-balanced mean wanders between samples."""
     rng = np.random.default_rng(0)
     size = rng.integers(1, 5, 90)
@@ -293,6 +300,6 @@ def test_clustered_error_is_the_spread_over_samples():
         (lambda z, y, g: (z, y * 1.0, g), "labels"),
     ],
 )
-def test_fit_refuses(change, fault):
+def test_fit_refuses(change: Callable[..., tuple[npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]], fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         fit(*change(*world([5] * 7, 0, 1)), seed=0)

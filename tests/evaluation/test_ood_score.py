@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_descriptions_are_means_and_deviations_of_channels() -> None:
         (lambda: tv.vit_b_16(), 224, ("conv_proj",)),
     ],
 )
-def test_the_middle_of_a_network(build, size: int, expected: tuple[str, ...]) -> None:
+def test_the_middle_of_a_network(build: Callable[[], nn.Module], size: int, expected: tuple[str, ...]) -> None:
     assert middle(build(), size) == expected
 
 

@@ -90,7 +90,7 @@ def test_the_map_of_a_linear_head_is_zhous() -> None:
         _, found = logits_and_map(cut(model), torch.ones(1, 3, 64, 64))
         features = cut(model).features(torch.ones(1, 3, 64, 64))
     weight = model.fc.weight  # type: ignore[union-attr]
-    expected = torch.einsum("cd,ndhw->nchw", weight, features) / features[0, 0].numel()  # type: ignore[arg-type]
+    expected = torch.einsum("cd,ndhw->nchw", weight, features) / features[0, 0].numel()
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_a_vision_transformers_map_hides_patches_from_the_class_token() -> None:
 
     torch.manual_seed(0)
     model = VisionTransformer(32, 8, 3, 4, 24, 48, num_classes=7).double().eval()
-    nn.init.normal_(model.heads[-1].weight)  # type: ignore[arg-type]
+    nn.init.normal_(model.heads[-1].weight)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         logits, found = logits_and_map(cut(model), x)
@@ -162,7 +162,7 @@ def test_a_vision_transformer_is_exported(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = VisionTransformer(32, 8, 3, 4, 24, 48, num_classes=7).eval()
-    nn.init.normal_(model.heads[-1].weight)  # type: ignore[arg-type]
+    nn.init.normal_(model.heads[-1].weight)
     assert exported(model, "vit", 32, tmp_path) < 1e-4
 
 

@@ -21,7 +21,7 @@ from dermrw.decisions.prevalence import at_prevalence, combine
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
-from dermrw.inference.classifier import Classifier
+from dermrw.inference.classifier import Classifier, Picture
 from dermrw.inference.lesion import combine_explanations
 from dermrw.inference.model_file import ModelInfo
 from dermrw.inference.predict_files import decisions_file, find_images, read_lesions
@@ -150,6 +150,7 @@ def test_lesions_get_the_answer_of_the_demo(
             assert rows[name]["refused"] == own.verdict.refused and rows[name]["triage"] == ""
             np.testing.assert_allclose(probabilities, own.probabilities, rtol=1e-6)
         else:
+            assert lesion.probabilities is not None
             # inference in batches and one by one may differ in the last digits
             np.testing.assert_allclose(probabilities, lesion.probabilities, rtol=1e-5, atol=1e-9)
             assert rows[name]["set"].split() == list(lesion.verdict.classes)
@@ -179,6 +180,7 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     strange = verdict(p, np.array([150, 0, 20, 0.2, 5.0, 0.0, 0.0, 3.1]), 300, 200, info)
     assert "isn't like" in (strange.refused or "")
     assert (strange.classes, strange.refer, strange.triage, strange.not_ruled_out) == ((), None, "", ())
+    assert info.triage is not None
     least = info.triage.model_copy(update={"threshold": 0.99})
     calm = verdict(p, fine, 300, 200, info.model_copy(update={"triage": least}))
     assert calm.triage == "no reason to refer seen" and calm.not_ruled_out == tuple(
@@ -314,7 +316,7 @@ def test_what_a_classifier_takes(model_file: Path, pictures: Path) -> None:
     one = classifier(str(path))
     assert one.shape == (1, 7) and classifier([]).shape == (0, 7)
     with Image.open(path) as image:
-        several = [path, io.BytesIO(path.read_bytes()), image, np.asarray(image)]
+        several: list[Picture] = [path, io.BytesIO(path.read_bytes()), image, np.asarray(image)]
         assert np.array_equal(classifier(several), np.repeat(one, 4, 0))
     with pytest.raises(UserError, match="absent"):
         classifier("absent.png")
@@ -435,7 +437,7 @@ def test_without_a_readable_image_the_csv_stays(model_file: Path, tmp_path: Path
 @pytest.mark.parametrize("locale", [{}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_names_of_any_bytes(model_file: Path, pictures: Path, locale: dict[str, str]) -> None:
     for name in (b"\xc3\xbc.png", b"latin\xe9.png", b"\xe6\xbc\xa2\x1b[31m.png"):
-        shutil.copy(pictures / "a.png", os.fsencode(pictures) + b"/" + name)
+        shutil.copy(os.fsencode(pictures / "a.png"), os.fsencode(pictures) + b"/" + name)
     (pictures / "bad\N{LATIN SMALL LETTER O WITH DIAERESIS}.jpg").write_bytes(b"")
     arguments = ["predict", str(model_file), str(pictures), "--csv", str(pictures / "out.csv")]
     ended = subprocess.run(

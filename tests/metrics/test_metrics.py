@@ -3,9 +3,11 @@
 import csv
 import json
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,19 +17,20 @@ from sklearn.utils.class_weight import compute_sample_weight
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
+from dermrw.metrics.classification import Floats, Ints
 
 ORACLE = Path(__file__).parent / "isic_oracle"
 ANSWERS = json.loads((ORACLE / "answers.json").read_text())
 
 
 @pytest.fixture(autouse=True)
-def no_warnings():
+def no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
 
 
-def oracle_case(name):
+def oracle_case(name: str) -> tuple[list[str], Floats, Ints, Floats]:
     """(image ids, probabilities, labels, weights) as the scorer's files hold them."""
     texts = [(ORACLE / f"{name}_{kind}.csv").read_text() for kind in ("truth", "prediction")]
     truth, prediction = (list(csv.DictReader(text.splitlines())) for text in texts)
@@ -38,7 +41,9 @@ def oracle_case(name):
     return ids, p, onehot.argmax(1), weights
 
 
-def random_case(seed, n=300, c=7, skill=1.5):
+def random_case(
+    seed: int, n: int = 300, c: int = 7, skill: float = 1.5
+) -> tuple[Floats, Ints, npt.NDArray[np.str_], np.random.Generator]:
     rng = np.random.default_rng(seed)
     labels = np.r_[np.arange(c), rng.choice(c, n - c, p=np.arange(1, c + 1) / np.arange(1, c + 1).sum())]
     logits = rng.normal(size=(n, c)) + skill * np.eye(c)[labels]
@@ -52,7 +57,7 @@ def random_case(seed, n=300, c=7, skill=1.5):
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_official_scorer(name):
+def test_official_scorer(name: str) -> None:
     _, p, y, w = oracle_case(name)
     want = ANSWERS[name]
     assert metrics.balanced_accuracy(p, y, w) == pytest.approx(want["balanced_accuracy"], rel=0, abs=1e-15)
@@ -64,7 +69,7 @@ def test_official_scorer(name):
         assert np.isnan(list(ours.values())).all()  # what the scorer cannot rank
 
 
-def test_the_oracle_cases_tell_the_rules_apart():
+def test_the_oracle_cases_tell_the_rules_apart() -> None:
     """Each case would fail if its rule were left out; or it proves nothing."""
     _, p, y, w = oracle_case("ties")
     first = np.eye(7)[p.argmax(1)]
@@ -77,7 +82,7 @@ def test_the_oracle_cases_tell_the_rules_apart():
     assert np.isnan(metrics.recalls(*oracle_case("zero_weight_only")[1:])).sum() == 1
 
 
-def test_score_weights():
+def test_score_weights() -> None:
     ids = ["ISIC_0035067", "ISIC_0035068", "ISIC_0035069"]
     assert metrics.score_weights(ids).tolist() == [1, 0, 1]
     assert metrics.score_weights(np.array(ids)).tolist() == [1, 0, 1]
@@ -86,7 +91,7 @@ def test_score_weights():
 # ---- decisions, confusion, recalls
 
 
-def test_decide_ties_exactly():
+def test_decide_ties_exactly() -> None:
     p = np.array([[0.5, 0.5, 0], [0.5, np.nextafter(0.5, 1), 0], [0.2, 0.2, 0.6], [1, 1, 1]])
     assert metrics.decide(p).tolist() == [-1, 1, 2, -1]
     assert metrics.decide(p.astype(np.float32)).tolist() == [-1, -1, 2, -1]  # float32 ties the second row
@@ -95,7 +100,7 @@ def test_decide_ties_exactly():
 
 
 @pytest.mark.parametrize("c", [2, 3, 7])
-def test_recalls_are_sklearn_s(c):
+def test_recalls_are_sklearn_s(c: int) -> None:
     p, y, _, rng = random_case(c, c=c)
     w = rng.random(len(y)) * (rng.random(len(y)) > 0.2)
     for weights in (None, w):
@@ -110,14 +115,14 @@ def test_recalls_are_sklearn_s(c):
         assert not table[:, -1].any()
 
 
-def test_confusion_keeps_the_undecided():
-    p = [[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1]]
+def test_confusion_keeps_the_undecided() -> None:
+    p: list[list[float]] = [[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1]]
     assert metrics.confusion(p, [0, 0, 1]).tolist() == [[1, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(metrics.recalls(p, [0, 0, 1]), [0.5, 0, np.nan])
     assert metrics.balanced_accuracy(p, [0, 0, 1]) == 0.25
 
 
-def test_nothing_is_nan_not_a_crash():
+def test_nothing_is_nan_not_a_crash() -> None:
     p, y = np.zeros((0, 7)), np.zeros(0, dtype=int)
     assert np.isnan(metrics.balanced_accuracy(p, y))
     assert np.isnan(metrics.balanced_accuracy(np.eye(3), [0, 1, 2], np.zeros(3)))
@@ -129,18 +134,18 @@ def test_nothing_is_nan_not_a_crash():
 
 
 @pytest.mark.parametrize("labels", [[0, 1, -1], [0, 1, 3], [0.0, 1.0, 2.0], [0, 1]])
-def test_bad_labels(labels):
+def test_bad_labels(labels: list[float]) -> None:
     with pytest.raises(ValueError, match="labels"):
         metrics.confusion(np.eye(3), labels)
 
 
 @pytest.mark.parametrize("weights", [[1, 1], [1, 1, -1], [1, 1, np.nan], [1, 1, np.inf]])
-def test_bad_weights(weights):
+def test_bad_weights(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights"):
         metrics.recalls(np.eye(3), [0, 1, 2], weights)
 
 
-def test_class_balanced_weights():
+def test_class_balanced_weights() -> None:
     _, y, _, rng = random_case(1)
     np.testing.assert_allclose(metrics.equal_prevalence_weights(y), compute_sample_weight("balanced", y), rtol=1e-13)
     w = rng.random(len(y))
@@ -157,7 +162,7 @@ def test_class_balanced_weights():
 # ---- the bootstrap
 
 
-def slow_bootstrap(p, y, lesions, w, replicates, seed):
+def slow_bootstrap(p: Floats, y: Ints, lesions: npt.NDArray[np.str_], w: Floats, replicates: int, seed: int) -> Floats:
     """The definition, lesion by lesion."""
     rng = np.random.default_rng(seed)
     right = p.argmax(1) == y
@@ -177,7 +182,7 @@ def slow_bootstrap(p, y, lesions, w, replicates, seed):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_bootstrap_is_the_definition(weighted):
+def test_bootstrap_is_the_definition(weighted: bool) -> None:
     p, y, lesions, rng = random_case(5, n=120, c=3)
     w = rng.choice([0.0, 1.0, 2.5], len(y)) if weighted else np.ones(len(y))
     slow = slow_bootstrap(p, y, lesions, w, 1200, 0)
@@ -192,7 +197,7 @@ def test_bootstrap_is_the_definition(weighted):
     assert ours.lesions.tolist() == [len(np.unique(lesions[(y == c) & (w > 0)])) for c in range(3)]
 
 
-def test_bootstrap_spread_is_the_cluster_variance():
+def test_bootstrap_spread_is_the_cluster_variance() -> None:
     """All lesions of 4 alike images: the spread is that of L lesions, twice that of 4 L images."""
     rng = np.random.default_rng(0)
     right = np.repeat(rng.random(200) < 0.7, 4)
@@ -207,7 +212,7 @@ def test_bootstrap_spread_is_the_cluster_variance():
     )
 
 
-def test_bootstrap_of_one_lesion_and_of_none():
+def test_bootstrap_of_one_lesion_and_of_none() -> None:
     p = np.array([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.9, 0.1, 0], [0.2, 0.8, 0]])
     ours = metrics.bootstrap_interval(p, [0, 0, 1, 1], [7, 7, 8, 9], seed=3)
     assert ours.recalls[0] == (0.5, 0.5)  # one lesion: no variation to see
@@ -217,7 +222,7 @@ def test_bootstrap_of_one_lesion_and_of_none():
     assert ours.lesions.tolist() == [1, 2, 0]
 
 
-def test_bootstrap_is_seeded_and_blind_to_order():
+def test_bootstrap_is_seeded_and_blind_to_order() -> None:
     p, y, lesions, rng = random_case(2)
     ours = metrics.bootstrap_interval(p, y, lesions, seed=1)
     order = rng.permutation(len(y))
@@ -233,7 +238,7 @@ def test_bootstrap_is_seeded_and_blind_to_order():
 # ---- ranking
 
 
-def test_ranking_is_sklearn_s():
+def test_ranking_is_sklearn_s() -> None:
     p, y, _, rng = random_case(9)
     p = np.round(p, 2)
     w = rng.random(len(y)) * (rng.random(len(y)) > 0.3)
@@ -246,7 +251,7 @@ def test_ranking_is_sklearn_s():
 
 
 @pytest.mark.parametrize("level", [0.5, 0.8, 0.9, 0.95, 1.0])
-def test_operating_points_by_trying_every_threshold(level):
+def test_operating_points_by_trying_every_threshold(level: float) -> None:
     p, y, _, rng = random_case(4)
     w = rng.choice([0.0, 1.0, 2.0], len(y))
     score, event = np.round(p[:, 1], 2), y == 1
@@ -260,7 +265,7 @@ def test_operating_points_by_trying_every_threshold(level):
     assert metrics.specificity_at_sensitivity(event, score, w, sensitivity=level) == pytest.approx(want, abs=1e-12)
 
 
-def test_a_level_that_is_met_exactly_counts():
+def test_a_level_that_is_met_exactly_counts() -> None:
     """1 - 0.9 < 1 / 10 in float64: one false alarm in ten must still be a specificity of 0.9."""
     event = np.r_[np.zeros(10, bool), True]
     score = np.r_[np.arange(10), 8.5]
@@ -272,7 +277,7 @@ def test_a_level_that_is_met_exactly_counts():
 
 
 @pytest.mark.parametrize("event", [[True, True], [False, False], [True, False]])
-def test_ranking_of_one_side_is_nan(event):
+def test_ranking_of_one_side_is_nan(event: list[bool]) -> None:
     weights = [1.0, 0.0]  # in the third, the only negative has no weight
     for measure in (
         metrics.auc,
@@ -283,7 +288,7 @@ def test_ranking_of_one_side_is_nan(event):
         assert np.isnan(measure(event, [0.1, 0.2], weights))
 
 
-def test_malignant():
+def test_malignant() -> None:
     p, y, _, _ = random_case(3)
     event, score = metrics.malignant(p, y)
     bad = [DX.index(dx) for dx in ("mel", "bcc", "akiec")]
@@ -297,10 +302,11 @@ def test_malignant():
 # ---- calibration error
 
 
-def slow_ece(event, score, w, bins):
+def slow_ece(event: npt.NDArray[np.bool_], score: Floats, w: Floats, bins: int) -> float:
     """Equal-mass bins for scores without ties: image i of the sorted n is in bin floor(bins (mid mass))."""
     order = np.argsort(score)
-    total, before, parts = w.sum(), 0.0, {}
+    total, before = w.sum(), 0.0
+    parts: dict[int, list[int]] = {}
     for i in order:
         parts.setdefault(int(bins * (before + w[i] / 2) / total), []).append(i)
         before += w[i]
@@ -308,18 +314,18 @@ def slow_ece(event, score, w, bins):
 
 
 @pytest.mark.parametrize("bins", [1, 5, 15])
-def test_ece_by_loops(bins):
+def test_ece_by_loops(bins: int) -> None:
     p, y, _, _ = random_case(6)
     for w in (np.ones(len(y)), metrics.equal_prevalence_weights(y)):
         top = p.argmax(1)
         want = slow_ece(y == top, p.max(1), w, bins)
         assert reliability.expected_calibration_error(p, y, w, bins=bins) == pytest.approx(want, abs=1e-13)
-        want = np.mean([slow_ece(y == c, p[:, c], w, bins) for c in range(7)])
+        want = float(np.mean([slow_ece(y == c, p[:, c], w, bins) for c in range(7)]))
         ours = reliability.expected_calibration_error(p, y, w, bins=bins, classwise=True)
         assert ours == pytest.approx(want, abs=1e-13)
 
 
-def test_reliability_bins_are_of_equal_mass():
+def test_reliability_bins_are_of_equal_mass() -> None:
     rng = np.random.default_rng(0)
     score = rng.random(307)
     curve = reliability.reliability_curve(rng.random(307) < score, score)
@@ -329,7 +335,7 @@ def test_reliability_bins_are_of_equal_mass():
     assert curve.weight.sum() == pytest.approx(1, abs=1e-14)
 
 
-def test_equal_scores_share_a_bin():
+def test_equal_scores_share_a_bin() -> None:
     score = np.r_[np.full(50, 0.2), np.full(50, 1.0)]
     event = np.r_[np.arange(50) < 10, np.arange(50) < 50]
     curve = reliability.reliability_curve(event, score)
@@ -341,7 +347,7 @@ def test_equal_scores_share_a_bin():
         assert reliability.expected_calibration_error(p, y[order]) == pytest.approx(0, abs=1e-15)
 
 
-def test_ece_tells_calibrated_from_overconfident():
+def test_ece_tells_calibrated_from_overconfident() -> None:
     rng = np.random.default_rng(0)
     z = rng.normal(size=(50000, 3)) * 1.5
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
@@ -352,7 +358,7 @@ def test_ece_tells_calibrated_from_overconfident():
         assert reliability.expected_calibration_error(sharp, y, classwise=classwise) > 0.05
 
 
-def test_nll_and_brier():
+def test_nll_and_brier() -> None:
     p, y, _, rng = random_case(8)
     w = rng.random(len(y))
     for weights in (None, w):
@@ -365,7 +371,7 @@ def test_nll_and_brier():
 
 
 @pytest.mark.parametrize("measure", [reliability.nll, reliability.brier, reliability.expected_calibration_error])
-def test_logits_are_not_probabilities(measure):
+def test_logits_are_not_probabilities(measure: Callable[..., float]) -> None:
     with pytest.raises(ValueError, match="sum to 1"):
         measure([[3.0, -1.0]], [0])
 
@@ -373,7 +379,7 @@ def test_logits_are_not_probabilities(measure):
 # ---- groups
 
 
-def test_by_group():
+def test_by_group() -> None:
     p, y, lesions, rng = random_case(7)
     groups = rng.choice(["male", "female", ""], len(y)).astype(object)
     groups[5], groups[6], groups[7] = None, np.nan, "rare"
@@ -397,7 +403,7 @@ def test_by_group():
     assert np.isnan(rare.balanced_accuracy)
 
 
-def test_by_group_sorts_numbers_as_numbers():
+def test_by_group_sorts_numbers_as_numbers() -> None:
     p, y = np.eye(4)[[0, 1, 2, 3]], [0, 1, 2, 3]
     found = metrics.by_group(p, y, [1, 2, 3, 4], [100.0, np.nan, 5.0, 20.0])
     assert [g.name for g in found] == ["5.0", "20.0", "100.0", "missing"]
@@ -405,7 +411,7 @@ def test_by_group_sorts_numbers_as_numbers():
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
-def test_properties(data):
+def test_properties(data: st.DataObject) -> None:
     c, n = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 30))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     p = rng.dirichlet(np.ones(c), n).round(data.draw(st.integers(1, 6)))

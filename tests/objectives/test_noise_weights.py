@@ -42,7 +42,7 @@ def test_outputs_along_gives_the_slopes_of_any_loss() -> None:
     torch.testing.assert_close((of_logits * change).sum(1), slopes)
 
 
-def case(noise: float, seed: int = 0) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def case(noise: float, seed: int = 0) -> tuple[nn.Linear, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A linear model, 3 well separated and unbalanced classes with wrong labels, and 3 clean meta examples of each."""
     generator = torch.Generator().manual_seed(seed)
     centres = 2.5 * torch.eye(3, 6)

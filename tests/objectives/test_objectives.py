@@ -18,7 +18,7 @@ def objective_of(*overrides: str, examples: int = 20, classes: int = 3, steps: i
 
 
 @pytest.fixture
-def case() -> tuple[nn.Module, Batch]:
+def case() -> tuple[nn.Linear, Batch]:
     torch.manual_seed(0)
     x, meta_x = torch.randn(20, 5), torch.randn(6, 5)
     y = torch.arange(20) % 3
@@ -26,7 +26,7 @@ def case() -> tuple[nn.Module, Batch]:
 
 
 @pytest.mark.parametrize("sampler", ["shuffled", "balanced"])
-def test_plain_cross_entropy(case: tuple[nn.Module, Batch], sampler: str) -> None:
+def test_plain_cross_entropy(case: tuple[nn.Linear, Batch], sampler: str) -> None:
     model, batch = case
     objective = objective_of("objective=erm", f"objective.sampler={sampler}")
     loss, log = objective(model, batch)
@@ -34,7 +34,7 @@ def test_plain_cross_entropy(case: tuple[nn.Module, Batch], sampler: str) -> Non
     assert (objective.sampler, log) == (sampler, {})
 
 
-def test_reweighting_and_what_it_logs(case: tuple[nn.Module, Batch]) -> None:
+def test_reweighting_and_what_it_logs(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     losses, weights = reweighted_losses(model, batch.x, batch.y, batch.meta_x, batch.meta_y)
     loss, log = objective_of("objective=reweight")(model, batch)
@@ -53,7 +53,7 @@ def test_a_step_without_agreement_is_counted() -> None:
     assert (loss.item(), log["all_zero"].item(), log["effective_batch"].item()) == (0, 1, 0)
 
 
-def test_refresh_every_keeps_the_weights_between_refreshes(case: tuple[nn.Module, Batch]) -> None:
+def test_refresh_every_keeps_the_weights_between_refreshes(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     objective = objective_of("objective.refresh_every=3")
     exact = objective_of("objective=reweight")
@@ -74,7 +74,7 @@ def test_refresh_every_keeps_the_weights_between_refreshes(case: tuple[nn.Module
     assert objective(model, batch)[0].item() == pytest.approx(exact(model, batch)[0].item())  # the fourth is exact
 
 
-def test_an_example_that_was_never_weighed_is_weighed_at_once(case: tuple[nn.Module, Batch]) -> None:
+def test_an_example_that_was_never_weighed_is_weighed_at_once(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     objective = objective_of("objective.refresh_every=100", examples=40)
     objective(model, batch)
@@ -84,17 +84,17 @@ def test_an_example_that_was_never_weighed_is_weighed_at_once(case: tuple[nn.Mod
 
 
 @pytest.mark.parametrize("weights", ["finite_difference", "last_stage"])
-def test_cheaper_weights(case: tuple[nn.Module, Batch], weights: str) -> None:
+def test_cheaper_weights(case: tuple[nn.Linear, Batch], weights: str) -> None:
     """Of a linear model the last stage is the model, and the difference quotient nears the derivative."""
-    model, batch = case
-    model = nn.Sequential(model).double()
+    linear, batch = case
+    model = nn.Sequential(linear).double()
     batch = batch._replace(x=batch.x.double(), meta_x=batch.meta_x.double())
     loss, _ = objective_of(f"objective.weights={weights}")(model, batch)
     exact, _ = objective_of("objective=reweight")(model, batch)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-def test_reweighting_on_top_of_another_loss(case: tuple[nn.Module, Batch]) -> None:
+def test_reweighting_on_top_of_another_loss(case: tuple[nn.Linear, Batch]) -> None:
     """The slopes are of the training loss, the direction of the meta set's plain cross-entropy: by double backward."""
     model, batch = case
     model = model.double()
@@ -112,7 +112,7 @@ def test_reweighting_on_top_of_another_loss(case: tuple[nn.Module, Batch]) -> No
     assert objective(model, batch)[0].item() == pytest.approx((w * losses).sum().item(), rel=1e-10)
 
 
-def test_mixup_is_the_losses_of_both_labels_on_mixed_images(case: tuple[nn.Module, Batch]) -> None:
+def test_mixup_is_the_losses_of_both_labels_on_mixed_images(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     torch.manual_seed(3)
     loss, _ = objective_of("objective=mixup")(model, batch)
@@ -124,7 +124,7 @@ def test_mixup_is_the_losses_of_both_labels_on_mixed_images(case: tuple[nn.Modul
     assert loss.item() == pytest.approx(cross_entropy(model(mixed), soft).item(), rel=1e-5)
 
 
-def test_fine_tuning_takes_the_meta_set_alone_in_the_last_fifth(case: tuple[nn.Module, Batch]) -> None:
+def test_fine_tuning_takes_the_meta_set_alone_in_the_last_fifth(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     objective = objective_of("objective=fine_tune_meta", steps=10)
     losses = [objective(model, batch)[0].item() for _ in range(10)]
@@ -132,7 +132,7 @@ def test_fine_tuning_takes_the_meta_set_alone_in_the_last_fifth(case: tuple[nn.M
     assert losses[8:] == pytest.approx([cross_entropy(model(batch.meta_x), batch.meta_y).item()] * 2)
 
 
-def test_random_weights_look_like_weights_and_mean_nothing(case: tuple[nn.Module, Batch]) -> None:
+def test_random_weights_look_like_weights_and_mean_nothing(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     objective = objective_of("objective=random_weights")
     torch.manual_seed(0)
@@ -143,7 +143,7 @@ def test_random_weights_look_like_weights_and_mean_nothing(case: tuple[nn.Module
     assert np.sum(mean) == pytest.approx(20, rel=1e-5) and np.std(mean) < 0.2  # 1.2 / √100 each
 
 
-def test_each_images_mean_weight_is_kept(case: tuple[nn.Module, Batch]) -> None:
+def test_each_images_mean_weight_is_kept(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     objective = objective_of("objective=reweight", examples=30)
     expected = np.zeros(30)
@@ -162,7 +162,7 @@ def test_each_images_mean_weight_is_kept(case: tuple[nn.Module, Batch]) -> None:
     np.testing.assert_array_equal(again.example_weights(), found)
 
 
-def test_how_far_weights_swing_is_logged(case: tuple[nn.Module, Batch]) -> None:
+def test_how_far_weights_swing_is_logged(case: tuple[nn.Linear, Batch]) -> None:
     model, batch = case
     objective = objective_of("objective=reweight")
     first = objective(model, batch)[1]
@@ -177,7 +177,7 @@ def test_how_far_weights_swing_is_logged(case: tuple[nn.Module, Batch]) -> None:
     assert moved["class_swing"].item() == pytest.approx(shares.item(), rel=1e-4) and shares > 0.01
 
 
-def test_meta_weight_net_takes_the_step_that_double_backward_takes(case: tuple[nn.Module, Batch]) -> None:
+def test_meta_weight_net_takes_the_step_that_double_backward_takes(case: tuple[nn.Linear, Batch]) -> None:
     """The gradient of φ, through the virtual step, by autograd alone; then the weights that the new φ gives."""
     model, batch = case
     model = model.double()

@@ -120,7 +120,7 @@ class Doubled(torch.autograd.Function):
         return x * 2
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * 2
 
 
@@ -177,6 +177,8 @@ class HookChangesTheGradient(InPlaceBehindABack):
 
 
 class ReassignsABuffer(InPlaceBehindABack):
+    count: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros(1))
@@ -232,7 +234,8 @@ def test_what_has_no_rule_is_as_exact(make: Callable[[], nn.Module], shape: tupl
     torch.manual_seed(0)
     model = make().double()
     check(model, batches(*shape))
-    check(model.zero_grad() or model, batches(*shape))  # and again, by the way that is known now
+    model.zero_grad()
+    check(model, batches(*shape))  # and again, by the way that is known now
 
 
 def nodes(output: Tensor) -> int:
@@ -310,11 +313,13 @@ def test_bfloat16(name: str) -> None:
 def test_a_compiled_model_is_run_uncompiled() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, CLASSES)).double()
-    compiled = nn.Sequential(torch.compile(model[:3], backend="eager"), model[3])
+    part: Any = torch.compile(model[:3], backend="eager")
+    compiled = nn.Sequential(part, model[3])
     _, expected = reweighted_losses(copy.deepcopy(model), *batches(4))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "the weights come from")
-        losses, weights = reweighted_losses(torch.compile(compiled, backend="eager"), *batches(4))
+        whole: Any = torch.compile(compiled, backend="eager")
+        losses, weights = reweighted_losses(whole, *batches(4))
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
     (weights * losses).sum().backward()
     assert model[0].weight.grad is not None
@@ -353,6 +358,8 @@ def test_an_activation_that_a_model_keeps_is_a_plain_tensor_afterwards() -> None
 
 def test_in_place_products_of_mixed_precision() -> None:
     class Mixed(InPlaceBehindABack):
+        scale: nn.Parameter
+
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x.bfloat16())
             x *= torch.linspace(0.5, 1, 6) * self.scale

@@ -260,7 +260,10 @@ def test_weights_over_time_are_means_of_each_epoch() -> None:
 def test_the_verdict_follows_the_corrected_p_values_of_rows_with_enough_seeds() -> None:
     def row(name: str, seeds: int, *against: float) -> Row:
         """`against`: difference, low, high, the seeds that the reference has, too, and the corrected p-value."""
-        paired = Paired(*against[:3], int(against[3]), 0.01, against[4]) if against else None
+        paired = None
+        if against:
+            difference, low, high, common, p = against
+            paired = Paired(difference, low, high, int(common), 0.01, p)
         return Row(name, name, "clean", [{"seed": seed} for seed in range(seeds)], paired)
 
     rows = [

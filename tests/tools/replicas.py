@@ -90,11 +90,11 @@ def main() -> None:
                 executable_path=chromium,
                 args=["--no-sandbox", f"--host-resolver-rules=MAP {NAME} 127.0.0.1, MAP * ~NOTFOUND"],
             )
-            options = {
-                "ignore_https_errors": True,
-                "http_credentials": {"username": "any", "password": PASSWORD},
-            }
-            visits = [Visit(browser, f"https://{NAME}:{PORT}", **options) for _ in range(4)]
+            credentials = {"username": "any", "password": PASSWORD}
+            visits = [
+                Visit(browser, f"https://{NAME}:{PORT}", ignore_https_errors=True, http_credentials=credentials)
+                for _ in range(4)
+            ]
             before = [visit.give(pictures[0]) for visit in visits]
             print(f"{len(visits)} open pages answered, each with its own cookie")
 

@@ -47,7 +47,7 @@ class Client:
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
         """Sends a GET request, or with a body a POST request with JSON; returns status and body."""
         if body is None:
-            return self.send("GET", path, **headers)
+            return self.send("GET", path, None, **headers)
         return self.send("POST", path, json.dumps(body).encode(), content_type="application/json", **headers)
 
     def form(self, path: str, form: Form, **headers: str) -> tuple[int, str]:

@@ -31,7 +31,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.SiLU(), nn.Flatten(), nn.LazyLinear(7)).double()
 
 
-def data() -> tuple[torch.Tensor, ...]:
+def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     x, meta_x = (torch.randn(n, 3, 6, 6, generator=g).double() for n in (11, 5))
     return x, torch.arange(11) % 7, meta_x, torch.arange(5)
@@ -40,11 +40,11 @@ def data() -> tuple[torch.Tensor, ...]:
 def weigh(rank: int, world: int, folder: str) -> None:
     """One process: its part of an uneven batch and of an uneven meta batch."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    parts = [torch.tensor_split(t, world)[rank] for t in data()]
+    x, y, meta_x, meta_y = (torch.tensor_split(t, world)[rank] for t in data())
     model = network()
-    model(parts[0])
+    model(x)
     job = Job(rank, world, rank, dist.group.WORLD)
-    losses, weights = reweighted_losses(model, *parts, group=job.group)  # type: ignore[misc]
+    losses, weights = reweighted_losses(model, x, y, meta_x, meta_y, group=job.group)
     (weights * losses).sum().backward()
     job.add_gradients(model)
     torch.save((weights, [p.grad for p in model.parameters()]), f"{folder}/{rank}.pt")
@@ -55,7 +55,7 @@ def test_the_weights_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     mp.spawn(weigh, (2, str(tmp_path)), nprocs=2)
     model = network()
     model(data()[0])
-    losses, weights = reweighted_losses(model, *data())  # type: ignore[misc]
+    losses, weights = reweighted_losses(model, *data())
     (weights * losses).sum().backward()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     torch.testing.assert_close(torch.cat([w for w, _ in found]), weights, rtol=0, atol=1e-12)

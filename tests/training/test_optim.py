@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -27,14 +29,14 @@ def test_the_head_has_the_whole_rate_and_each_block_below_it_less() -> None:
     schedule = build_schedule(config, optimizer, 10)
     peaks = [0.0] * len(optimizer.param_groups)
     for _ in range(10):
-        peaks = [max(a, b) for a, b in zip(peaks, schedule.get_last_lr(), strict=True)]
+        peaks = [max(a, float(b)) for a, b in zip(peaks, schedule.get_last_lr(), strict=True)]
         optimizer.step()
         schedule.step()
     assert sorted(set(peaks)) == pytest.approx([0.25, 0.5, 1.0])  # the cycle is each group's own
 
 
 def test_the_moving_average_is_the_recurrence_written_out() -> None:
-    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)).double()
+    model: Any = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)).double()
     mean, expected = moving_average(model, 0.6), None
     for step in range(20):
         with torch.no_grad():
@@ -44,9 +46,10 @@ def test_the_moving_average_is_the_recurrence_written_out() -> None:
         mean.update_parameters(model)
         kept = min(0.6, (1 + step) / (10 + step))
         expected = 0.0 if expected is None else kept * expected + (1 - kept) * step**2
-    assert mean.module[0].weight.item() == pytest.approx(expected)
-    assert mean.module[1].num_batches_tracked.item() == 19
-    assert 0 < mean.module[1].running_mean.item() < 19
+    averaged: Any = mean.module
+    assert averaged[0].weight.item() == pytest.approx(expected)
+    assert averaged[1].num_batches_tracked.item() == 19
+    assert 0 < averaged[1].running_mean.item() < 19
 
 
 def test_the_views_are_the_symmetries_of_the_square() -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import pathlib
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,18 @@ HERE = pathlib.Path(__file__).parent
 PRIOR = np.array([1113, 6705, 514, 327, 1099, 115, 142]) / 10015
 
 
-def case(seed, n=120, decimals=4, classes=range(7), first="ISIC_0034524", weights=False):
+def case(
+    seed: int,
+    n: int = 120,
+    decimals: int = 4,
+    classes: Sequence[int] = range(7),
+    first: str = "ISIC_0034524",
+    weights: bool = False,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """A truth and a prediction table; few `decimals` make ties, in the largest value and along the ROC."""
     rng = np.random.default_rng(seed)
-    classes = np.array(classes)
-    labels = np.concatenate([classes, rng.choice(classes, n - len(classes), p=PRIOR[classes] / PRIOR[classes].sum())])
+    present = np.array(classes)
+    labels = np.concatenate([present, rng.choice(present, n - len(present), p=PRIOR[present] / PRIOR[present].sum())])
     rng.shuffle(labels)
     logits = rng.normal(size=(n, 7)) + 1.5 * np.eye(7)[labels]
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -38,7 +46,7 @@ def case(seed, n=120, decimals=4, classes=range(7), first="ISIC_0034524", weight
     return truth, pd.DataFrame(np.round(p, decimals), names, COLUMNS)
 
 
-def main():
+def main() -> None:
     cases = {
         "plain": case(0),
         "ties": case(1, decimals=1),
