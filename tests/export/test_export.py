@@ -131,7 +131,7 @@ def exported(model: nn.Module, backbone: str, size: int, folder: Path, every_vie
     return check(folder / "model.onnx", net, [rng.integers(0, 256, (60, 60 + i, 3), dtype=np.uint8) for i in range(7)])
 
 
-# one of each way of computing; the others were exported by hand (README), which takes minutes
+# one backbone per kind of architecture; the others were exported by hand (docs/model_file.md), which takes minutes
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny", "shufflenet_v2_x0_5", "alexnet"])
 def test_families_of_backbones_are_exported(backbone: str, tmp_path: Path) -> None:
