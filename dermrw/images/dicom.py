@@ -36,7 +36,7 @@ BY_PILLOW = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
 # all that a picture is read from (PS3.3, C.7.6.3); what isn't named here never leaves the file
 TAGS = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
-    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+    "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "ICCProfile", "OpticalPathSequence",
     *(f"{c}PaletteColorLookupTable{what}" for c in ("Red", "Green", "Blue") for what in ("Descriptor", "Data")),
 ]  # fmt: skip
 
@@ -66,7 +66,7 @@ def dicom_image(file: BinaryIO, name: object, most_pixels: int) -> Image.Image:
 
 
 def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
-    data = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS)
+    data = pydicom.dcmread(io.BytesIO(content), specific_tags=TAGS, force=content[128:132] != b"DICM")
     if "PixelData" not in data:
         raise UserError(f"the image {name} is a DICOM file without a picture")
     frames, samples, kind = int(data.get("NumberOfFrames") or 1), data.SamplesPerPixel, data.PhotometricInterpretation
@@ -87,16 +87,44 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
             # else the picture in it could be larger than it says, or gone over thousands of times: a bomb
             if inside.size != (width, height) or reason(frame, most_pixels):
                 raise ValueError(f"{inside.size}")
+            if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
+                # Whether a JPEG holds RGB or YCbCr is written in its markers and component names, which libjpeg reads.
+                # PhotometricInterpretation is often wrong about it.
+                return _with_profile(inside.convert("RGB"), data)
     elif syntax not in (*UNCOMPRESSED, RLELossless):
         raise UserError(f"the image {name} is a DICOM file in {syntax.name}, which isn't read here: save it as JPEG")
+    if syntax in UNCOMPRESSED and kind == "YBR_FULL_422" and len(data.PixelData) >= 3 * width * height:
+        raise UserError(
+            f"the image {name} is a DICOM file that states YBR_FULL_422 but holds three bytes a pixel, so its colours "
+            "are ambiguous: export it again as RGB"
+        )
     values, bits = pixel_array(data, index=0), int(data.BitsStored)
     if kind == "PALETTE COLOR":
         values = apply_color_lut(values, data)
         bits = 8 * values.dtype.itemsize
+        if bits == 16 and _eight_bit_palette(data):
+            values, bits = values.astype(np.uint8), 8
     if bits == 8 and values.dtype == np.uint8:
-        return Image.fromarray(values)
+        return _with_profile(Image.fromarray(values), data)
     if values.dtype.kind != "u" or bits > 16:
         raise ValueError(f"{values.dtype} of {bits} bits")
     # by a table: arithmetic would take eight bytes a value, gigabytes for the largest picture
     table = np.minimum(np.arange(2 ** (8 * values.dtype.itemsize), dtype=np.int64) * 255 // (2**bits - 1), 255)
-    return Image.fromarray(table.astype(np.uint8)[values])
+    return _with_profile(Image.fromarray(table.astype(np.uint8)[values]), data)
+
+
+def _eight_bit_palette(data: pydicom.Dataset) -> bool:
+    """Whether a palette in 16-bit words holds 8-bit values, by its descriptor or by all of its values."""
+    values = [np.frombuffer(data[f"{c}PaletteColorLookupTableData"].value, "u1") for c in ("Red", "Green", "Blue")]
+    described = all(int(data[f"{c}PaletteColorLookupTableDescriptor"].value[2]) == 8 for c in ("Red", "Green", "Blue"))
+    # the high bytes are all zero at the odd places in one byte order, or at the even ones in the other
+    return described or not any(v[1::2].any() for v in values) or not any(v[::2].any() for v in values)
+
+
+def _with_profile(image: Image.Image, data: pydicom.Dataset) -> Image.Image:
+    """The picture with its ICC profile, of the optical path or of the image itself (PS3.3, C.11.15 and C.8.12.5)."""
+    paths = data.get("OpticalPathSequence") or []
+    profile = data.get("ICCProfile") or (paths[0].get("ICCProfile") if len(paths) else None)
+    if profile:
+        image.info["icc_profile"] = bytes(profile)
+    return image

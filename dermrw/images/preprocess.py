@@ -1,6 +1,6 @@
 """The evaluation pixels: the one way from a picture to the network's input. No torch in here.
 
-A picture is turned upright by its EXIF orientation, converted to 8-bit RGB, resized with an antialiased
+A picture is turned upright by its EXIF orientation, converted to 8-bit sRGB, resized with an antialiased
 bilinear filter (Pillow's) so that its shorter side is `size`, and cut to the `size` × `size` square in its middle.
 Resizing without antialiasing differs from this by up to 163 grey levels, so nothing else may resize.
 """
@@ -17,14 +17,19 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.images.bombs import of_tiff, reason
+from dermrw.images.colour import png_cicp, to_srgb
+from dermrw.images.formats import HEAD, format_of
+from dermrw.images.tiff import choose_page, sixteen_bits
 
 # ImageNet's statistics, with which every backbone of torchvision was trained (RGB, in units of 1/255)
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm"}
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")  # Pillow's others are rare here, and some call other programs
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".heic", ".avif"}
+# Pillow's other formats are rare here, and some call other programs; pi_heif adds HEIF
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "AVIF")
 MOST_PIXELS = 50_000_000  # more than dermatoscopes have; what says so with a few bytes is a decompression bomb
+SAVE_AS = "save it as JPEG or PNG"
 LEAST_SIDE = 16  # pixels; on less no lesion can be seen
 MOST_EXIF_TEXT = 200_000  # characters of EXIF that ImageMagick writes into a PNG's texts as hexadecimal digits
 MOST_ELONGATED = 10  # longer side over shorter
@@ -59,14 +64,31 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB picture: EXIF applied, transparency laid on white, 16 bits scaled to 8."""
+    """An upright 8-bit sRGB picture: EXIF applied, colours converted, transparency laid on white, 16 bits scaled to 8.
+
+    Returns:
+        The picture in mode RGB. `info` is empty, or holds `notes`, a list of sentences for the user.
+    """
+    notes: list[str] = list(image.info.get("notes", []))
+    file_format, cicp = image.format, image.info.get("cicp")
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit grey at 255 when converting, which would turn the picture white
         values = np.asarray(image)
         if values.dtype != np.uint16:
             values = values.clip(0, 65535).astype(np.uint16)
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray((values // 257).astype(np.uint8))
+    else:
+        image.format = file_format  # lost by turning; says where the colour space may be stated
+        image, note = to_srgb(image, cicp)
+        notes += [note] if note else []
+    image = _on_white(image)
+    image.info = {"notes": notes} if notes else {}
+    return image
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The picture in mode RGB, transparency laid on white."""
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -87,23 +109,89 @@ def _open(source: Any) -> Iterator[Image.Image]:
         with open_regular(source) as file, _open(file) as image:
             yield image
     elif hasattr(source, "read"):
-        head = source.read(132)
-        source.seek(0)
-        if head[128:] == b"DICM":  # PS3.10, 7.1
-            from dermrw.images.dicom import dicom_image  # pydicom takes its time to be imported
-
-            yield dicom_image(source, getattr(source, "name", None) or "given", MOST_PIXELS)
-            return
-        if head[:2] in (b"\xff\xd8", b"II", b"MM", b"BM") and (wrong := reason(source.read(), MOST_PIXELS)):
-            raise UserError(f"the image {getattr(source, 'name', None) or 'given'} {wrong}: it isn't opened")
-        source.seek(0)
-        with Image.open(source, formats=FORMATS) as image:
+        with _open_file(source, getattr(source, "name", None) or "given") as image:
             yield image
     else:
         raise UserError(
             f"a picture is a path, a file opened in binary mode, a PIL image or an array uint8 [H, W, 3], not "
             f"{type(source).__name__}"
         )
+
+
+@contextmanager
+def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
+    """An undecoded picture from an open file, by its content and not by its name.
+
+    Raises:
+        UserError: it is a decompression bomb, an animation, a TIFF of several pages, or a format that is not read.
+    """
+    head = file.read(HEAD)
+    file.seek(0)
+    kind = format_of(head) or ""
+    if kind.startswith("foreign "):
+        raise UserError(f"the image {name} is a {kind.removeprefix('foreign ')} file, which is not read: {SAVE_AS}")
+    if kind == "DICOM":
+        from dermrw.images.dicom import dicom_image  # pydicom takes its time to be imported
+
+        yield dicom_image(file, name, MOST_PIXELS)
+        return
+    content = file.read() if kind in ("JPEG", "TIFF", "BMP", "PNG") else b""
+    file.seek(0)
+    if kind in ("JPEG", "TIFF", "BMP") and (wrong := reason(content, MOST_PIXELS)):
+        raise UserError(f"the image {name} {wrong}: it isn't opened")
+    formats: tuple[str, ...] = FORMATS
+    if kind == "HEIC":
+        import pi_heif  # needed by few pictures
+
+        pi_heif.register_heif_opener(thumbnails=False)
+        formats = ("HEIF",)
+    with _opened(file, formats, kind) as image:
+        check_size(image, name)
+        if kind == "TIFF":
+            choose_page(image, name)
+            check_size(image, name)
+            if (read := sixteen_bits(image, content, name)) is not None:
+                eight_bits, note = read
+                eight_bits.info = {**image.info, "notes": [note] if note else []}
+                eight_bits.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+                yield eight_bits
+                return
+        elif kind in ("PNG", "WebP", "AVIF") and (pictures := getattr(image, "n_frames", 1)) > 1:
+            raise UserError(f"the image {name} is an animation of {pictures} pictures: save the one that is meant")
+        if kind == "PNG" and (cicp := png_cicp(content)) is not None:
+            image.info["cicp"] = cicp
+        yield image
+
+
+def _opened(file: BinaryIO, formats: tuple[str, ...], kind: str) -> Image.Image:
+    """The file as Pillow opens it.
+
+    Raises:
+        ValueError: it begins like a picture and is damaged.
+        UnidentifiedImageError: it is no picture.
+    """
+    try:
+        return Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        if kind:
+            raise ValueError(f"it begins like {kind}, but its header cannot be read") from None
+        raise
+
+
+def check_size(image: Image.Image, name: object) -> None:
+    """Refuse a picture whose size or shape no photograph of a lesion has, before it is decoded.
+
+    Raises:
+        UserError: it is too large, too small, or too elongated.
+    """
+    width, height = image.size
+    described = f"the image {name} has {width} × {height} pixels"
+    if width * height > MOST_PIXELS:
+        raise UserError(f"{described}, more than {MOST_PIXELS:,}: shrink it")
+    if min(width, height) < LEAST_SIDE:
+        raise UserError(f"{described}, too few to show a lesion: take a larger copy of it")
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise UserError(f"{described}, too long and narrow for a photograph: is it one?")
 
 
 def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Image.Image:
@@ -115,14 +203,7 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
     name = source if isinstance(source, str | Path) else getattr(source, "name", None) or "given"
     try:
         with _open(source) as image:
-            width, height = image.size
-            said = f"the image {name} has {width} × {height} pixels"
-            if width * height > MOST_PIXELS:
-                raise UserError(f"{said}, more than {MOST_PIXELS:,}: shrink it")
-            if min(width, height) < LEAST_SIDE:
-                raise UserError(f"{said}, too few to show a lesion: take a larger copy of it")
-            if max(width, height) > MOST_ELONGATED * min(width, height):
-                raise UserError(f"{said}, too long and narrow for a photograph: is it one?")
+            check_size(image, name)
             if image.mode == "F":
                 raise UserError(f"the image {name} holds floating-point numbers: save it with 8 or 16 bits a channel")
             return to_rgb(image)
@@ -132,7 +213,7 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
         raise UserError(f"{name} is a folder, not an image") from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{name} is not an image in a format that is known (JPEG, PNG, TIFF, WebP, BMP, DICOM)"
+            f"{name} is not an image in a format that is known (JPEG, PNG, TIFF, WebP, BMP, HEIC, AVIF, DICOM)"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"the image {name} has more than {MOST_PIXELS:,} pixels: shrink it") from None

@@ -35,7 +35,7 @@ def test_tags_that_share_their_bytes(order: str, big: bool) -> None:
     tracemalloc.start()
     # Pillow knows no big-endian BigTIFF
     with pytest.raises(
-        UserError, match="not an image|tags that" if big and order == ">" else "tags that lie in the same"
+        UserError, match="not an image|tags that|its header cannot be read" if big and order == ">" else "tags that lie in the same"
     ):
         read_image(io.BytesIO(bomb))
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
@@ -90,9 +90,10 @@ def test_a_tiff_of_jpegs() -> None:
     assert moved != content
     with pytest.raises(UserError, match="too many times"):
         read_image(io.BytesIO(moved + many))
-    # what other pages hold is no scan of the first
+    # the scans of other pages do not count as the first page's: it is refused for its pages, not as a bomb
     pages = saved(picture(), "TIFF", compression="jpeg", save_all=True, append_images=[picture()] * 60)
-    assert read_image(pages).size == (60, 45)
+    with pytest.raises(UserError, match="a TIFF of 61 pages"):
+        read_image(pages)
 
 
 @pytest.mark.parametrize("start", [b"MM*\0", b"II\0*", b"MM\0+", b"MM\0*", b"II*\0"])

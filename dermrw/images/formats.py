@@ -1,0 +1,77 @@
+"""Recognise a picture's format by its first bytes, not by its file name. No torch."""
+
+from typing import Literal
+
+HEAD = 160  # bytes that `format_of` needs
+
+# Formats that are read (`preprocess.read_image`)
+Readable = Literal["JPEG", "PNG", "TIFF", "WebP", "BMP", "DICOM", "HEIC", "AVIF"]
+
+TIFF_HEADS = tuple(mark + number for mark in (b"II", b"MM") for number in (b"*\0", b"\0*", b"+\0", b"\0+"))
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"}
+AVIF_BRANDS = {b"avif", b"avis"}
+
+# Pictures of other kinds, which are named as unreadable and not skipped
+FOREIGN: dict[bytes, str] = {
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"8BPS": "Photoshop",
+    b"FUJIFILMCCD-RAW": "camera raw",
+    b"IIRO": "camera raw",
+    b"IIU\0": "camera raw",
+}
+# TIFF's header is also that of raw files, which name themselves a few bytes later
+CANON_RAW = b"CR\x02\0"
+
+
+def format_of(head: bytes) -> str | None:
+    """The format of the picture that begins with these bytes, at least `HEAD` of them if the file has as many.
+
+    Returns:
+        One of `Readable`; or `foreign` and the name of a picture format that is not read, such as `foreign GIF`; None
+        if the bytes begin no picture.
+    """
+    if head[128:132] == b"DICM" or _is_bare_dicom(head):
+        return "DICOM"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head[:4] in TIFF_HEADS:
+        return "foreign camera raw" if head[8:12] == CANON_RAW else "TIFF"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[:2] == b"BM" and head[14:18] in {bytes([n, 0, 0, 0]) for n in (12, 40, 52, 56, 64, 108, 124)}:
+        return "BMP"
+    if head[4:8] == b"ftyp":
+        return _iso_media(head)
+    for magic, name in FOREIGN.items():
+        if head.startswith(magic):
+            return f"foreign {name}"
+    return None
+
+
+def _iso_media(head: bytes) -> str | None:
+    """HEIC and AVIF share their container with videos: the brands tell them apart (ISO 14496-12, 4.3)."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    brands = [head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))]
+    if AVIF_BRANDS & set(brands):
+        return "AVIF"
+    if HEIF_BRANDS & set(brands):
+        return "HEIC"
+    return "foreign Canon raw" if head[8:12] == b"crx " else None
+
+
+def _is_bare_dicom(head: bytes) -> bool:
+    """Whether the bytes begin a DICOM data set without the preamble of part 10, as old archives write it."""
+    group, element = head[:2], int.from_bytes(head[2:4], "little")
+    if group not in (b"\x08\0", b"\x02\0") or element > 0x1200 or len(head) < 12:
+        return False
+    if head[4:6] in (b"UL", b"UI", b"OB", b"CS", b"DA", b"TM", b"LO", b"SH"):
+        return True
+    # implicit: a length follows; the group length has 4 bytes, a UID or a code string at most 64
+    return group == b"\x08\0" and element in (0, 1, 5, 8, 0x16) and 0 < int.from_bytes(head[4:8], "little") <= 64
