@@ -1,0 +1,174 @@
+"""Colours: the same picture in other colour spaces gives the same sRGB pixels."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.images.colour import (
+    ADOBE_GAMMA,
+    ADOBE_RGB,
+    PRIMARIES,
+    Chromaticities,
+    _adapt,
+    _to_xyz,
+    by_primaries,
+    png_cicp,
+)
+from dermrw.images.preprocess import read_image
+
+P3 = PRIMARIES[12]
+PROPHOTO: Chromaticities = (0.3457, 0.3585, 0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001)
+
+
+def lesion() -> np.ndarray:
+    return draw_lesion("mel", np.random.default_rng(3), np.random.default_rng(4), 90, 120)
+
+
+def icc(primaries: Chromaticities, gamma: float) -> bytes:
+    """A matrix profile of version 2, as ICC.1:2001-04 lays it out, written by hand."""
+    d50 = np.array([0.9642, 1.0, 0.8249])
+    xy = lambda x, y: np.array([x / y, 1.0, (1 - x - y) / y])  # noqa: E731
+    white = xy(*primaries[:2])
+    bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    adapt = np.linalg.inv(bradford) @ np.diag((bradford @ d50) / (bradford @ white)) @ bradford
+    columns = np.stack([xy(*primaries[n : n + 2]) for n in (2, 4, 6)], 1)
+    columns = adapt @ (columns * np.linalg.solve(columns, white))
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(values: np.ndarray) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(11 + 67)
+    tags = [(b"desc", text), (b"cprt", b"text\0\0\0\0none\0"), (b"wtpt", xyz(d50))]
+    tags += [(name, xyz(columns[:, n])) for n, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))]
+    tags += [(name, curve) for name in (b"rTRC", b"gTRC", b"bTRC")]
+    at, table, body = 132 + 12 * len(tags), b"", b""
+    for name, content in tags:
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">II", at + len(body), len(content))
+        body += content
+    head = struct.pack(">I4sI4s4s4s12s4s", 0, b"", 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"", b"acsp")
+    head = head.ljust(68, b"\0") + b"".join(map(number, d50)) + bytes(48)
+    whole = head + struct.pack(">I", len(tags)) + table + body
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+def stored_as(pixels: np.ndarray, primaries: Chromaticities, gamma: float) -> Image.Image:
+    """sRGB pixels as a file of other primaries stores them, in float64: the inverse of what is tested."""
+    v = pixels / 255
+    light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    matrix = (
+        np.linalg.inv(_to_xyz(primaries)) @ np.linalg.inv(_adapt((primaries[0], primaries[1]))) @ _to_xyz(PRIMARIES[1])
+    )
+    return Image.fromarray((255 * (light @ matrix.T).clip(0, 1) ** (1 / gamma)).round().astype(np.uint8))
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def difference(image: Image.Image, pixels: np.ndarray) -> float:
+    return float(np.abs(np.asarray(image, dtype=int) - pixels).mean())
+
+
+@pytest.mark.parametrize(("primaries", "gamma"), [(P3, 2.19921875), (ADOBE_RGB, ADOBE_GAMMA), (PROPHOTO, 1.80078125)])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
+def test_the_same_colours_by_an_embedded_profile(kind: str, primaries: Chromaticities, gamma: float) -> None:
+    pixels = lesion()
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100}}
+    other = stored_as(pixels, primaries, gamma)
+    file = saved(other, kind, icc_profile=icc(primaries, gamma), **options.get(kind, {}))
+    image = read_image(file)
+    assert difference(image, pixels) < (2.0 if kind in ("JPEG", "AVIF") else 1.0)
+    assert difference(other, pixels) > 1.5  # the profile made a difference
+    assert not image.info
+
+
+def test_a_profile_of_srgb_changes_no_pixel() -> None:
+    pixels = lesion()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert difference(read_image(saved(Image.fromarray(pixels), "PNG", icc_profile=profile)), pixels) == 0
+
+
+@pytest.mark.parametrize("profile", [b"nonsense", icc(P3, 2.2)[:200], b"\0" * 5_000_000])
+def test_a_broken_profile_is_ignored_with_a_note(profile: bytes) -> None:
+    pixels = lesion()
+    image = read_image(saved(Image.fromarray(pixels), "TIFF", icc_profile=profile))
+    assert difference(image, pixels) == 0
+    assert image.info["notes"] == ["its colour profile is damaged or does not fit and was ignored"]
+
+
+def test_a_profile_of_another_mode_is_ignored_with_a_note() -> None:
+    grey = Image.fromarray(lesion()).convert("L")
+    assert "does not fit" in read_image(saved(grey, "PNG", icc_profile=icc(P3, 2.2))).info["notes"][0]
+
+
+def test_transparency_is_kept_beside_a_profile() -> None:
+    pixels = lesion()
+    other = stored_as(pixels, P3, 2.19921875).convert("RGBA")
+    other.putalpha(Image.new("L", other.size, 255))
+    other.paste((0, 0, 0, 0), (0, 0, 10, 10))
+    image = read_image(saved(other, "PNG", icc_profile=icc(P3, 2.19921875)))
+    assert image.getpixel((4, 4)) == (255, 255, 255)
+    assert np.abs(np.asarray(image, dtype=int) - pixels)[20:, 20:].mean() < 1
+
+
+def test_adobe_rgb_by_exif_alone() -> None:
+    pixels = lesion()
+    exif = Image.Exif()
+    exif[0xA005] = {1: "R03"}
+    other = stored_as(pixels, ADOBE_RGB, ADOBE_GAMMA)
+    image = read_image(saved(other, "JPEG", quality=100, subsampling=0, exif=exif))
+    assert difference(image, pixels) < 2 < difference(other, pixels)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_chunks(image: Image.Image, *chunks: bytes) -> io.BytesIO:
+    content = saved(image, "PNG").getvalue()
+    return io.BytesIO(content[:33] + b"".join(chunks) + content[33:])  # after the signature and IHDR
+
+
+def test_a_png_that_states_its_primaries_in_chunks() -> None:
+    pixels = lesion()
+    chrm = chunk(b"cHRM", struct.pack(">8I", *(round(v * 100_000) for v in ADOBE_RGB)))
+    gama = chunk(b"gAMA", struct.pack(">I", round(100_000 / ADOBE_GAMMA)))
+    other = stored_as(pixels, ADOBE_RGB, ADOBE_GAMMA)
+    # a gamma of 1/2.2 stands for sRGB's curve, which differs a little from it
+    assert difference(read_image(with_chunks(other, gama, chrm)), pixels) < 2.5
+    srgb = chunk(b"sRGB", b"\0")
+    assert difference(read_image(with_chunks(Image.fromarray(pixels), srgb, gama, chrm)), pixels) == 0
+
+
+def test_a_png_with_cicp() -> None:
+    pixels = lesion()
+    v = pixels / 255
+    light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    light = (light @ (np.linalg.inv(_to_xyz(P3)) @ _to_xyz(PRIMARIES[1])).T).clip(0, 1)
+    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    other = Image.fromarray((255 * curve).round().astype(np.uint8))
+    file = with_chunks(other, chunk(b"cICP", bytes([12, 13, 0, 1])))
+    assert png_cicp(file.getvalue()) == (12, 13)
+    assert difference(read_image(file), pixels) < 1
+    unknown = read_image(with_chunks(other, chunk(b"cICP", bytes([9, 16, 0, 1]))))  # HDR
+    assert "not known here" in unknown.info["notes"][0]
+
+
+def test_white_stays_white_and_grey_grey() -> None:
+    ramp = np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[None, :, None], 3, 2)
+    for primaries in (P3, ADOBE_RGB, PROPHOTO):
+        found = np.asarray(by_primaries(Image.fromarray(ramp), primaries, None), dtype=int)
+        assert np.abs(found - ramp).max() <= 1

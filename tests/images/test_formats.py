@@ -1,0 +1,92 @@
+"""A picture's format is recognised by its content."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.errors import UserError
+from dermrw.images.formats import HEAD, format_of
+from dermrw.images.preprocess import read_image
+
+
+def lesion() -> Image.Image:
+    return Image.fromarray(draw_lesion("bcc", np.random.default_rng(1), np.random.default_rng(2), 90, 120))
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("JPEG", "JPEG"),
+        ("PNG", "PNG"),
+        ("TIFF", "TIFF"),
+        ("WEBP", "WebP"),
+        ("BMP", "BMP"),
+        ("AVIF", "AVIF"),
+        ("MPO", "JPEG"),
+    ],
+)
+def test_every_readable_format(kind: str, name: str) -> None:
+    file = saved(lesion(), kind)
+    assert format_of(file.read(HEAD)) == name
+    file.seek(0)
+    assert np.abs(np.asarray(read_image(file), dtype=int) - np.asarray(lesion(), dtype=int)).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"\0" * HEAD, b"image,label\n" * 20, b"BM is no bitmap" * 20, b"\x08\0text" * 30, b"%PDF-1.7"]
+)
+def test_what_is_no_picture(head: bytes) -> None:
+    assert format_of(head) is None
+
+
+def test_a_format_that_is_not_read_is_named() -> None:
+    with pytest.raises(UserError, match="is a GIF file, which is not read: save it as JPEG or PNG"):
+        read_image(saved(lesion(), "GIF"))
+    with pytest.raises(UserError, match="is a JPEG 2000 file"):
+        read_image(saved(lesion(), "JPEG2000"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
+def test_an_animation_is_refused(kind: str) -> None:
+    with pytest.raises(UserError, match="an animation of 2 pictures"):
+        read_image(saved(lesion(), kind, save_all=True, append_images=[lesion().rotate(90)]))
+
+
+def test_a_heic_file_that_is_cut_short() -> None:
+    head = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 400
+    assert format_of(head) == "HEIC"
+    with pytest.raises(UserError, match="damaged or unreadable"):
+        read_image(io.BytesIO(head))
+
+
+def test_pages_of_a_tiff() -> None:
+    with pytest.raises(UserError, match="a TIFF of 2 pages"):
+        read_image(saved(lesion(), "TIFF", save_all=True, append_images=[lesion().rotate(90)]))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize(("top", "note"), [(65535, None), (4095, "its 16-bit values use 12 bits alone")])
+def test_sixteen_bits(planar: str, top: int, note: str | None) -> None:
+    import tifffile
+
+    pixels = np.asarray(lesion(), dtype=np.float64)
+    values = (pixels / 255 * top).round().astype(np.uint16)
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file, values if planar == "contig" else np.moveaxis(values, 2, 0), photometric="rgb", planarconfig=planar
+    )
+    file.seek(0)
+    image = read_image(file)
+    assert np.abs(np.asarray(image, dtype=int) - pixels).max() <= 1
+    assert (note is None) == (not image.info)
+    assert note is None or image.info["notes"][0].startswith(note)
