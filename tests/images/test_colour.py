@@ -127,7 +127,7 @@ def test_transparency_is_kept_beside_a_profile() -> None:
 def test_adobe_rgb_by_exif_alone() -> None:
     pixels = lesion()
     exif = Image.Exif()
-    exif[0xA005] = {1: "R03"}
+    exif[0x8769] = {0xA005: {1: "R03"}}
     other = stored_as(pixels, ADOBE_RGB, ADOBE_GAMMA)
     image = read_image(saved(other, "JPEG", quality=100, subsampling=0, exif=exif))
     assert difference(image, pixels) < 2 < difference(other, pixels)
