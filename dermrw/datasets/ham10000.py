@@ -14,7 +14,7 @@ import pandas as pd
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError, first_of
 from dermrw.files import expand_home, open_regular, walk
-from dermrw.images.preprocess import IMAGE_SUFFIXES
+from dermrw.images.formats import IMAGE_SUFFIXES
 
 TABLE_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "path"]
 # from the terms of ISIC's lesion groupings to HAM10000's dx_type

@@ -1,6 +1,10 @@
 """Recognise a picture's format by its first bytes, not by its file name. No torch."""
 
+from pathlib import Path
 from typing import Literal
+
+from dermrw.errors import UserError
+from dermrw.files import open_regular
 
 HEAD = 160  # bytes that `format_of` needs
 
@@ -53,6 +57,32 @@ def format_of(head: bytes) -> str | None:
         if head.startswith(magic):
             return f"foreign {name}"
     return None
+
+
+# Suffixes of pictures, for files whose content says nothing
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".webp", ".bmp"),
+    *(".dcm", ".dicom", ".heic", ".heif", ".avif"),
+}
+DICOM_DIRECTORY = b"1.2.840.10008.1.3.10"  # the media storage class of a DICOMDIR, which lists a disc's files (PS3.3, F)
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file in a folder is meant to be a picture: by its content or, if that is unknown, by its suffix.
+
+    Hidden files and a disc's DICOMDIR are not. A file that cannot be opened counts by its suffix.
+    """
+    if path.name.startswith("."):
+        return False
+    try:
+        with open_regular(path) as file:
+            head = file.read(1024)
+    except (OSError, UserError):
+        head = b""
+    kind = format_of(head)
+    if kind == "DICOM" and DICOM_DIRECTORY in head:
+        return False
+    return kind is not None or path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _iso_media(head: bytes) -> str | None:

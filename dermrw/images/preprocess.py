@@ -25,7 +25,6 @@ from dermrw.images.tiff import choose_page, sixteen_bits
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".dcm", ".heic", ".avif"}
 # Pillow's other formats are rare here, and some call other programs; pi_heif adds HEIF
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "AVIF")
 MOST_PIXELS = 50_000_000  # more than dermatoscopes have; what says so with a few bytes is a decompression bomb

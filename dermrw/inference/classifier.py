@@ -37,6 +37,7 @@ class NetworkInput(NamedTuple):
     pixels: npt.NDArray[np.uint8]  # [size, size, 3]
     width: int
     height: int
+    notes: tuple[str, ...] = ()  # for the user, such as `its colour profile is damaged … and was ignored`
 
 
 class Explanation(NamedTuple):
@@ -47,6 +48,7 @@ class Explanation(NamedTuple):
     embedding: npt.NDArray[np.float32]  # [D]
     pixels: npt.NDArray[np.uint8]  # [size, size, 3]: the network's input
     verdict: Verdict  # refusal, prediction set, triage
+    notes: tuple[str, ...] = ()  # on how the picture was read, for the user
 
 
 def _providers(device: str) -> list[str]:
@@ -139,7 +141,9 @@ class Classifier:
         network_input = self.prepare(picture)
         probabilities, activation_map, embedding, checks = self.run(network_input.pixels[None], *OUTPUTS)
         image_verdict = verdict(probabilities[0], checks[0], network_input.width, network_input.height, self.info)
-        return Explanation(probabilities[0], activation_map[0], embedding[0], network_input.pixels, image_verdict)
+        return Explanation(
+            probabilities[0], activation_map[0], embedding[0], network_input.pixels, image_verdict, network_input.notes
+        )
 
     def prepare(self, picture: Picture) -> NetworkInput:
         """The network's input for a picture, and the picture's size.
@@ -148,7 +152,8 @@ class Classifier:
             UserError: the picture can't be read.
         """
         image = read_image(picture)
-        return NetworkInput(evaluation_pixels(image, self.info.size), *image.size)
+        notes = tuple(image.info.get("notes", ()))
+        return NetworkInput(evaluation_pixels(image, self.info.size), *image.size, notes)
 
     def pixels(self, picture: Picture) -> npt.NDArray[np.uint8]:
         """The network's input for a picture, uint8 `[size, size, 3]`."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
 from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError, first_of
 from dermrw.files import csv_text, open_regular, predictions_csv, require_writable, walk, write_atomic
-from dermrw.images.preprocess import IMAGE_SUFFIXES
+from dermrw.images.formats import is_image_file
 from dermrw.inference.classifier import BATCH, Classifier, NetworkInput
 from dermrw.inference.lesion import combine_images
 from dermrw.inference.model_file import ModelInfo
@@ -28,34 +29,40 @@ class InputFiles(NamedTuple):
 
     images: dict[str, Path]  # by id: the file name without its suffix
     misnamed: dict[Path, UserError]  # images whose names cannot be ids
-    skipped: int  # files in folders that are not images by their suffix
+    skipped: list[Path]  # files in folders that are not images by their content
 
 
 def image_id(path: Path) -> str:
     """The file name without its suffix, as UTF-8, the encoding of the CSV, in any locale.
 
+    A suffix begins with a letter: the names of an archive's files are often UIDs such as 1.2.840.7, without a suffix.
+
     Raises:
         UserError: the name isn't UTF-8.
     """
+    name = path.stem if re.fullmatch(r"\.[A-Za-z]\w{1,5}", path.suffix) else path.name
     try:
-        path.stem.encode()
-        return path.stem
+        name.encode()
+        return name
     except UnicodeEncodeError:
         try:
-            return os.fsencode(path.stem).decode()  # in an ASCII locale
+            return os.fsencode(name).decode()  # in an ASCII locale
         except UnicodeError:
             raise UserError(f"the name of the image {path} is not UTF-8, the encoding of the CSV: rename it") from None
 
 
 def find_images(paths: Iterable[Path]) -> InputFiles:
-    """Images among files and, recursively, in folders. A file named by itself is read whatever its suffix.
+    """Images among files and, recursively, in folders.
+
+    In a folder a file is an image by its content, or, if its content is unknown, by its suffix: then it is damaged, and
+    reading it gives an error that names it. A file named by itself is read in any case.
 
     Raises:
         UserError: a path is absent, or two files have the same id.
     """
     images: dict[str, Path] = {}
     misnamed: dict[Path, UserError] = {}
-    skipped = 0
+    skipped: list[Path] = []
 
     def add(path: Path) -> None:
         try:
@@ -70,10 +77,10 @@ def find_images(paths: Iterable[Path]) -> InputFiles:
     for path in paths:
         if path.is_dir():
             for file in sorted(walk(path)):
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+                if is_image_file(file):
                     add(file)
                 else:
-                    skipped += 1
+                    skipped.append(file)
         elif path.exists():
             add(path)
         else:
@@ -144,6 +151,7 @@ def _classify(classifier: Classifier, images: dict[str, Path]) -> Classified:
     ids: list[str] = []
     sizes: list[tuple[int, int]] = []  # width and height
     unreadable: list[UserError] = []
+    notes: list[str] = []
     outputs = [(np.zeros((0, len(classifier.info.codes)), np.float32), np.zeros((0, len(CHECKS)), np.float32))]
     batch: list[npt.NDArray[np.uint8]] = []
 
@@ -159,6 +167,7 @@ def _classify(classifier: Classifier, images: dict[str, Path]) -> Classified:
             unreadable.append(network_input)
             continue
         ids.append(name)
+        notes += [f"image {name}: {note}" for note in network_input.notes]
         sizes.append((network_input.width, network_input.height))
         batch.append(network_input.pixels)
         if len(batch) == BATCH:
@@ -167,7 +176,7 @@ def _classify(classifier: Classifier, images: dict[str, Path]) -> Classified:
     probabilities, checks = (np.concatenate(parts).astype(np.float64) for parts in zip(*outputs, strict=True))
     rows = zip(probabilities, checks, sizes, strict=True)
     verdicts = [verdict(p, image_checks, *size, classifier.info) for p, image_checks, size in rows]
-    return Classified(ids, probabilities, verdicts, unreadable)
+    return Classified(ids, probabilities, verdicts, unreadable, notes)
 
 
 def _combine_lesions(classified: Classified, lesion_of: dict[str, str], info: ModelInfo) -> tuple[Classified, int]:
@@ -240,7 +249,7 @@ def predict(
     for file in (out, decisions_out):
         _require_output(file, sources)
     if not inputs.images and not inputs.misnamed:
-        raise UserError(f"there is no image at {', '.join(map(str, paths))} ({inputs.skipped} other files)")
+        raise UserError(f"there is no image at {', '.join(map(str, paths))} ({len(inputs.skipped)} other files)")
     ids = list(inputs.images)
     lesion_of = dict(zip(ids, read_lesions(lesions, ids), strict=True)) if lesions else {}
     print(
@@ -267,7 +276,8 @@ def predict(
         rule = {"mean": "mean", "geometric": "geometric mean"}[info.lesion_rule]
         summary += f", {combined:,} lesions combined by their {rule}"
     if inputs.skipped:
-        summary += f"; {inputs.skipped:,} files that aren't images skipped"
+        names = first_of([path.name for path in inputs.skipped])
+        summary += f"; {len(inputs.skipped):,} files that aren't images skipped ({names})"
     print(summary)
     refused = sum(image_verdict.refused is not None for image_verdict in classified.verdicts)
     print(f"Refusals ({refused:,}), prediction sets and triage into {decisions_out}")
