@@ -64,7 +64,7 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".webp", ".bmp"),
     *(".dcm", ".dicom", ".heic", ".heif", ".avif"),
 }
-DICOM_DIRECTORY = b"1.2.840.10008.1.3.10"  # the media storage class of a DICOMDIR, which lists a disc's files (PS3.3, F)
+DICOM_DIRECTORY = b"1.2.840.10008.1.3.10"  # the media storage class of a DICOMDIR, a disc's list of files (PS3.3, F)
 
 
 def is_image_file(path: Path) -> bool:

@@ -144,6 +144,7 @@ class Classified(NamedTuple):
     probabilities: npt.NDArray[np.float64]  # [N, C], at equal prevalence
     verdicts: list[Verdict]
     unreadable: list[UserError]
+    notes: list[str]  # on images that could be read
 
 
 def _classify(classifier: Classifier, images: dict[str, Path]) -> Classified:
@@ -281,6 +282,8 @@ def predict(
     print(summary)
     refused = sum(image_verdict.refused is not None for image_verdict in classified.verdicts)
     print(f"Refusals ({refused:,}), prediction sets and triage into {decisions_out}")
+    for note in classified.notes:
+        print(note)
     if unreadable:
         raise UserError("\n".join([f"{len(unreadable):,} images are not in {out}:", *map(str, unreadable)]))
 
