@@ -92,7 +92,7 @@ def middle(model: nn.Module, size: int) -> tuple[str, ...]:
         ValueError: no block outputs a map.
     """
     with torch.no_grad(), Watch(model, tuple(name for name, _ in blocks(model))) as watch:
-        model.eval()(torch.zeros(1, 3, size, size))
+        model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     sides: dict[int, str] = {}  # the last block of each side wins
     for name, given in watch.maps.items():
         axes = _positions(given) if isinstance(given, Tensor) else None

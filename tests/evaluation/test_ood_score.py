@@ -102,3 +102,8 @@ def test_small_networks_have_a_middle_and_a_vector_has_none() -> None:
     assert middle(SmallCNN(7), 64)
     with pytest.raises(ValueError, match="no block"):
         middle(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 7)), 32)
+
+
+def test_the_blocks_are_found_on_the_device_of_the_network() -> None:
+    """The device `meta` stands for a GPU: an input on the CPU would raise."""
+    assert middle(SmallCNN(3).to("meta"), 64) == middle(SmallCNN(3), 64)
