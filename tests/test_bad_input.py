@@ -67,7 +67,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty checkpoint": (lambda run: (run / "best.pt").write_bytes(b""), "best.pt is not a checkpoint"),
     "half a checkpoint": (lambda run: os.truncate(run / "best.pt", 5000), "best.pt is not a checkpoint"),
     "a text": (lambda run: (run / "best.pt").write_text("hello"), "best.pt is not a checkpoint"),
-    "other classes": (resave(classes=["a", "b"]), "knows the classes"),
+    "other classes": (resave(classes=["a", "b"]), "was trained on the classes"),
     "other weights": (resave(model={"x": torch.zeros(1)}), "doesn't hold the weights"),
     "weights of another kind": (resave(model={"x": 3}), "doesn't hold the weights"),
     "a number as origin": (resave(origin=3), "holds no 'origin'"),

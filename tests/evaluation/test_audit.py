@@ -60,7 +60,7 @@ def test_what_cant_be_audited_is_a_sentence(run: Path, flipped: Path, tmp_path: 
     with pytest.raises(UserError, match="can't be read"):
         audit(run)
     (run / "weights.csv").write_text("image_id,lesion_id,dx,label,weight\nother,L,nv,nv,1\n")
-    with pytest.raises(UserError, match="does not train on"):
+    with pytest.raises(UserError, match="not in the training split"):
         audit(run)
     assert not (run / "audit.html").exists()
     assert json.loads((run / "report.json").read_text())  # what was there is as it was
