@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def stored_as(pixels: np.ndarray, primaries: Chromaticities, gamma: float) -> Im
     return Image.fromarray((255 * (light @ matrix.T).clip(0, 1) ** (1 / gamma)).round().astype(np.uint8))
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> io.BytesIO:
+def saved(image: Image.Image, kind: str, **options: Any) -> io.BytesIO:
     file = io.BytesIO()
     image.save(file, kind, **options)
     file.seek(0)
@@ -86,7 +87,7 @@ def difference(image: Image.Image, pixels: np.ndarray) -> float:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG", "AVIF"])
 def test_the_same_colours_by_an_embedded_profile(kind: str, primaries: Chromaticities, gamma: float) -> None:
     pixels = lesion()
-    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100}}
+    options: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}, "AVIF": {"quality": 100}}
     other = stored_as(pixels, primaries, gamma)
     file = saved(other, kind, icc_profile=icc(primaries, gamma), **options.get(kind, {}))
     image = read_image(file)
