@@ -89,10 +89,6 @@ def test_the_same_colours_by_an_embedded_profile(kind: str, primaries: Chromatic
     pixels = lesion()
     options: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}
     options["JPEG"] = {"quality": 100, "subsampling": 0}
-        "WEBP": {"lossless": True},
-        "JPEG": {"quality": 100, "subsampling": 0},
-        "AVIF": {"quality": 100},
-    }
     other = stored_as(pixels, primaries, gamma)
     file = saved(other, kind, icc_profile=icc(primaries, gamma), **options.get(kind, {}))
     image = read_image(file)
