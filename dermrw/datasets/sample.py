@@ -84,7 +84,7 @@ def sample_metadata(images: int, seed: int) -> pd.DataFrame:
 def _readme(images: int, seed: int) -> str:
     return f"""Drawn pictures of skin lesions. No patient, no photograph, no medical use.
 
-dermrw (datasets/sample_drawing.py) drew everything in this folder and made up the metadata. It is NOT HAM10000: it
+dermrw (dermrw/drawing.py) drew everything in this folder and made up the metadata. It is NOT HAM10000: it
 only has HAM10000's file layout and class proportions, so that the same programs read both. A figure measured
 on it says nothing about real skin.
 
