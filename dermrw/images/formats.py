@@ -1,17 +1,13 @@
 """Recognise a picture's format by its first bytes, not by its file name. No torch."""
 
 from pathlib import Path
-from typing import Literal
 
 from dermrw.errors import UserError
 from dermrw.files import open_regular
+from dermrw.images.bombs import TIFF
 
 HEAD = 160  # bytes that `format_of` needs
 
-# Formats that are read (`preprocess.read_image`)
-Readable = Literal["JPEG", "PNG", "TIFF", "WebP", "BMP", "DICOM", "HEIC", "AVIF"]
-
-TIFF_HEADS = tuple(mark + number for mark in (b"II", b"MM") for number in (b"*\0", b"\0*", b"+\0", b"\0+"))
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"}
 AVIF_BRANDS = {b"avif", b"avis"}
 
@@ -36,8 +32,8 @@ def format_of(head: bytes) -> str | None:
     """The format of the picture that begins with these bytes, at least `HEAD` of them if the file has as many.
 
     Returns:
-        One of `Readable`; or `foreign` and the name of a picture format that is not read, such as `foreign GIF`; None
-        if the bytes begin no picture.
+        A format that `preprocess.read_image` reads (JPEG, PNG, TIFF, WebP, BMP, DICOM, HEIC, AVIF); `foreign` and the
+        name of a picture format that is not read, such as `foreign GIF`; None if the bytes begin no picture.
     """
     if head[128:132] == b"DICM" or _is_bare_dicom(head):
         return "DICOM"
@@ -45,7 +41,7 @@ def format_of(head: bytes) -> str | None:
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
-    if head[:4] in TIFF_HEADS:
+    if head[:4] in TIFF:
         return "foreign camera raw" if head[8:12] == CANON_RAW else "TIFF"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
