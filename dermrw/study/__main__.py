@@ -15,18 +15,18 @@ def main() -> None:
     """Runs the study from the command line."""
     parser = argparse.ArgumentParser("dermrw.study", description=__doc__)
     parser.add_argument("--budget", default="cpu", help="cpu or full (default: %(default)s)")
-    parser.add_argument("--table", action="append", help="this table alone; may be given several times")
-    parser.add_argument("--run", metavar="NAME", help="this one run, such as ham_reweight-0, here and now")
+    parser.add_argument("--table", action="append", help="perform only this table; repeat it for several tables")
+    parser.add_argument("--run", metavar="NAME", help="perform only this run, such as ham_reweight-0, in this process")
     parser.add_argument(
         "--again", action="store_true", help="with --run: repeat a finished run and compare it with its result"
     )
-    parser.add_argument("--list", action="store_true", help="print the commands of the runs that are missing")
-    parser.add_argument("--report", action="store_true", help="write the report from the results that are there")
-    parser.add_argument("--jobs", type=_jobs, help="runs beside each other (default: one a GPU, or a core)")
-    parser.add_argument("--hours", type=_hours, help="start no run after so many hours")
-    parser.add_argument("--ray", action="store_true", help="spread the runs with Ray")
+    parser.add_argument("--list", action="store_true", help="print the commands of the missing runs")
+    parser.add_argument("--report", action="store_true", help="write the report from the existing results")
+    parser.add_argument("--jobs", type=_jobs, help="number of runs at a time (default: one per GPU, or per core)")
+    parser.add_argument("--hours", type=_hours, help="start no further run after this many hours")
+    parser.add_argument("--ray", action="store_true", help="distribute the runs with Ray")
     parser.add_argument(
-        "--weights", help="a file of ImageNet weights for the HAM10000 runs (default: torchvision's own)"
+        "--weights", help="file of ImageNet weights for the HAM10000 runs (default: those of torchvision)"
     )
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     arguments = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> None:
 
 def _jobs(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text}")
     return int(text)
 
 
@@ -47,21 +47,21 @@ def _hours(text: str) -> float:
     except ValueError:
         hours = -1.0
     if not 0 <= hours < float("inf"):
-        raise argparse.ArgumentTypeError(f"a number of hours, not {text}")
+        raise argparse.ArgumentTypeError(f"must be a number of hours, not {text}")
     return hours
 
 
 def _run(arguments: argparse.Namespace) -> None:
     plan = read_plan()
     if arguments.budget not in plan.budgets:
-        raise UserError(f"--budget takes {' or '.join(plan.budgets)}, not {arguments.budget}")
+        raise UserError(f"--budget must be {' or '.join(plan.budgets)}, not {arguments.budget}")
     unknown = [name for name in arguments.table or [] if name not in plan.tables]
     if unknown:
-        raise UserError(f"there is no table {unknown[0]}: the tables are {', '.join(plan.tables)}")
+        raise UserError(f"there is no table {unknown[0]}: choose one of {', '.join(plan.tables)}")
     if sum([arguments.report, arguments.list, bool(arguments.run)]) > 1:
-        raise UserError("--report, --list and --run are three things: name one of them")
+        raise UserError("--report, --list and --run exclude each other: give only one of them")
     if not RESULTS.is_dir() and not arguments.run:
-        print(f"dermrw.study: there is no {RESULTS} in this folder: results begin anew here", file=sys.stderr)
+        print(f"dermrw.study: {RESULTS} is not in this folder, so all runs count as missing", file=sys.stderr)
     runs = plan.runs(arguments.budget, arguments.table)
     if arguments.report:
         _report(arguments.budget)
@@ -80,39 +80,39 @@ def _run(arguments: argparse.Namespace) -> None:
     from dermrw.study.result import finished
 
     if arguments.weights and not Path(arguments.weights).expanduser().is_file():
-        raise UserError(f"--weights names {arguments.weights}, which is not a file")
+        raise UserError(f"--weights {arguments.weights} is not a file: name a file of ImageNet weights")
     options = Options(arguments.weights, arguments.keep)
     if arguments.run:
         (execute_again if arguments.again else execute)(_named(plan.runs(arguments.budget), arguments.run), options)
         return
     if arguments.again:
-        raise UserError("--again repeats one run: name it, --run NAME --again")
+        raise UserError("--again requires the name of a run: --run NAME --again")
     missing = [run for run in runs if not finished(run)]
     if arguments.list:
         for run in missing:
             print(shlex.join(["python", *command(run, options)[1:]]))
         return
     jobs = arguments.jobs or workers()
-    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished; {len(missing)} to go, {jobs} at a time")
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished; {len(missing)} remain, {jobs} at a time")
     find_data(missing)
     check_weights(missing, options)
     seconds = None if arguments.hours is None else 3600 * arguments.hours
     failed = []
     for run, status in run_with_ray(missing, options) if arguments.ray else run_all(missing, options, jobs, seconds):
-        print(f"{run.name}: {'done' if status == 0 else f'ended with status {status}'}", flush=True)
+        print(f"{run.name}: {'done' if status == 0 else f'failed with status {status}'}", flush=True)
         failed += [run.name] if status else []
     _report(arguments.budget)
     if failed:
-        sys.exit(f"dermrw.study: {len(failed)} runs failed ({', '.join(failed[:5])}): runs/study/NAME.log says why")
+        sys.exit(f"dermrw.study: {len(failed)} runs failed ({', '.join(failed[:5])}): read runs/study/NAME.log")
 
 
 def _named(runs: list[Run], name: str) -> Run:
-    found = [run for run in runs if run.name == name]
-    if not found:
+    matches = [run for run in runs if run.name == name]
+    if not matches:
         names = [run.name for run in runs]
         close = (get_close_matches(name, names, 1) or names)[0]  # --list prints only what is missing
-        raise UserError(f"the study has no run {name}: a run is a row and a seed of it, such as {close}")
-    return found[0]
+        raise UserError(f"the study has no run {name}: name a row and a seed, such as {close}")
+    return matches[0]
 
 
 def _report(budget: str) -> None:

@@ -58,7 +58,7 @@ def folder_of(run: Run) -> Path:
 def execute(run: Run, options: Options) -> None:
     """Trains (or resumes), evaluates and collects a run. Does nothing if its result exists."""
     if finished(run):
-        print(f"{run.name} is finished; --again repeats it and compares")
+        print(f"{run.name} is finished; --again repeats it and compares the results")
         return
     check_weights([run], options)
     folder = folder_of(run)
@@ -77,10 +77,10 @@ def execute_again(run: Run, options: Options) -> None:
         UserError: there is no result to compare with.
     """
     if not finished(run):
-        raise UserError(f"{run.name} has no result yet: without --again the same command makes it")
+        raise UserError(f"{run.name} has no result yet: run it first, without --again")
     folder = folder_of(run).with_name(f"{run.name}.again")
     _train_and_evaluate(run, folder, options)
-    print(f"{run.name} again: {same_again(read_result(run), summarise(run, folder))}")
+    print(f"{run.name} repeated: {same_again(read_result(run), summarise(run, folder))}")
     if not options.keep:
         shutil.rmtree(folder)  # otherwise the next repetition would find it finished
 
@@ -89,7 +89,7 @@ def _train_and_evaluate(run: Run, folder: Path, options: Options) -> None:
     config = run.load(*_weights(run, options))
     if (folder / "config.yaml").is_file() and settings_of(open_run(folder)) != settings_of(config):
         raise UserError(
-            f"{folder} holds a run of other settings than the study has now: delete it, then run this again"
+            f"{folder} contains a run whose settings differ from those of the study: delete it and repeat the command"
         )
     train(config, folder)
     evaluate(folder)
@@ -122,12 +122,12 @@ def check_weights(runs: list[Run], options: Options) -> None:
         return
     _, origin = build_model(skin[0].load(*_weights(skin[0], options)).model, len(DIAGNOSES))
     planned = [run for run in read_plan().runs(skin[0].budget) if run.method.startswith("ham")]
-    there = next((result for run in planned if (result := current_result(run)) is not None), None)
-    if there is not None and same_origin(there["weights"]) != same_origin(origin):
+    existing = next((result for run in planned if (result := current_result(run)) is not None), None)
+    if existing is not None and same_origin(existing["weights"]) != same_origin(origin):
         raise UserError(
-            f"the finished runs, such as {there['row']}-{there['seed']}, started from {there['weights']}, and this one "
-            f"would from {origin}: name the same, --weights FILE, or begin a study of your own, without "
-            f"{results_folder(there['budget'])}"
+            f"the finished runs, such as {existing['row']}-{existing['seed']}, started from {existing['weights']}, but "
+            f"this one would start from {origin}: name the same weights with --weights FILE, or delete the results in "
+            f"{results_folder(existing['budget'])} to start a new study"
         )
 
 
@@ -163,7 +163,7 @@ def _terminable() -> Iterator[None]:
     """Makes SIGTERM, which schedulers send, end the study like Ctrl-C."""
 
     def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt("the runs under way keep their checkpoints: the same command goes on")
+        raise KeyboardInterrupt("the same command resumes the unfinished runs from their checkpoints")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -213,7 +213,7 @@ def run_with_ray(runs: list[Run], options: Options) -> Iterator[tuple[Run, int]]
     try:
         import ray
     except ImportError:
-        raise UserError("--ray needs Ray: pip install 'dermrw[study]'") from None
+        raise UserError("--ray requires Ray: run pip install 'dermrw[study]'") from None
     gpus, here = torch.cuda.is_available(), str(Path.cwd())
 
     @ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_retries=0)

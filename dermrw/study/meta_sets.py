@@ -54,7 +54,7 @@ def main() -> None:
     with plain_endings("dermrw.study.meta_sets"):
         folder = find_ham10000(sys.argv[1] if len(sys.argv) > 1 else None)
         if folder is None:
-            raise UserError("name the folder of HAM10000")
+            raise UserError("HAM10000 was not found: name its folder on the command line, or set HAM10000_DIR")
         for name, (text, rows) in lists(read_ham10000(Path(folder))).items():
             body = rows[["image_id", "lesion_id", "dx", "dx_type"]].to_csv(index=False, lineterminator="\n")
             head = f"# {text}\n# Reproduce it: .venv/bin/python -m dermrw.study.meta_sets [FOLDER OF HAM10000]\n"

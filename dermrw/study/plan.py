@@ -92,7 +92,9 @@ class Plan(BaseModel):
         for name, table in self.tables.items():
             for row in table.rows:
                 if row not in self.methods or row.partition("_")[0] not in self.base:
-                    raise ValueError(f"table {name} names {row}, which is no method or has no base")
+                    raise ValueError(
+                        f"table {name} names {row}, which is not in methods or whose data set is not in base"
+                    )
         return self
 
     def runs(self, budget: str, tables: list[str] | None = None) -> list[Run]:
@@ -139,4 +141,4 @@ def read_plan(path: Path = STUDY) -> Plan:
     try:
         return Plan.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"{path} is not a study: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"{path} is not a valid study: {' '.join(str(error).split())[:300]}") from None

@@ -118,7 +118,7 @@ def overhead_cells() -> tuple[list[str], list[list[str]]]:
                 ratios = [f"{row[key]:.2f}" for key in ("time_ratio", "flops_ratio", "memory_ratio")]
                 body.append([name, precision, method, *ratios])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not what `make bench` writes: restore it from version control") from None
+        raise UserError(f"{path} was not written by `make bench`: restore it from version control") from None
     return header, body
 
 
@@ -139,7 +139,7 @@ def write_report(budget: str) -> str:
     results = load_results(plan, budget)
     sections = build_sections(plan, budget, results)
     if not sections:
-        raise UserError(f"{folder} holds no result yet: run `make reproduce` first")
+        raise UserError(f"{folder} contains no result yet: run `make reproduce` first")
     drawn = []
     for section in sections:
         picture = draw(section)

@@ -47,30 +47,32 @@ def read_result(run: Run) -> dict[str, Any]:
     """
     path = result_path(run)
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-        _check(found, run)
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        _check(result, run)
     except FileNotFoundError as error:
         if error.filename == str(path):
             raise
-        raise UserError(f"{path}: {error.filename}, which says what it decided on, is not there; {RESTORE}") from None
+        raise UserError(
+            f"{path} can't be checked, because the file of its labels, {error.filename}, is missing: {RESTORE}"
+        ) from None
     except RecursionError:
-        raise UserError(f"{path} is no result: {RESTORE}") from None
+        raise UserError(f"{path} is not a result: {RESTORE}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): {RESTORE}") from None
-    return found
+    return result
 
 
-RESTORE = "take it back from version control, or delete it and run it again"
+RESTORE = "restore it from version control, or delete the result and repeat the run"
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no figure")
+    raise ValueError(f"{text} is not a number")
 
 
 def _check(result: dict[str, Any], run: Run) -> None:
     """Raises ValueError or KeyError if a result belongs to another run or is inconsistent."""
     if (result["row"], result["seed"], result["budget"]) != (run.row, run.seed, run.budget):
-        raise ValueError(f"it is of {result['row']}-{result['seed']}")
+        raise ValueError(f"it belongs to {result['row']}-{result['seed']}")
     for key in ("config_digest", "weights", "sampler", "samples", "training_lesions", "weights_over_time",
                 "wrong_labels", "training_seconds", "calibration_error"):  # fmt: skip
         result[key]
@@ -85,9 +87,9 @@ def _check(result: dict[str, Any], run: Run) -> None:
         decided = decisions(part[which])
         if not len(decided) == len(labels) == part["images"]:
             raise ValueError(f"{len(decided)} decisions on {len(labels)} images of {name}")
-        (right,) = balanced_accuracies(decided[None], labels)
-        if not abs(right - stated) < 1e-5:
-            raise ValueError(f"its decisions on {name} are {right:.4f} right, not {stated}")
+        (computed,) = balanced_accuracies(decided[None], labels)
+        if not abs(computed - stated) < 1e-5:
+            raise ValueError(f"its decisions on {name} have a balanced accuracy of {computed:.4f}, not {stated}")
 
 
 class Truth(NamedTuple):
@@ -102,7 +104,7 @@ def read_truth(path: Path, codes: tuple[str, ...]) -> Truth:
     """Reads a truth file and checks its content against its name."""
     text = path.read_bytes()
     if path.name != _truth_name(text):
-        raise ValueError(f"{path.name} is not what it was")
+        raise ValueError(f"the content of {path.name} has changed")
     table = pd.read_csv(io.BytesIO(text), dtype=str)
     return Truth(np.array([codes.index(code) for code in table["dx"]]), table["lesion_id"].to_numpy())
 
@@ -198,12 +200,12 @@ def same_again(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Returns a comparison of a repeated run with its result: balanced accuracies and the number of equal decisions."""
     before, now = (result["sets"]["test"] for result in (old, new))
     key = "balanced_accuracy_as_trained"
-    said = f"balanced accuracy as trained {100 * now[key]:.2f} % now, {100 * before[key]:.2f} % in the result"
+    scores = f"balanced accuracy as trained {100 * now[key]:.2f} % now, {100 * before[key]:.2f} % in the result"
     if before["truth"] != now["truth"]:
-        return f"{said}, but the test splits differ: this is other data"
+        return f"{scores}, but the test splits differ, so the data differ"
     pairs = list(zip(before["as_trained"], now["as_trained"], strict=True))
-    same = sum(one == other for one, other in pairs)
-    return f"{said}; {same:,} of {len(pairs):,} test images are decided alike"
+    same = sum(old_decision == new_decision for old_decision, new_decision in pairs)
+    return f"{scores}; the decisions are equal on {same:,} of {len(pairs):,} test images"
 
 
 def _digits(decisions: np.ndarray) -> str:
@@ -229,13 +231,13 @@ def write_truth(run: Run, ids: pd.Series, lesions: pd.Series, labels: np.ndarray
 def over_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns for each epoch the weight of each class, the share of zero weights, 1/Σw² and the weights' swing."""
     rows = [row for row in log if "class_weight" in row]
-    found = []
+    epochs = []
     for epoch in sorted({row["epoch"] for row in rows}):
-        mine = [row for row in rows if row["epoch"] == epoch]
+        steps = [row for row in rows if row["epoch"] == epoch]
         keys = ("class_weight", "zero_share", "effective_batch", "all_zero", "class_swing", "example_swing")
-        means = {key: [row[key] for row in mine if key in row] for key in keys}
-        found.append({key: np.mean(values, axis=0).tolist() for key, values in means.items() if values})
-    return found
+        values_of = {key: [row[key] for row in steps if key in row] for key in keys}
+        epochs.append({key: np.mean(values, axis=0).tolist() for key, values in values_of.items() if values})
+    return epochs
 
 
 def found_by_weight(path: Path) -> dict[str, Any] | None:

@@ -179,7 +179,8 @@ def same_samples(rows: list[Row]) -> str:
         for result in row.results:
             key = (row.condition, result["seed"], result["sampler"])
             if by_class.setdefault(key, result["samples"]) != result["samples"]:
-                raise UserError(f"{row.name} with seed {result['seed']} drew other images than the rows next to it")
+                name = f"{row.name}-{result['seed']}"
+                raise UserError(f"{name} drew other images than the other rows of its table: delete it and repeat it")
     by_condition: dict[str, set[tuple[int, str]]] = {}
     for row in rows:
         for result in row.results:
@@ -188,16 +189,23 @@ def same_samples(rows: list[Row]) -> str:
             by_condition.setdefault(data, set()).update((n, result["training_lesions"]) for n in drawn)
     for condition, seen in by_condition.items():
         if len(seen) != 1:
-            raise UserError(f"the rows of a table differ in what they trained on ({condition or 'all rows'}): {seen}")
+            raise UserError(
+                f"the rows of a table ({condition or 'all conditions'}) differ in the number of images drawn or in the "
+                f"training lesions, {seen}: repeat the runs that differ"
+            )
     origins = {result["weights"] for row in rows for result in row.results}
     if len({same_origin(origin) for origin in origins}) > 1:
-        raise UserError(f"the rows of a table started from different weights: {', '.join(sorted(origins))}")
+        raise UserError(
+            f"the rows of a table started from different weights ({', '.join(sorted(origins))}): repeat them with the "
+            "same --weights"
+        )
     counts = sorted({n for seen in by_condition.values() for n, _ in seen})
     if len(counts) > 1:
         return (
-            f"Runs under the same condition draw equally many images an epoch ({', '.join(f'{n:,}' for n in counts)})."
+            "Runs under the same condition draw the same number of images per epoch "
+            f"({', '.join(f'{n:,}' for n in counts)})."
         )
-    return f"Every run draws {counts[0]:,} images an epoch from the same training lesions."
+    return f"Every run draws {counts[0]:,} images per epoch from the same training lesions."
 
 
 def verdict(section: Section) -> str:

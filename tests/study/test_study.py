@@ -75,7 +75,7 @@ def test_every_method_of_the_study_is_in_a_table() -> None:
 def test_a_table_of_an_unknown_method_is_named(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({**TINY, "methods": {"ham_reweight": TINY["methods"]["ham_reweight"]}}))
-    with pytest.raises(UserError, match="table methods names ham_cross_entropy, which is no method"):
+    with pytest.raises(UserError, match="table methods names ham_cross_entropy, which is not in methods"):
         read_plan(path)
 
 
@@ -286,7 +286,7 @@ def test_a_repeated_run_is_compared_decision_by_decision() -> None:
 
     old = result("truth_a.csv", "0123-", 0.5)
     assert same_again(old, result("truth_a.csv", "0124-", 0.4)) == (
-        "balanced accuracy as trained 40.00 % now, 50.00 % in the result; 4 of 5 test images are decided alike"
+        "balanced accuracy as trained 40.00 % now, 50.00 % in the result; the decisions are equal on 4 of 5 test images"
     )
     assert "the test splits differ" in same_again(old, result("truth_b.csv", "012", 0.4))
 
@@ -397,7 +397,7 @@ def test_the_whole_way_on_the_sample(
     assert "is finished" in capsys.readouterr().out
     study(monkeypatch, "--run", runs[0].name, "--again")
     images = json.loads(result_path(runs[0]).read_text())["sets"]["test"]["images"]
-    assert f"{images} of {images} test images are decided alike" in capsys.readouterr().out
+    assert f"the decisions are equal on {images} of {images} test images" in capsys.readouterr().out
     assert not [path for path in (tmp_path / "runs/study/tiny").iterdir() if path.name.endswith("again")]
     study(monkeypatch, "--jobs", "1")  # nothing to do but the report
     assert {run.name: result_path(run).stat().st_mtime_ns for run in runs} == before
@@ -425,7 +425,7 @@ def test_the_whole_way_on_the_sample(
     # the benchmark's table is there where its file is
     assert "What the weights cost" not in page
     (tmp_path / "docs/bench.json").write_text("{}")
-    with pytest.raises(UserError, match="is not what `make bench` writes"):
+    with pytest.raises(UserError, match="was not written by `make bench`"):
         write_report("tiny")
     (tmp_path / "docs/bench.json").write_bytes((Path(__file__).parents[2] / "docs/bench.json").read_bytes())
     write_report("tiny")
@@ -443,7 +443,7 @@ def test_the_whole_way_on_the_sample(
     with pytest.raises(UserError, match="drew other images"):
         same_samples(sections[0].rows)
     row.results[0]["sampler"] = "balanced"
-    with pytest.raises(UserError, match="differ in what they trained on"):
+    with pytest.raises(UserError, match="differ in the number of images drawn or in the training lesions"):
         same_samples(sections[0].rows)
 
 
@@ -489,7 +489,7 @@ def test_a_study_that_is_stopped_stops_its_runs(
     threading.Thread(target=when_it_runs).start()
     with pytest.raises(SystemExit) as ended:
         study(monkeypatch, "--jobs", "1")
-    assert ended.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert ended.value.code == 130 and "the same command resumes the unfinished runs" in capsys.readouterr().err
     assert len(list(tmp_path.glob("*.ended"))) == len(list(tmp_path.glob("*.began"))) == 1
 
 
@@ -535,14 +535,14 @@ def test_a_damaged_result_is_named_and_never_in_a_mean(tiny: Plan, monkeypatch: 
     truth = path.parent / good["sets"]["test"]["truth"]
     truth.write_text(truth.read_text().replace(",nv", ",mel", 1))
     read_truth.cache_clear()
-    with pytest.raises(UserError, match="is not what it was"):
+    with pytest.raises(UserError, match=r"the content of truth_.* has changed"):
         finished(run)
 
 
 def test_a_run_that_began_with_other_settings_does_not_go_on(tiny: Plan, tmp_path: Path) -> None:
     run = tiny.runs("tiny")[0]
     train(run._replace(settings={**run.settings, "train.lr": 0.5}).load(), tmp_path / "runs/study/tiny" / run.name)
-    with pytest.raises(UserError, match="holds a run of other settings than the study has now: delete it"):
+    with pytest.raises(UserError, match="contains a run whose settings differ from those of the study: delete it"):
         execute(run, Options(None, False))
 
 
@@ -552,7 +552,7 @@ def test_other_weights_are_another_study(tiny: Plan, monkeypatch: pytest.MonkeyP
     study(monkeypatch, "--run", first.name)
     path = result_path(first)
     path.write_text(path.read_text().replace("trained from scratch", "weights from mine.pth (sha256 0123456789ab)"))
-    with pytest.raises(UserError, match=r"started from weights from mine\.pth .*would from trained from scratch"):
+    with pytest.raises(UserError, match=r"started from weights from mine\.pth .*would start from trained from scratch"):
         check_weights([second], Options(None, False))
     with pytest.raises(SystemExit):
         study(monkeypatch, "--run", second.name)
@@ -578,16 +578,16 @@ def test_mistakes_are_sentences(
     for arguments, said in [
         (["--table", "nonsense"], "there is no table nonsense"),
         (["--run", "nonsense-0"], "the study has no run nonsense-0"),
-        (["--run", "ham_reweight"], "a run is a row and a seed of it, such as ham_reweight-"),
-        (["--weights", "nowhere.pth"], "nowhere.pth, which is not a file"),
-        (["--report"], "holds no result yet"),
+        (["--run", "ham_reweight"], "name a row and a seed, such as ham_reweight-"),
+        (["--weights", "nowhere.pth"], "--weights nowhere.pth is not a file"),
+        (["--report"], "contains no result yet"),
         (["--run", "ham_reweight-0", "--again"], "ham_reweight-0 has no result yet"),
-        (["--again"], "--again repeats one run"),
-        (["--jobs", "-1"], "a number from 1 on, not -1"),
-        (["--jobs", "two"], "a number from 1 on, not two"),
+        (["--again"], "--again requires the name of a run"),
+        (["--jobs", "-1"], "must be a whole number of at least 1, not -1"),
+        (["--jobs", "two"], "must be a whole number of at least 1, not two"),
         (["--hours", "nan"], "a number of hours, not nan"),
         (["--hours", "-2"], "a number of hours, not -2"),
-        (["--list", "--report"], "name one of them"),
+        (["--list", "--report"], "give only one of them"),
     ]:
         with pytest.raises(SystemExit) as ended:
             study(monkeypatch, *arguments)
@@ -595,7 +595,7 @@ def test_mistakes_are_sentences(
 
 
 def test_a_report_wants_a_result(tiny: Plan) -> None:
-    with pytest.raises(UserError, match="holds no result yet"):
+    with pytest.raises(UserError, match="contains no result yet"):
         write_report("tiny")
 
 
