@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 SAMPLE_NOTICE = """\
 ****************************************************************************************************************
- HAM10000 is not on this machine: this run uses the EMBEDDED SAMPLE, pictures drawn by dermrw itself.
- Its figures show that the software works and tell nothing about skin.
- For the real data: `make data` downloads it, or set HAM10000_DIR=FOLDER, or ARGS="data.root=FOLDER".
+ HAM10000 was not found: this run uses the EMBEDDED SAMPLE of pictures drawn by dermrw, not photographs of skin.
+ Its figures only show that the software works.
+ To use HAM10000, download it with `make data`, or set HAM10000_DIR=FOLDER or ARGS="data.root=FOLDER".
 ****************************************************************************************************************"""
 
 

@@ -17,7 +17,7 @@ def remedy(error: OSError) -> str:
     """Returns advice for the user if a file can't be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
-    return "choose a shorter one" if error.errno == errno.ENAMETOOLONG else "mend the place, or name another"
+    return "choose a shorter one" if error.errno == errno.ENAMETOOLONG else "correct its permissions, or name another"
 
 
 def first_of(names: Sequence[str]) -> str:
@@ -31,7 +31,7 @@ def printable(text: str) -> str:
     File names and the contents of damaged files may come from any source, and a terminal would execute control codes
     in them.
     """
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def plain_endings(program: str) -> Iterator[None]:
         print(f"{program}: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"\n{program}: stopped{''.join(f'; {said}' for said in stop.args)}", file=sys.stderr)
+        print(f"\n{program}: stopped{''.join(f'; {hint}' for hint in stop.args)}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # the reader of a pipe (`| head`) has closed it, so nothing more can be printed
@@ -58,7 +58,7 @@ def plain_endings(program: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("dermrw", "app", "export"):
             raise
-        print(f"{program}: there is no {error.name} here: `make install` sets up what has it", file=sys.stderr)
+        print(f"{program}: the Python package {error.name} is missing: run `make install`", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # an error that no other code handles: a full disk, a folder without permission, a removed drive

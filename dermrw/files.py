@@ -32,11 +32,11 @@ def expand_home(text: str) -> Path:
         ValueError: the text is not a valid path, or there is no such home folder.
     """
     if "\0" in text:
-        raise ValueError("no path holds the character NUL")
+        raise ValueError("a path can't contain the character NUL")
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ValueError("there is no such user's home folder: write the whole path") from None
+        raise ValueError("this user has no home folder: write the full path") from None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -114,7 +114,7 @@ def _target(path: Path) -> Path:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path} is there and is no regular file, so it isn't replaced: name another")
+            raise UserError(f"{path} exists and is not a regular file: name another")
     except FileNotFoundError:
         pass
     except OSError as error:

@@ -91,17 +91,17 @@ def _replace_head(model: nn.Module, classes: int, cosine: bool) -> None:
 def _load_file(model: nn.Module, path: Path) -> str:
     """Loads a state dict without executing code in the file; returns the file's name and SHA-256 digest."""
     if not path.is_file():
-        raise UserError(f"model.weights names {path}, which is not a file: name one, or say imagenet or none")
+        raise UserError(f"model.weights={path} is not a file: name one, or set it to imagenet or none")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
         # torch raises errors of many types on other files, and some messages suggest executing code in the file
-        raise UserError(f"{path} is not a file of weights: it must hold a state dict and nothing else") from None
+        raise UserError(f"model.weights={path} must be a file that torch.save wrote from a state dict alone") from None
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} doesn't hold ImageNet weights for this backbone: {reason}") from None
+        raise UserError(f"model.weights={path} must contain ImageNet weights of model.backbone: {reason}") from None
     return f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
 
 
@@ -112,9 +112,9 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
         UserError: the name is unknown, the file does not fit, or the ImageNet weights can't be downloaded.
     """
     if config.backbone not in backbones():
-        raise UserError(f"model.backbone={config.backbone} is unknown; known are {', '.join(backbones())}")
+        raise UserError(f"model.backbone={config.backbone} is unknown: choose one of {', '.join(backbones())}")
     if config.backbone in OWN and config.weights != "none":
-        raise UserError(f"{config.backbone} has no pretrained weights: add model.weights=none")
+        raise UserError(f"model.backbone={config.backbone} has no pretrained weights: add model.weights=none")
     origin = "trained from scratch"
     if config.backbone in OWN:
         model = OWN[config.backbone](classes)
@@ -126,8 +126,8 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
             model = get_model(config.backbone, weights=weights)
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
-                f"the ImageNet weights of {config.backbone} can't be had from {weights.url} ({error}): fetch that file "
-                "elsewhere and name it, model.weights=FILE, or train from scratch, model.weights=none"
+                f"the ImageNet weights of {config.backbone} can't be downloaded from {weights.url} ({error}): download "
+                "that file elsewhere and set model.weights=FILE, or train from scratch with model.weights=none"
             ) from None
         origin = f"ImageNet weights {weights} of torchvision {torchvision.__version__}"
     else:

@@ -32,7 +32,10 @@ class _Loader(yaml.SafeLoader):
         """Rejects aliases, which no config needs."""
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.MarkedYAMLError(problem=f"the alias *{event.anchor} isn't taken", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{event.anchor} is not supported: write out its value",
+                problem_mark=event.start_mark,
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -40,9 +43,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
-                problem = f"the key {short.repr(key.value)} is no text"
+                problem = f"the key {short.repr(key.value)} must be text"
             elif key.value in seen:
-                problem = f"the key {key.value} is there twice"
+                problem = f"the key {key.value} occurs twice: keep one"
             else:
                 seen.add(key.value)
                 continue
@@ -89,5 +92,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"the config file {path} must hold `key: value` lines")
+        raise UserError(f"the config file {path} must contain `key: value` lines")
     return values

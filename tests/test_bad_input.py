@@ -68,24 +68,30 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a checkpoint": (lambda run: os.truncate(run / "best.pt", 5000), "best.pt is not a checkpoint"),
     "a text": (lambda run: (run / "best.pt").write_text("hello"), "best.pt is not a checkpoint"),
     "other classes": (resave(classes=["a", "b"]), "was trained on the classes"),
-    "other weights": (resave(model={"x": torch.zeros(1)}), "doesn't hold the weights"),
-    "weights of another kind": (resave(model={"x": 3}), "doesn't hold the weights"),
-    "a number as origin": (resave(origin=3), "holds no 'origin'"),
+    "other weights": (resave(model={"x": torch.zeros(1)}), "does not contain the weights"),
+    "weights of another kind": (resave(model={"x": 3}), "does not contain the weights"),
+    "a number as origin": (resave(origin=3), "lacks 'origin'"),
     "no split": (lambda run: (run / "split.csv").unlink(), "split.csv can't be read"),
     "an empty split": (lambda run: (run / "split.csv").write_text(""), "split.csv can't be read"),
-    "a split's header": (rewrite("split.csv", lambda t: t.head(0)), "must have rows for"),
-    "a split without a test": (rewrite("split.csv", lambda t: t[t["split"] != "test"]), "must have rows for"),
+    "a split's header": (rewrite("split.csv", lambda t: t.head(0)), "must contain train, validation, test"),
+    "a split without a test": (
+        rewrite("split.csv", lambda t: t[t["split"] != "test"]),
+        "must contain train, validation, test",
+    ),
     "a row twice": (rewrite("split.csv", lambda t: pd.concat([t, t.head(1)])), "twice"),
     "an unknown class": (rewrite("split.csv", lambda t: t.replace({"dx": {"nv": "xx"}})), "holds the class 'xx'"),
-    "an unknown part": (rewrite("split.csv", lambda t: t.replace({"split": {"test": "exam"}})), "and no other"),
+    "an unknown part": (rewrite("split.csv", lambda t: t.replace({"split": {"test": "exam"}})), "test and meta alone"),
     "an empty cell": (rewrite("split.csv", lambda t: t.replace({"dx": {"mel": None}})), "an empty cell"),  # type: ignore[arg-type]
-    "other columns": (rewrite("split.csv", lambda t: t.rename(columns={"dx": "diagnosis"})), "must have the columns"),
+    "other columns": (
+        rewrite("split.csv", lambda t: t.rename(columns={"dx": "diagnosis"})),
+        "does not have the columns",
+    ),
     "other images": (rewrite("split.csv", lambda t: t.assign(image_id="x" + t["image_id"])), "is not below"),
-    "a lesion on two sides": (rewrite("split.csv", lambda t: t.assign(lesion_id="L")), "on two sides"),
+    "a lesion on two sides": (rewrite("split.csv", lambda t: t.assign(lesion_id="L")), "more than one part"),
     "no config": (lambda run: (run / "config.yaml").unlink(), "is not a run"),
-    "an empty config": (lambda run: (run / "config.yaml").write_text(""), "is not complete"),
+    "an empty config": (lambda run: (run / "config.yaml").write_text(""), "config.yaml lacks data, model"),
     "binary config": (lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\x00"), "config.yaml"),
-    "another network": (replace("config.yaml", "mobilenet_v3_small", "resnet18"), "doesn't hold the weights"),
+    "another network": (replace("config.yaml", "mobilenet_v3_small", "resnet18"), "does not contain the weights"),
     "an unknown network": (replace("config.yaml", "mobilenet_v3_small", "resnet17"), "resnet17"),
     "an unknown key": (replace("config.yaml", "epochs:", "epoch:"), "did you mean train.epochs"),
 }
@@ -223,7 +229,7 @@ def test_two_trainings_into_one_run(sample: Path, tmp_path: Path, says: Callable
     )
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     options = ["train", "sample", *SMALL, f"data.root={sample}", "--run", str(run)]
-    assert f"another training writes into {run}" in says(*options)
+    assert f"{run} is in use by another training" in says(*options)
     holder.kill()  # a killed training lets go
     holder.wait()
     with sole_training(run):
@@ -275,7 +281,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(sample: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "free some space"), (errno.ENAMETOOLONG, "shorter"),
-                                                (errno.EACCES, "mend the place")])  # fmt: skip
+                                                (errno.EACCES, "correct its permissions")])  # fmt: skip
 def test_the_advice_fits_the_fault(number: int, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught, plain_endings("dermrw"):
         raise OSError(number, os.strerror(number), "a\x1b[31m\udce9\nb")
@@ -291,9 +297,8 @@ def test_the_advice_fits_the_fault(number: int, advice: str, capsys: pytest.Capt
 def test_an_environment_without_a_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught, plain_endings("dermrw"):
         import torch_of_another_world  # noqa: F401
-    assert (
-        caught.value.code == 2 and "there is no torch_of_another_world here: `make install`" in capsys.readouterr().err
-    )
+    sentence = "the Python package torch_of_another_world is missing: run `make install`"
+    assert caught.value.code == 2 and sentence in capsys.readouterr().err
     with pytest.raises(ModuleNotFoundError), plain_endings("dermrw"):
         import dermrw.of_another_world  # noqa: F401
 
@@ -303,7 +308,7 @@ def test_a_pipe_in_a_run(run: Path, name: str, says: Callable[..., str]) -> None
     (run / name).unlink()
     os.mkfifo(run / name)
     said = says("eval", str(run))
-    assert name in said and ("is a pipe" in said or "no regular file" in said)
+    assert name in said and ("is a pipe" in said or "not a regular file" in said)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not on this machine")

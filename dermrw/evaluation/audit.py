@@ -64,7 +64,10 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     lowest = by_weight(read_weights(run))
     row_of = {image: row for row, image in enumerate(train.table["image_id"])}
     if not set(lowest["image_id"]) <= set(row_of):
-        raise UserError(f"{run / 'weights.csv'} lists images that are not in the training split of the run's split.csv")
+        raise UserError(
+            f"{run / 'weights.csv'} lists images that are not in the training split of split.csv: restore both, or "
+            "name another run"
+        )
     model, _ = load_best(run, config, splits.classes)
     choice = Placement(choose_device("auto"), "fp32", config.train.channels_last is True)
     logits, embedding = embed(choice.place(model), train, config, choice)
@@ -88,7 +91,7 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
 def audit(run: Path, count: int = 100) -> Path:
     """Writes RUN/audit.html and audit.csv; returns the path of the page."""
     if count < 1:
-        raise UserError(f"--count must be 1 or more, not {count}")
+        raise UserError(f"--count must be at least 1, not {count}")
     for name in ("audit.html", "audit.csv"):
         require_writable(run / name)
     found, splits, config = find(run, count)
@@ -123,10 +126,10 @@ def audit(run: Path, count: int = 100) -> Path:
     write_atomic(run / "audit.html", page.encode())
     print(f"{len(cards)} of {len(ids):,} training images: those with the lowest weight within their class")
     if found.tied > 1:
-        print(f"{found.tied:,} have the same weight as the last of them; ties are ordered by image_id")
+        print(f"{found.tied:,} images have the same weight as the last one shown; ties are ordered by image_id")
     if found.precision is not None and found.wrong_share is not None:
         print(
-            f"{100 * found.precision:.0f} % of them have a wrong label, "
+            f"{100 * found.precision:.0f} % of the images shown have a wrong label, "
             f"compared with {100 * found.wrong_share:.1f} % of all training images"
         )
     print(f"{run / 'audit.html'}, {run / 'audit.csv'}")

@@ -55,7 +55,7 @@ class EqualPrevalence:
         if z.ndim != 2 or z.shape[1] != len(self.offsets):
             raise ValueError(f"logits must be [N, {len(self.offsets)}], not of shape {z.shape}")
         if not np.isfinite(z).all():
-            raise ValueError("logits hold a number that is not finite")
+            raise ValueError("logits contain values that are not finite")
         return z / self.temperature + np.asarray(self.offsets, dtype=np.float64)
 
     def __call__(self, logits: npt.ArrayLike) -> Floats:
@@ -213,7 +213,7 @@ def fit(
     if z.ndim != 2 or not len(z) or y.shape != z.shape[:1] or lesion_of.shape != y.shape:
         raise ValueError(f"logits [N, C], labels [N], lesions [N]: shapes {z.shape}, {y.shape}, {lesion_of.shape}")
     if not np.isfinite(z).all():
-        raise ValueError("logits hold a number that is not finite")
+        raise ValueError("logits contain values that are not finite")
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= z.shape[1]:
         raise ValueError(f"labels must be integers in 0..{z.shape[1] - 1}")
     y = y.astype(np.int64)

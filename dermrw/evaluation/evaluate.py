@@ -37,8 +37,8 @@ from dermrw.training.run_folder import open_run, read_log, read_split
 
 TRUSTED_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (
-    "Embedded sample: pictures drawn by dermrw itself. These figures show that the software works and nothing about "
-    "skin. For the real data: `make data`, or HAM10000_DIR=FOLDER."
+    "Embedded sample: pictures drawn by dermrw, not photographs of skin. These figures only show that the software "
+    "works. For the real data: `make data`, or HAM10000_DIR=FOLDER."
 )
 
 
@@ -124,7 +124,7 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
         "training_prevalence": dict(zip(classes.codes, prevalence.tolist(), strict=True)),
         "calibration": {
             **fitted.calibration.to_dict(),
-            "fitted_on": f"{len(valid)} validation images, every class weighing the same",
+            "fitted_on": f"{len(valid)} validation images, each class with the same total weight",
             "strength": fitted.strength,
             "cross_validation": [row._asdict() for row in fitted.table],
         },
@@ -205,7 +205,7 @@ def with_overrides(config: Config, run: Path, overrides: Sequence[str], program:
     for item in overrides:
         if item.partition("=")[0] not in ("data.root", "train.device"):
             raise UserError(
-                f"{program} takes data.root=FOLDER and train.device=NAME, not {item}: a run's other settings are fixed"
+                f"{program} can't change {item} of a run: override only data.root=FOLDER and train.device=NAME"
             )
     return load_config(run / "config.yaml", overrides) if overrides else config
 

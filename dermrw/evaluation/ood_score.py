@@ -100,7 +100,7 @@ def middle(model: nn.Module, size: int) -> tuple[str, ...]:
             sides[given.shape[axes[0]]] = name
     kept = tuple(name for side, name in sides.items() if size // 16 <= side <= size // 4)
     if not sides:
-        raise ValueError("no block of this network gives a map of positions")
+        raise ValueError("no block of this network returns a feature map")
     return kept or tuple(sides.values())
 
 

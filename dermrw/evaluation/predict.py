@@ -53,16 +53,20 @@ def load_best(run: Path, config: Config, classes: Classes) -> tuple[nn.Module, d
     path = run / "best.pt"
     state = load_checkpoint(path)
     if state["classes"] != list(classes.codes):
-        raise UserError(f"{path} was trained on the classes {state['classes']}: it belongs to another run")
+        raise UserError(
+            f"{path} was trained on the classes {state['classes']}, not on this run's: restore it, or train again"
+        )
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(classes.codes))
     try:
         model.load_state_dict(state["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} doesn't hold the weights of {config.model.backbone}: {reason}") from None
+        raise UserError(
+            f"{path} does not contain the weights of {config.model.backbone} ({reason}): restore it, or train again"
+        ) from None
     if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
         raise UserError(
-            f"{path} holds weights that are not finite: the training diverged; start a new run with a lower "
+            f"{path} contains weights that are not finite, so the training diverged: start a new run with a lower "
             "learning rate"
         )
     return model, state

@@ -15,6 +15,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
     "epoch": int, "step": int, "best": float, "best_epoch": int, "all_zero": float, "seconds": (int, float),
     "rows": list, "log_offset": int, "random": torch.Tensor, "random_cuda": list,
 }  # fmt: skip
+RESTORE = "restore it, or start a new run"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -29,10 +30,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:
         # torch's zip writer reports a full disk as a RuntimeError about positions
         reason = getattr(error, "strerror", None) or "is the disk full?"
-        onward = "goes on from the last one, which is whole" if path.exists() else "begins anew"
+        onward = "resume from the previous checkpoint" if path.exists() else "start again"
         raise UserError(
-            f"the checkpoint {path} can't be written ({reason}): free some space, then the same command with "
-            f"RUN={path.parent} {onward}"
+            f"the checkpoint {path} can't be written ({reason}): free some space, then repeat the command with "
+            f"RUN={path.parent} to {onward}"
         ) from None
 
 
@@ -52,11 +53,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         # torch raises errors of many types on other files, and some messages suggest executing code in the file
         forbidden = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors and plain values" if forbidden else "it is cut short or damaged"
-        raise UserError(f"{path} is not a checkpoint of dermrw: {reason}") from None
+        reason = "it contains more than tensors and plain values" if forbidden else "it is truncated or damaged"
+        raise UserError(f"{path} is not a checkpoint of dermrw ({reason}): {RESTORE}") from None
     if not isinstance(state, dict):
-        raise UserError(f"{path} is not a checkpoint of dermrw: it holds no state")
+        raise UserError(f"{path} is not a checkpoint of dermrw (it contains no state): {RESTORE}")
     for key, kind in KEYS.items():
         if not isinstance(state.get(key), kind):
-            raise UserError(f"{path} is not a checkpoint of dermrw, or of another version: it holds no {key!r}")
+            raise UserError(f"{path} is not a checkpoint of this version of dermrw (it lacks {key!r}): {RESTORE}")
     return state

@@ -70,7 +70,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"train.device={name} can't be used here ({reason}): say auto or cpu") from None
+        raise UserError(f"train.device={name} can't be used here ({reason}): set it to auto or cpu") from None
     return device
 
 

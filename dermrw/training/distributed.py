@@ -112,7 +112,8 @@ def join() -> Iterator[Job]:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
-            raise UserError(f"there are {torch.cuda.device_count()} GPUs here: start at most as many processes")
+            gpus = torch.cuda.device_count()
+            raise UserError(f"--processes must be at most {gpus}, the number of GPUs of this machine")
         torch.cuda.set_device(local_rank)
     before = sys.stdout
     try:
@@ -134,8 +135,8 @@ def join() -> Iterator[Job]:
         if rank:
             time.sleep(PATIENCE)
         raise UserError(
-            f"process {rank} lost the others: one of them ended. The same command with the same RUN goes on from the "
-            "last checkpoint, with any number of processes"
+            f"process {rank} lost its connection because another process ended: repeat the command with the same RUN "
+            "to resume from the last checkpoint, with any number of processes"
         ) from None
     finally:
         sys.stdout = before

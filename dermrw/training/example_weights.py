@@ -44,8 +44,9 @@ def read_weights(run: Path) -> pd.DataFrame:
         return pd.read_csv(run / "weights.csv", dtype={"image_id": str, "lesion_id": str})
     except FileNotFoundError:
         raise UserError(
-            f"{run} has no weights.csv: an audit needs a run that weighs its examples (objective=reweight, "
-            "noise_weights, meta_weight_net or random_weights) and has finished an epoch"
+            f"{run} has no weights.csv: name a run that weights its examples (objective=reweight, noise_weights, "
+            "meta_weight_net or random_weights) and has finished an epoch"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{run / 'weights.csv'} can't be read: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{run / 'weights.csv'} can't be read ({reason}): restore it, or name another run") from None

@@ -32,8 +32,8 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
             print(
-                f"dermrw: process {rank} of {processes} was ended by {name}, and the job with it. The same command "
-                "with the same RUN goes on from the last checkpoint, with any number of processes",
+                f"dermrw: process {rank} of {processes} was ended by {name}: repeat the command with the same RUN "
+                "to resume from the last checkpoint, with any number of processes",
                 file=sys.stderr,
             )
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)  # the process has printed its own error message

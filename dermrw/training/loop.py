@@ -85,7 +85,7 @@ class Loop:
         for network in [self.model, *([self.averaged] if self.averaged is not None else [])]:
             self.job.spread([*network.parameters(), *network.buffers()])
         if self.epoch == self.config.train.epochs:
-            print(f"{self.run} is finished; `make eval RUN={self.run}` evaluates it.")
+            print(f"{self.run} is finished. Next: `make eval RUN={self.run}`.")
             return
         own_part = self.splits.validation.part(self.job.part)
         self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
@@ -98,7 +98,7 @@ class Loop:
                 self.validate()
         print(
             f"Best epoch {self.best_epoch} of {self.epoch}: balanced validation accuracy {self.best:.3f}, "
-            f"in {duration(self.seconds)}. Now `make eval RUN={self.run}`."
+            f"in {duration(self.seconds)}. Next: `make eval RUN={self.run}`."
         )
 
     def read_images(self) -> EpochImages:
@@ -251,8 +251,8 @@ class Loop:
         fix = f"train.lr={self.config.train.lr / 10:g}"
         if self.placement.precision != "fp32":
             fix += ", or train.precision=fp32"
-        kept = " and keeps its last checkpoint" if (self.run / "last.pt").exists() else ""
-        return UserError(f"{problem}: the run stopped{kept}; start a new run with a lower learning rate, such as {fix}")
+        kept = " (the last checkpoint is kept)" if (self.run / "last.pt").exists() else ""
+        return UserError(f"{problem}{kept}: start a new run with a lower learning rate, such as {fix}")
 
     def record(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl, on the leading process."""
@@ -306,6 +306,8 @@ class Loop:
             log_offset = int(state["log_offset"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.run / 'last.pt'} does not fit this run: {reason}") from None
+            raise UserError(
+                f"{self.run / 'last.pt'} does not fit config.yaml ({reason}): restore both, or start a new run"
+            ) from None
         print(f"Resuming {self.run} after epoch {self.epoch}, step {self.step} of {self.steps}", flush=True)
         return log_offset

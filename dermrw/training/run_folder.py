@@ -32,7 +32,7 @@ def latest_run() -> Path:
     """Returns the run that was started or resumed last."""
     runs = [p.parent for p in RUNS.glob("*/config.yaml")]
     if not runs:
-        raise UserError("there is no run in runs/ yet: `make train-ham` makes one")
+        raise UserError("there is no run in runs/ yet: `make train-ham` starts one")
     return max(runs, key=lambda p: (p / "config.yaml").stat().st_mtime)
 
 
@@ -43,10 +43,10 @@ def open_run(path: Path) -> Config:
         UserError: the folder has no config.yaml, or the config is not complete.
     """
     if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is not a run: it holds no config.yaml; name a folder such as runs/NAME")
+        raise UserError(f"{path} is not a run, since it has no config.yaml: name a folder such as runs/NAME")
     absent = {"name", "data", "model", "objective", "train"} - set(read_yaml(path / "config.yaml"))
     if absent:
-        raise UserError(f"{path / 'config.yaml'} is not complete, it lacks {', '.join(sorted(absent))}: is it a run's?")
+        raise UserError(f"{path / 'config.yaml'} lacks {', '.join(sorted(absent))}: restore it, or name another run")
     return load_config(path / "config.yaml")
 
 
@@ -62,7 +62,7 @@ def sole_training(path: Path) -> Iterator[None]:
         lock = FileLock(path / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"another training writes into {path}: wait for its end, or name another RUN") from None
+        raise UserError(f"{path} is in use by another training: wait until it ends, or name another RUN") from None
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"the run folder {path} can't be written to ({reason}): name another RUN") from None
@@ -99,7 +99,7 @@ def resume_config(path: Path, asked: Config) -> Config:
     changed = [d for d in differences(asked, stored) if not d.partition(": ")[2].startswith("auto,")]
     if changed:
         raise UserError(
-            f"{path} was started with other settings ({'; '.join(changed)}): give the same to resume it, or another RUN"
+            f"{path} was started with other settings ({'; '.join(changed)}): use them to resume it, or name another RUN"
         )
     (path / "config.yaml").touch()  # `latest_run` returns the run with the newest config.yaml
     return stored
@@ -111,23 +111,25 @@ def read_split(path: Path) -> pd.DataFrame:
     Raises:
         UserError: the file can't be read, or it is not a valid split.
     """
+    table = path / "split.csv"
+    fix = "restore it, or start a new run"
     try:
-        with open_regular(path / "split.csv") as file:
+        with open_regular(table) as file:
             split = pd.read_csv(file, dtype=str)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path / 'split.csv'} can't be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{table} can't be read ({' '.join(str(error).split())}): {fix}") from None
     if list(split.columns) != SPLIT_COLUMNS:
-        raise UserError(f"{path / 'split.csv'} must have the columns {', '.join(SPLIT_COLUMNS)}")
+        raise UserError(f"{table} does not have the columns {', '.join(SPLIT_COLUMNS)}: {fix}")
     if split.isna().any(axis=None):
-        raise UserError(f"{path / 'split.csv'} has an empty cell")
+        raise UserError(f"{table} has an empty cell: {fix}")
     doubled = split["image_id"][split["image_id"].duplicated()]
     if len(doubled):
-        raise UserError(f"{path / 'split.csv'} lists {doubled.iloc[0]} twice")
+        raise UserError(f"{table} lists {doubled.iloc[0]} twice: {fix}")
     if set(split["split"]) != {"train", "validation", "test", "meta"}:
-        raise UserError(f"{path / 'split.csv'} must have rows for train, validation, test and meta, and no other")
+        raise UserError(f"the column split of {table} must contain train, validation, test and meta alone: {fix}")
     crossing = split.groupby("lesion_id")["split"].nunique()
     if (crossing > 1).any():
-        raise UserError(f"{path / 'split.csv'}: lesion {crossing.idxmax()} is on two sides of the split")
+        raise UserError(f"{table} has lesion {crossing.idxmax()} in more than one part of the split: {fix}")
     return split
 
 
@@ -155,8 +157,8 @@ class Log:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path} can't be written ({error.strerror}): free some space, or mend its permissions; the same "
-                f"command with RUN={self.path.parent} goes on from the last checkpoint"
+                f"{self.path} can't be written ({error.strerror}): free some space or correct its permissions, then "
+                f"repeat the command with RUN={self.path.parent} to resume from the last checkpoint"
             ) from None
 
     @property

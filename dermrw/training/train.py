@@ -38,7 +38,7 @@ def train(asked: Config, run: Path | None = None) -> Path:
 def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     resumed = job.same((run / "config.yaml").exists)
     if not resumed and job.same((run / "last.pt").exists):
-        raise UserError(f"{run} holds a checkpoint and no config.yaml: it is not a run; name another RUN")
+        raise UserError(f"{run} has a checkpoint but no config.yaml: restore config.yaml, or name another RUN")
     if resumed:
         config = resume_config(run, asked)
         splits = load_splits(config.data, root, read_split(run))
@@ -58,7 +58,10 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if choice.device.type == "cuda":
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
     if config.train.batch_size < job.world:
-        raise UserError(f"train.batch_size={config.train.batch_size} can't be divided among {job.world} processes")
+        raise UserError(
+            f"train.batch_size={config.train.batch_size} must be at least the number of processes, {job.world}: "
+            "increase it, or start fewer processes"
+        )
     if not resumed and job.leads:
         start_run(run, config, splits.table)
     print(
@@ -67,13 +70,13 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
         f"Model {config.model.backbone}, {origin}, {_sizes(config)}, {config.train.epochs} epochs, "
         f"batches of {config.train.batch_size}\nComputing on {choice}"
         + (f", {job.world} processes" if job.world > 1 else "")
-        + (f"; seconds a step: {', '.join(f'{k} {v:.2f}' for k, v in timings.items())}" if timings else ""),
+        + (f"; seconds per step: {', '.join(f'{k} {v:.2f}' for k, v in timings.items())}" if timings else ""),
         flush=True,
     )
     try:
         Loop(run, config, choice, splits, model, objective, origin, job).fit()
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command with RUN={run} goes on from its last checkpoint") from None
+        raise KeyboardInterrupt(f"the same command with RUN={run} resumes from the last checkpoint") from None
     return run
 
 

@@ -41,7 +41,7 @@ def test_the_gallery(flipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     command(monkeypatch, "audit", str(flipped), "--count", "12")
     said = capsys.readouterr().out
     assert "12 of 123 training images" in said and "have a wrong label" in said
-    assert "the same weight as the last of them" in said  # most have no weight at all
+    assert "the same weight as the last one shown" in said  # most have no weight at all
     page, table = (flipped / "audit.html").read_text(), pd.read_csv(flipped / "audit.csv")
     assert page.count("<li>") == len(table) == 12
     assert page.count("data:image/jpeg") == 12 * (1 + NEIGHBOURS)
@@ -51,10 +51,10 @@ def test_the_gallery(flipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_what_cant_be_audited_is_a_sentence(run: Path, flipped: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be 1 or more"):
+    with pytest.raises(UserError, match="must be at least 1"):
         audit(flipped, 0)
     (run / "weights.csv").unlink()
-    with pytest.raises(UserError, match=r"has no weights\.csv: an audit needs a run that weighs"):
+    with pytest.raises(UserError, match=r"has no weights\.csv: name a run that weights"):
         audit(run)
     (run / "weights.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="can't be read"):

@@ -109,7 +109,7 @@ def test_mistakes_end_in_one_sentence(
     (tmp_path / "foreign").mkdir()
     cases = [
         (["eval", str(tmp_path / "foreign")], "is not a run"),
-        (["eval", str(run), "train.epochs=3"], "eval takes"),
+        (["eval", str(run), "train.epochs=3"], "eval can't change train.epochs=3"),
         (["train", "data.root=/nowhere"], "data.root is /nowhere"),
         (["train", "train.epoch=3"], "did you mean train.epochs"),
         (["train", "train.device=cuda:7"], "train.device=cuda:7"),

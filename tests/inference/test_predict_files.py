@@ -406,8 +406,8 @@ def test_the_csv_replaces_nothing_that_is_read(
         assert "would replace" in said and str(out) in said and out.read_bytes() == before
     assert link.is_symlink()
     os.mkfifo(pictures / "pipe")
-    assert "no regular file" in sentence(model_file, pictures, "--csv", pictures / "pipe")
-    assert "no regular file" in sentence(model_file, pictures, "--csv", os.devnull)
+    assert "not a regular file" in sentence(model_file, pictures, "--csv", pictures / "pipe")
+    assert "not a regular file" in sentence(model_file, pictures, "--csv", os.devnull)
     assert (pictures / "pipe").is_fifo() and not Path(os.devnull).is_file()
     target = precious(pictures, "target.csv")
     link.unlink()

@@ -199,7 +199,7 @@ def test_kill_and_resume(whole: Path, sample: Path, tmp_path: Path, number: sign
     out = process.communicate(timeout=1200)[0]
     assert process.returncode == (-9 if number == signal.SIGKILL else 130), out
     if number == signal.SIGINT:
-        assert "Traceback" not in out and "goes on from its last checkpoint" in out
+        assert "Traceback" not in out and "resumes from the last checkpoint" in out
     assert load_checkpoint(run / "last.pt")["epoch"] < 2, "the run was over before the signal"
     process = start(sample, run)
     out = process.communicate(timeout=1200)[0]
@@ -300,13 +300,13 @@ def test_a_training_that_diverges_is_told_in_a_sentence(sample: Path, tmp_path: 
     settings = ["train.schedule=constant", "train.lr=1e30", "train.optimizer=sgd", f"train.batch_size={batch}"]
     with pytest.raises(UserError, match=said) as caught:
         train(config(sample, *settings), tmp_path / "run")
-    assert "keeps its last checkpoint" not in str(caught.value) and "train.lr=" in str(caught.value)
+    assert "last checkpoint is kept" not in str(caught.value) and "train.lr=" in str(caught.value)
 
 
 def test_a_checkpoint_without_a_config_is_no_run(sample: Path, tmp_path: Path, whole: Path) -> None:
     (tmp_path / "run").mkdir()
     shutil.copy(whole / "last.pt", tmp_path / "run")
-    with pytest.raises(UserError, match="is not a run"):
+    with pytest.raises(UserError, match=r"has a checkpoint but no config\.yaml"):
         train(config(sample), tmp_path / "run")
 
 
