@@ -9,20 +9,20 @@ MODEL ?=
 ARGS ?=
 # a stamp, so that the environment is made once for each state of its two files
 READY := $(VENV)/.ready
-# the demo's own: some hundred megabytes, no torch
+# the environment of the demo: some hundred megabytes, no torch
 DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint docs package format clean
 
-help: ## this list
+help: ## list the targets
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 define python-or-a-sentence
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	  || { echo "dermrw needs Python 3.11 or newer, and $(PYTHON) is not: name one, make PYTHON=python3.12 …" >&2; exit 2; }
+	  || { echo "dermrw requires Python 3.11 or newer, but $(PYTHON) is older or missing: name one, such as make PYTHON=python3.12 …" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
 endef
@@ -36,23 +36,23 @@ $(READY): pyproject.toml constraints.txt
 
 $(DEMO_READY): app/requirements.txt constraints.txt
 	$(python-or-a-sentence)
-	@echo "Setting up $(DEMO) (once; the demo's own needs, without torch)"
+	@echo "Setting up $(DEMO) (once; the packages of the demo, without torch)"
 	$(PYTHON) -m venv $(DEMO)
 	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r app/requirements.txt
 	@touch $(DEMO_READY)
 
-install: $(READY) ## set up .venv, nothing else
+install: $(READY) ## set up .venv
 
 data: $(READY) ## download HAM10000 and the official ISIC 2018 sets (3 GB; CC BY-NC 4.0)
 	$(PY) -m dermrw download $(ARGS)
 
-check: $(READY) ## print what the data folder holds and lacks (ARGS=FOLDER)
+check: $(READY) ## list the files that the data folder contains and lacks (ARGS=FOLDER)
 	$(PY) -m dermrw check $(ARGS)
 
-train-ham: $(READY) ## train on HAM10000 by reweighting (NGPU=2: in two processes), or on the embedded sample
+train-ham: $(READY) ## train on HAM10000 (NGPU=2: in two processes), or on the sample of drawings if it is not found
 	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run "$(RUN)") --processes $(NGPU)
 
-train-cifar: $(READY) ## the toy problem: CIFAR-10 with 50 to 90 % birds, reweighting against SGD
+train-cifar: $(READY) ## the toy problem: CIFAR-10 with 50 to 90 % birds, reweighting and plain SGD
 	for bias in 50 60 70 80 90; do for method in reweight:reweight sgd:erm; do \
 	  name=cifar_$${bias}_$${method%%:*}; \
 	  $(PY) -m dermrw train configs/cifar.yaml name=$$name data.bias=0.$$bias objective=$${method#*:} $(ARGS) \
@@ -60,49 +60,49 @@ train-cifar: $(READY) ## the toy problem: CIFAR-10 with 50 to 90 % birds, reweig
 	  $(PY) -m dermrw eval "$(or $(RUN),runs)/$$name" || exit $$?; \
 	done; done
 
-eval: $(READY) ## score a run (the latest): balanced accuracy, report.json, report.html
+eval: $(READY) ## evaluate a run (default: the latest): balanced accuracy, report.json, report.html
 	$(PY) -m dermrw eval $(if $(RUN),"$(RUN)") $(ARGS)
 
-audit: $(READY) ## show the training images that weighed least in a run (the latest)
+audit: $(READY) ## show the training images with the lowest weights in a run (default: the latest)
 	$(PY) -m dermrw audit $(if $(RUN),"$(RUN)") $(ARGS)
 
-export: $(READY) ## write a run's (the latest's) model.onnx and MODEL_CARD.md
+export: $(READY) ## write model.onnx and MODEL_CARD.md of a run (default: the latest)
 	$(PY) -m export $(if $(RUN),"$(RUN)") $(ARGS)
 
-challenge: $(READY) ## show a run's exported model pictures that it should refuse, and damaged lesions
+challenge: $(READY) ## test a run's exported model on out-of-distribution and on damaged images
 	$(PY) -m export.stress_test $(if $(RUN),"$(RUN)") $(ARGS)
 
-index: $(READY) ## let the demo show the nearest cases of your HAM10000 beside its answer (MODEL=file.onnx)
+index: $(READY) ## let the demo show the nearest cases of your HAM10000 (MODEL=file.onnx)
 	$(PY) -m export.index $(if $(MODEL)$(RUN),"$(or $(MODEL),$(RUN))") $(ARGS)
 
-demo: $(DEMO_READY) ## serve dermrw's own model, or MODEL=file.onnx, or RUN=runs/NAME, to your browser
+demo: $(DEMO_READY) ## serve the model shipped with dermrw, MODEL=file.onnx or RUN=runs/NAME in your browser
 	$(DEMO)/bin/python -m app $(if $(MODEL)$(RUN),"$(or $(MODEL),$(RUN))") $(ARGS)
 
-bench: $(READY) ## time reweighting beside plain training and other people's way (ARGS="growth --repeats 3")
+bench: $(READY) ## time reweighting against plain training and other implementations (ARGS="growth --repeats 3")
 	$(PY) -m dermrw.bench $(ARGS) $(if $(RUN),--run "$(RUN)")
 
-reproduce: $(READY) ## run the study's missing runs, then write its report (BUDGET=full, ARGS="--list")
+reproduce: $(READY) ## perform the missing runs of the study and write its report (BUDGET=full, ARGS="--list")
 	$(PY) -m dermrw.study --budget $(BUDGET) $(ARGS)
 
-box: $(READY) ## make RUN, exported and challenged, the model that comes with dermrw
+box: $(READY) ## ship the model of RUN with dermrw, after make export and make challenge
 	$(PY) -m export.ship "$(RUN)" $(ARGS)
 
 test: $(READY) ## run the tests (ARGS="-m 'not slow'": without the browser and the end-to-end tests)
 	$(PY) -m pytest -n auto $(ARGS)
 
-test-all: $(READY) ## run them all, and the page's wide and narrow, light and dark
+test-all: $(READY) ## run all tests, and check the page wide and narrow, light and dark
 	DERMRW_ALL_LOOKS=1 $(PY) -m pytest -n auto $(ARGS)
 
-load: $(READY) ## many users at once at the demo (ARGS="--users 20 --requests 2000")
+load: $(READY) ## measure the demo with many concurrent users (ARGS="--users 20 --requests 2000")
 	PYTHONPATH=.:tests $(PY) tests/tools/load.py $(ARGS)
 
-replicas: $(READY) ## two demos behind nginx, one of them killed (wants nginx)
+replicas: $(READY) ## run two demos behind nginx and kill one of them (requires nginx)
 	PYTHONPATH=.:tests $(PY) tests/tools/replicas.py $(ARGS)
 
-screenshots: $(READY) ## take the README's picture of the demo anew
+screenshots: $(READY) ## update the screenshot of the demo in the README
 	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/app/test_app_page.py -k "lesion or many"
 
-lint: $(READY) ## ruff, mypy and the import contracts
+lint: $(READY) ## run ruff, mypy and the import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -111,7 +111,7 @@ lint: $(READY) ## ruff, mypy and the import contracts
 docs: $(READY) ## build the documentation site in build/docs; a dead link fails
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
-package: $(READY) ## build the wheel and try it in an environment of its own
+package: $(READY) ## build the wheel and test it in a separate environment
 	PY="$(PY)" bash tests/try_wheel.sh
 
 format: $(READY) ## let ruff format the code

@@ -16,7 +16,7 @@ from torchvision.models import list_models
 
 from dermrw.bench.distances import measure
 from dermrw.bench.measure import build, compare
-from dermrw.bench.methods import WAYS, Step, ways
+from dermrw.bench.methods import METHODS, Step, available_methods
 from dermrw.bench.pipeline import images_per_second, waiting_share
 from dermrw.bench.plot import plot
 from dermrw.config import find_config, load_config
@@ -52,8 +52,8 @@ def predicted(batch: int, meta: int) -> float:
 def show(title: str, rows: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     """Prints a table of the ratios to plain training, with one row per method."""
     table = Table(title=title, title_justify="left")
-    for heading in ("way", "ms", "time", "quartiles", "FLOPs", "memory"):
-        table.add_column(heading, justify="left" if heading == "way" else "right")
+    for heading in ("method", "ms", "time", "quartiles", "FLOPs", "memory"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
     for name, row in rows.items():
         low, high = row["time_ratio_quartiles"]
         table.add_row(
@@ -67,18 +67,19 @@ def bench_networks(
     names: Sequence[str], batch: int, repeats: int, device: torch.device, console: Console
 ) -> list[dict[str, Any]]:
     """Measures every method on every network in fp32, and some methods in channels-last, with fp32 and with bf16."""
-    found = []
+    groups = []
     for name in names:
         for precision, channels_last in (("fp32", False), ("fp32", True), ("bf16", True)):
-            steps: Mapping[str, Step] = ways()
+            steps: Mapping[str, Step] = available_methods()
             if channels_last:
-                steps = {way: WAYS[way] for way in IN_BF16 if way != "double backward, shared" or precision == "bf16"}
+                chosen = [m for m in IN_BF16 if m != "double backward, shared" or precision == "bf16"]
+                steps = {method: METHODS[method] for method in chosen}
             rows = compare(steps, build(name, SIZE, batch, META, device, channels_last), precision, repeats)
             layout = ", channels-last" if channels_last else ""
             show(f"{name}, {SIZE} px, {batch} + {META} images, {precision}{layout}", rows, console)
             setting = {"network": name, "size": SIZE, "batch": batch, "meta": META, "precision": precision}
-            found.append({**setting, "channels_last": channels_last, "rows": rows})
-    return found
+            groups.append({**setting, "channels_last": channels_last, "rows": rows})
+    return groups
 
 
 def against_the_fastest(groups: Sequence[Mapping[str, Any]], console: Console) -> dict[str, dict[str, Any]]:
@@ -86,39 +87,42 @@ def against_the_fastest(groups: Sequence[Mapping[str, Any]], console: Console) -
 
     The fastest of each is taken over the precisions and memory layouts.
     """
-    found: dict[str, dict[str, Any]] = {}
+    fastest: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(group["network"] for group in groups):
-        own = {
+        rows_of = {
             f"{g['precision']}{', channels-last' if g['channels_last'] else ''}": g["rows"]
             for g in groups
             if g["network"] == name
         }
-        plain, exact = ({way: rows[key]["seconds"] for way, rows in own.items()} for key in ("plain", "exact"))
+        plain, exact = (
+            {setting: rows[method]["seconds"] for setting, rows in rows_of.items()} for method in ("plain", "exact")
+        )
         best, best_exact = min(plain, key=plain.__getitem__), min(exact, key=exact.__getitem__)
         ratio = exact[best_exact] / plain[best]
-        found[name] = {"plain": best, "exact": best_exact, "time_ratio": ratio}
+        fastest[name] = {"plain": best, "exact": best_exact, "time_ratio": ratio}
         console.print(
-            f"{name}: the fastest exact weights ({best_exact}) take {ratio:.2f} times the fastest plain ({best})"
+            f"{name}: a step with the fastest exact weights ({best_exact}) takes {ratio:.2f} times as long as the "
+            f"fastest plain step ({best})"
         )
-    return found
+    return fastest
 
 
 def bench_growth(repeats: int, device: torch.device, console: Console) -> dict[str, list[dict[str, Any]]]:
     """Measures the overhead of the exact weights while one quantity at a time varies."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    table = Table("what grows", "to", "predicted", "FLOPs", "time", title="Overhead of the exact weights, fp32")
-    steps = {name: WAYS[name] for name in ("plain", "exact")}
-    for what, values in GROWTH.items():
+    growth: dict[str, list[dict[str, Any]]] = {}
+    table = Table("varied", "value", "predicted", "FLOPs", "time", title="Overhead of the exact weights, fp32")
+    steps = {name: METHODS[name] for name in ("plain", "exact")}
+    for quantity, values in GROWTH.items():
         for value in values:
             setting = {**BASE, **value}
             row = compare(steps, build(**setting, device=device), "fp32", repeats)["exact"]
-            found.setdefault(what, []).append({**setting, **row})
+            growth.setdefault(quantity, []).append({**setting, **row})
             table.add_row(
-                what, ", ".join(map(str, value.values())), f"{predicted(setting['batch'], setting['meta']):.2f}",
+                quantity, ", ".join(map(str, value.values())), f"{predicted(setting['batch'], setting['meta']):.2f}",
                 f"{row['flops_ratio']:.2f}", f"{row['time_ratio']:.2f}",
             )  # fmt: skip
     console.print(table)
-    return found
+    return growth
 
 
 def bench_pipeline(console: Console) -> dict[str, Any]:
@@ -138,8 +142,8 @@ def bench_pipeline(console: Console) -> dict[str, Any]:
         table.add_row(name, f"{rate:.0f}")
     console.print(table)
     console.print(
-        f"A step of configs/ham.yaml takes {share['seconds_a_step']:.1f} s and waits for its images during "
-        f"{share['waiting_share']:.1%} of it"
+        f"A step of configs/ham.yaml takes {share['seconds_a_step']:.1f} s, of which {share['waiting_share']:.1%} is "
+        "spent waiting for its images"
     )
     return {"data": config.data.name, "size": alike.size, "images_per_second": rates, **share}
 
@@ -151,32 +155,34 @@ def _read(file: Path) -> dict[str, Any]:
         UserError: the file is not a bench.json.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"networks": [], "growth": {}}
-        if {"networks", "growth"} <= set(found):
-            return found
+        report = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"networks": [], "growth": {}}
+        if {"networks", "growth"} <= set(report):
+            return report
     except (OSError, ValueError, TypeError):
         pass
-    raise UserError(f"{file} is not what a bench has written: move it away, or name another --out")
+    raise UserError(f"{file} was not written by dermrw.bench: move it, or name another folder with --out")
 
 
 def main() -> None:
     """Runs the requested parts, by default all of them. The results of other parts in bench.json are kept."""
-    parser = argparse.ArgumentParser("dermrw.bench", description="What reweighting costs beside plain training.")
-    parser.add_argument("parts", nargs="*", help="networks, growth, pipeline (default: all three)")
+    parser = argparse.ArgumentParser(
+        "dermrw.bench", description="Measure the cost of reweighting, relative to plain training."
+    )
+    parser.add_argument("parts", nargs="*", help="networks, growth, pipeline or none (default: all three)")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=128, help="training images of a step (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that are timed (default: %(default)s)")
-    parser.add_argument("--run", type=Path, help="a run: how far cheaper weights are from the exact ones on it")
+    parser.add_argument("--batch", type=int, default=128, help="training images per step (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed rounds (default: %(default)s)")
+    parser.add_argument("--run", type=Path, help="a run on which to compare the cheaper weights with the exact ones")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="output folder (default: %(default)s)")
     arguments = parser.parse_args()
     parts = arguments.parts or ["networks", "growth", "pipeline"]
     if set(parts) - {"networks", "growth", "pipeline", "none"}:
-        parser.error("the parts are networks, growth and pipeline, or none of them")
+        parser.error("choose the parts from networks, growth and pipeline, or give none")
     if unknown := set(arguments.networks.split(",")) - set(list_models(module=torchvision.models)):
-        parser.error(f"torchvision has no network {', '.join(sorted(unknown))}")
+        parser.error(f"--networks names {', '.join(sorted(unknown))}, which torchvision does not have")
     if arguments.batch < 2 or arguments.repeats < 1:
-        parser.error("--batch takes a number from 2 on, --repeats from 1 on")
+        parser.error("--batch must be at least 2, and --repeats at least 1")
     with plain_endings("dermrw.bench"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         keep_freed_memory()

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from dermrw.bench.methods import WAYS, Case, run
+from dermrw.bench.methods import METHODS, Case, run
 from dermrw.config import load_config
 from dermrw.datasets.dataset import ImageDataset, epoch_batches, in_order, load_splits, loader, resolve_root
 from dermrw.evaluation.predict import load_best
@@ -22,9 +22,9 @@ from dermrw.training.run_folder import open_run, read_split
 CPU = torch.device("cpu")
 
 
-def distance(found: Tensor, true: Tensor) -> tuple[float, float]:
+def distance(weights: Tensor, true: Tensor) -> tuple[float, float]:
     """Returns the L1 distance (0 to 2) and Spearman's rank correlation."""
-    return float((found.double() - true.double()).abs().sum()), float(spearmanr(found, true).statistic)
+    return float((weights.double() - true.double()).abs().sum()), float(spearmanr(weights, true).statistic)
 
 
 def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int, ...] = (2, 4)) -> dict[str, dict]:
@@ -49,27 +49,27 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
     meta_x, meta_y = to_input(images, CPU), labels
     model.train()
     optimizer = build_optimizer(config.train.model_copy(update={"lr": config.train.lr / 10}), model)
-    found: dict[str, list[tuple[float, float]]] = {}
-    asked = {n: load_config(None, [f"objective.refresh_every={n}"]) for n in refresh}
-    keepers = {n: Reweight(asked[n], some.labels, len(splits.classes.codes), 1000) for n in refresh}
+    distances: dict[str, list[tuple[float, float]]] = {}
+    configs = {n: load_config(None, [f"objective.refresh_every={n}"]) for n in refresh}
+    objectives = {n: Reweight(configs[n], some.labels, len(splits.classes.codes), 1000) for n in refresh}
     for epoch in range(1 + 2 * max(refresh) // batches + 1):
         for images, labels, rows in loader(pixels, epoch_batches(some.labels, "shuffled", batch, 0, epoch), epoch):
             case = Case(model, to_input(images, CPU), labels, meta_x, meta_y)
-            true = _weights(WAYS["exact"], case, torch.float32 if epoch else torch.float64)
+            true = _weights(METHODS["exact"], case, torch.float32 if epoch else torch.float64)
             if epoch == 0:
                 for name in ("exact", "finite difference", "last stage"):
-                    found.setdefault(name, []).append(distance(_weights(WAYS[name], case), true))
-                in_bf16 = _weights(WAYS["exact"], case, autocast=True)
-                found.setdefault("exact, bf16", []).append(distance(in_bf16, true))
-            for n, keeper in keepers.items():
-                stale = keeper.last[rows]
-                if epoch and keeper.step % n:
-                    found.setdefault(f"refresh every {n} steps", []).append(distance(normalize(stale), true))
-                keeper(copy.deepcopy(model), Batch(case.x, case.y, rows, meta_x, meta_y, len(rows)))
+                    distances.setdefault(name, []).append(distance(_weights(METHODS[name], case), true))
+                in_bf16 = _weights(METHODS["exact"], case, autocast=True)
+                distances.setdefault("exact, bf16", []).append(distance(in_bf16, true))
+            for n, objective in objectives.items():
+                stale = objective.last[rows]
+                if epoch and objective.step % n:
+                    distances.setdefault(f"refresh every {n} steps", []).append(distance(normalize(stale), true))
+                objective(copy.deepcopy(model), Batch(case.x, case.y, rows, meta_x, meta_y, len(rows)))
             optimizer.zero_grad()
-            run(WAYS["exact"], case, torch.autocast("cpu", enabled=False))
+            run(METHODS["exact"], case, torch.autocast("cpu", enabled=False))
             optimizer.step()
-    means = {name: np.mean(values, axis=0).tolist() for name, values in found.items()}
+    means = {name: np.mean(values, axis=0).tolist() for name, values in distances.items()}
     return {name: {"l1": l1, "rank_correlation": rank} for name, (l1, rank) in means.items()}
 
 

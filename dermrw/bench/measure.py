@@ -56,22 +56,22 @@ def times(steps: Mapping[str, Step], case: Case, precision: str, repeats: int) -
     A method that fails is left out.
     """
     device = case.x.device
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(repeats + 1):
-        for name in list(found):
+        for name in list(seconds):
             _forget(case.model)
             _wait(device)
             start = time.perf_counter()
             try:
                 run(steps[name], case, autocast(device, precision))
             except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-                print(f"  {name} can't take this step: {' '.join(str(error).split())[:100]}")
-                del found[name]
+                print(f"  {name} is left out, because a step failed: {' '.join(str(error).split())[:100]}")
+                del seconds[name]
                 continue
             _wait(device)
             if turn:
-                found[name].append(time.perf_counter() - start)
-    return found
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def flops(step: Step, case: Case, precision: str) -> int:

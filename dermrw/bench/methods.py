@@ -136,7 +136,7 @@ def with_torchopt(case: Case) -> tuple[Tensor, Tensor]:
     return _weighted(cross_entropy(case.model(case.x), case.y), scores)
 
 
-WAYS: dict[str, Step] = {
+METHODS: dict[str, Step] = {
     "plain": plain,
     "exact": exact,
     "finite difference": finite_difference,
@@ -150,10 +150,10 @@ PEERS: dict[str, tuple[str, Step]] = {"higher": ("higher", with_higher), "TorchO
 EXACT = {"exact", "recorded tangents", "two passes", "double backward", "double backward, shared", *PEERS}
 
 
-def ways() -> dict[str, Step]:
+def available_methods() -> dict[str, Step]:
     """Returns every method that can run on this machine. The peers need `pip install dermrw[bench]`."""
     peers = {name: step for name, (module, step) in PEERS.items() if importlib.util.find_spec(module)}
-    return {**WAYS, **peers}
+    return {**METHODS, **peers}
 
 
 def run(step: Step, case: Case, autocast: Any) -> Tensor | None:

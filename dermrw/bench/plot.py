@@ -32,8 +32,8 @@ def plot(report: dict[str, Any], predicted: Callable[[int, int], float]) -> byte
         [i + 0.4 - height / 2 for i in range(len(names))], [f"{n}{'' if n in EXACT else ' *'}" for n in names]
     )
     left.invert_yaxis()
-    left.set_xlabel("time of a training step, plain = 1 (mark: peak memory, plain = 1; *: not the exact weights)")
-    left.set_title("Every way beside plain training, fp32")
+    left.set_xlabel("time of a training step, plain = 1 (black mark: peak memory, plain = 1; *: not the exact weights)")
+    left.set_title("Cost of each method relative to plain training, fp32")
     left.legend(frameon=False)
     for k, (what, points) in enumerate(report["growth"].items()):
         xs = [predicted(p["batch"], p["meta"]) for p in points]
@@ -43,7 +43,7 @@ def plot(report: dict[str, Any], predicted: Callable[[int, int], float]) -> byte
     right.plot(ends, ends, color="0.6", linewidth=1)
     right.set_xlabel("predicted: 5/3 + M/B")
     right.set_ylabel("measured (o time, × FLOPs), plain = 1")
-    right.set_title("The exact weights' overhead")
+    right.set_title("Overhead of the exact weights")
     right.legend(frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

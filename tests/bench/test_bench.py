@@ -1,4 +1,4 @@
-"""The bench measures what it says: the exact ways agree, and its counts are those of a plain reading."""
+"""Benchmark: all exact methods give the same weights, and FLOPs and memory fit the cost model."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from dermrw.bench import __main__ as module
 from dermrw.bench.distances import distance, measure
 from dermrw.bench.measure import autocast, build, flops, peak_memory
-from dermrw.bench.methods import EXACT, WAYS, run, ways
+from dermrw.bench.methods import EXACT, METHODS, available_methods, run
 
 CPU = torch.device("cpu")
 
@@ -19,26 +19,26 @@ def weights(name: str) -> torch.Tensor | None:
     case = case._replace(model=case.model.double(), x=case.x.double(), meta_x=case.meta_x.double())
     torch.set_default_dtype(torch.float64)
     try:
-        return run(ways()[name], case, autocast(CPU, "fp32"))
+        return run(available_methods()[name], case, autocast(CPU, "fp32"))
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("name", sorted(EXACT & set(ways())))
-def test_every_exact_way_gives_the_same_weights(name: str) -> None:
-    """The peers where they are installed."""
-    found, true = weights(name), weights("double backward")
-    assert found is not None and true is not None and (true > 0).any()
-    torch.testing.assert_close(found.detach(), true.detach(), rtol=0, atol=1e-9)
+@pytest.mark.parametrize("name", sorted(EXACT & set(available_methods())))
+def test_every_exact_method_gives_the_same_weights(name: str) -> None:
+    """Includes the peers that are installed."""
+    actual, true = weights(name), weights("double backward")
+    assert actual is not None and true is not None and (true > 0).any()
+    torch.testing.assert_close(actual.detach(), true.detach(), rtol=0, atol=1e-9)
 
 
 def test_costs() -> None:
-    """Against plain training: FLOPs by the cost model, memory as little more."""
+    """Relative to plain training, FLOPs follow the cost model and memory is at most 1.3 times as much."""
     case = build("mobilenet_v2", 32, 64, 16, CPU)
-    counted = {name: flops(WAYS[name], case, "fp32") for name in ("plain", "exact", "double backward")}
+    counted = {name: flops(METHODS[name], case, "fp32") for name in ("plain", "exact", "double backward")}
     assert counted["exact"] < module.predicted(64, 16) * counted["plain"]
     assert counted["double backward"] > 1.5 * counted["exact"]
-    held = {name: peak_memory(WAYS[name], case, "fp32") for name in ("plain", "exact", "recorded tangents")}
+    held = {name: peak_memory(METHODS[name], case, "fp32") for name in ("plain", "exact", "recorded tangents")}
     assert held["plain"] <= held["exact"] < 1.3 * held["plain"] and held["recorded tangents"] > 2 * held["plain"]
 
 
@@ -59,7 +59,7 @@ def test_the_command_keeps_what_it_does_not_measure(tmp_path: Path, monkeypatch:
     for what in set(module.GROWTH) - {"training batch"}:
         monkeypatch.delitem(module.GROWTH, what)
     common = ["bench", "--out", str(tmp_path), "--repeats", "1", "--batch", "4", "--networks", "resnet18"]
-    monkeypatch.setattr(module, "ways", lambda: {name: WAYS[name] for name in ("plain", "exact")})
+    monkeypatch.setattr(module, "available_methods", lambda: {name: METHODS[name] for name in ("plain", "exact")})
     monkeypatch.setattr(module, "SIZE", 32)
     monkeypatch.setattr("sys.argv", [*common, "networks"])
     module.main()
