@@ -41,7 +41,7 @@ HAM_LICENCE = (
 )
 LICENCES = {
     "ham10000": HAM_LICENCE,
-    "sample": "Apache-2.0, as dermrw, whose own drawings it was trained on. It knows nothing about skin.",
+    "sample": "Apache-2.0, like dermrw, which drew its training images. It was not trained on images of skin.",
     "cifar10": "Trained on CIFAR-10 (Krizhevsky 2009), which has no stated licence: for research.",
 }
 
@@ -71,15 +71,15 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     candidate = run / ".model.onnx.unchecked"
     write_atomic(candidate, content)
     try:
-        pictures, what = _pictures(run, config)
+        pictures, kind = _pictures(run, config)
         worst = check(candidate, network, pictures)
         write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
         candidate.replace(path)
     finally:
         candidate.unlink(missing_ok=True)
-    print(f"ONNX Runtime agrees with torch to {worst:.0e} on {len(pictures)} {what}, in batches of 1 and more.")
-    print(f"{path} ({len(content) / 1e6:.1f} MB), {card}. Now `make demo`.")
+    print(f"ONNX Runtime agrees with torch to {worst:.0e} on {len(pictures)} {kind}, in several batch sizes.")
+    print(f"{path} ({len(content) / 1e6:.1f} MB), {card}. Next: `make demo RUN={run}`.")
     return path
 
 
@@ -119,7 +119,7 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
             licence=LICENCES[config.data.name],
         )
     except ValidationError as error:
-        raise UserError(f"{run} can't be exported, since a model file can't hold its {first_fault(error)}") from None
+        raise UserError(f"{run} can't be exported, because a model file can't store its {first_fault(error)}") from None
 
 
 def _proportion(part: ShareWithInterval | None) -> Proportion | None:
@@ -145,7 +145,7 @@ def _familiarity(run: Path) -> Familiarity:
         with open_regular(path) as file:
             return Familiarity.load(file.read())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}): `make eval RUN={run}` writes it anew") from None
+        raise UserError(f"{path} can't be read ({error}): write it again with `make eval RUN={run}`") from None
 
 
 def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], str]:
@@ -155,7 +155,7 @@ def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], s
         chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, min(PICTURES, len(sources))).astype(int)]
         return [np.asarray(read_image(source)) for source in chosen], "validation images"
     except UserError as error:
-        print(f"The check takes drawn pictures, since the run's own can't be had: {error}", flush=True)
+        print(f"The check uses drawn pictures, because the images of the run can't be read: {error}", flush=True)
     drawn = [
         draw_lesion(DX[i % len(DX)], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 200 + 9 * i, 270)
         for i in range(PICTURES)
@@ -167,7 +167,7 @@ def main() -> None:
     """Runs the export. A user error prints one sentence and exits with status 2."""
     parser = argparse.ArgumentParser("export", description="Write a run's model as one .onnx file.")
     parser.add_argument("run", nargs="?", help="the run's folder (default: the latest)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER if the data has moved")
     arguments = parser.parse_args()
     overrides = list(arguments.overrides)
     if arguments.run and "=" in arguments.run:

@@ -113,10 +113,10 @@ def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
             difference = float((np.abs(ours - theirs[rows]) / unit_of_rows).max())
             if not difference <= TOLERANCE:  # NaN counts as a difference
                 # scores fitted by version 0.2 and before may be ill-conditioned
-                mend = "evaluate the run anew (make eval), which fits the checks again, or " if name == "checks" else ""
+                fix = "fit the checks again with `make eval`, or " if name == "checks" else ""
                 raise UserError(
-                    f"ONNX Runtime and torch differ by {difference:.1e} in {name}: no model was written; "
-                    f"{mend}please report this backbone and these versions"
+                    f"no model was written, because ONNX Runtime and torch differ by {difference:.1e} in {name}: "
+                    f"{fix}report this with the backbone and the versions of both"
                 )
             worst = max(worst, difference)
 

@@ -27,7 +27,8 @@ def reliability_diagram(run: Path, info: ModelInfo) -> bytes:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{run}'s predictions can't be read ({error}): `make eval RUN={run}` writes them anew"
+            f"{run / 'predictions.csv'} or ground_truth.csv can't be read ({error}): write them again with "
+            f"`make eval RUN={run}`"
         ) from None
     y, w = truth.to_numpy().argmax(1), score_weights(p.index.to_numpy())
     shares = np.array([info.prevalence[code] for code in info.codes])

@@ -42,7 +42,9 @@ def write_index(model: Path, root: str | None) -> Path:
     require_writable(out)
     folder = find_ham10000(root, "--data")
     if folder is None:
-        raise UserError("HAM10000 is not at data/ham10000: give --data or HAM10000_DIR its folder, or run `make data`")
+        raise UserError(
+            "HAM10000 is not at data/ham10000: name its folder with --data or HAM10000_DIR, or run `make data`"
+        )
     table = with_images(read_ham10000(folder), folder)
     session, size = embedder(model.read_bytes()), classifier.info.size
 
@@ -51,7 +53,7 @@ def write_index(model: Path, root: str | None) -> Path:
 
     found, paths = [], table["path"].tolist()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in tqdm(range(0, len(paths), BATCH), "Looking at the cases", leave=False):
+        for start in tqdm(range(0, len(paths), BATCH), "Embedding the cases", leave=False):
             batch = np.stack(list(pool.map(read, paths[start : start + BATCH])))
             found.append(session.run(["embedding"], {INPUT: batch})[0])
     ids, lesions, codes = (table[key].astype(str).to_numpy(str) for key in ("image_id", "lesion_id", "dx"))
@@ -66,15 +68,17 @@ def write_index(model: Path, root: str | None) -> Path:
             return out
         images, classes = index.agreement(sorted(test))
         print(
-            f"Of the {CASES} nearest cases of other lesions, {100 * images:.1f} % have the diagnosis of the run's test "
-            f"image ({100 * classes:.1f} % on the mean of the classes)."
+            f"For the run's test images, {100 * images:.1f} % of the {CASES} nearest cases of other lesions "
+            f"have the same diagnosis (mean over classes: {100 * classes:.1f} %)."
         )
     return out
 
 
 def main() -> None:
     """Writes the index. A user error prints one sentence and exits with status 2."""
-    parser = argparse.ArgumentParser("export.index", description="Let the demo show the nearest labelled cases.")
+    parser = argparse.ArgumentParser(
+        "export.index", description="Index HAM10000 so that the demo shows the nearest labelled cases."
+    )
     parser.add_argument(
         "model", nargs="?", type=Path, default=IN_THE_BOX, help="an .onnx file or a run (default: %(default)s)"
     )

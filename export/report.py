@@ -35,23 +35,23 @@ def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[s
     except ValueError as error:
         fits, why = False, f"The run has no complete report yet ({error})"
     if not fits:
-        print(f"{why}; it is evaluated now:", flush=True)
+        print(f"{why}. Evaluating it now:", flush=True)
         try:
             report = _parsed(json.dumps(evaluate(run, overrides)).encode(), classes)
         except ValueError as error:
             raise UserError(
-                f"{run} can't be exported, since its report is not complete ({error}): train it further"
+                f"{run} can't be exported, because its report is not complete ({error}): train it for more epochs"
             ) from None
     settings = {
         "data.size": (config.data.size, report.size),
         "model.backbone": (config.model.backbone, report.backbone),
         "objective": (config.objective.title, report.objective),
     }
-    for key, (now, then) in settings.items():
-        if now != then:
+    for key, (in_config, in_report) in settings.items():
+        if in_config != in_report:
             raise UserError(
-                f"{run / 'config.yaml'} has {key} {now}, but report.json was made with {then}: undo the change, "
-                f"or evaluate again with `make eval RUN={run}`"
+                f"{run / 'config.yaml'} has {key} {in_config}, but report.json was made with {in_report}: undo the "
+                f"change, or evaluate again with `make eval RUN={run}`"
             )
     return report
 

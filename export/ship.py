@@ -25,16 +25,19 @@ def box(run: Path, root: Path = Path(), notes: str = "") -> None:
     digest = Classifier(model).digest
     if model.stat().st_size > MOST:
         raise UserError(
-            f"{model} has {model.stat().st_size / 1e6:.1f} MB, more than {MOST / 1e6:.0f}: take a smaller one"
+            f"{model} has {model.stat().st_size / 1e6:.1f} MB, more than {MOST / 1e6:.0f} MB: choose a smaller "
+            "model.backbone"
         )
     try:
         challenged = json.loads((run / "doubt.json").read_text(encoding="utf-8"))["model"]["sha256"]
         card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
         pictures = {name: (run / name).read_bytes() for name in PICTURES}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run} has not been challenged ({error}): `make challenge RUN={run}` first") from None
+        raise UserError(f"{run} has no stress test ({error}): run `make challenge RUN={run}` first") from None
     if challenged != digest or digest not in card:
-        raise UserError(f"{run}'s card is of another model file: `make challenge RUN={run}` makes it anew")
+        raise UserError(
+            f"{run / 'MODEL_CARD.md'} describes another model file: write it again with `make challenge RUN={run}`"
+        )
     for name, content in pictures.items():
         card = card.replace(f"]({name})", f"](docs/model/{name})")
         (root / "docs/model").mkdir(parents=True, exist_ok=True)
@@ -48,9 +51,9 @@ def box(run: Path, root: Path = Path(), notes: str = "") -> None:
 
 def main() -> None:
     """Copies the files. A user error prints one sentence and exits with status 2."""
-    parser = argparse.ArgumentParser("export.ship", description="Make a run's model the one that comes with dermrw.")
-    parser.add_argument("run", type=Path, help="the run's folder, exported and challenged")
-    parser.add_argument("--notes", default="", help="what the card should say of the training data and weights")
+    parser = argparse.ArgumentParser("export.ship", description="Replace the model shipped with dermrw by a run's.")
+    parser.add_argument("run", type=Path, help="the run's folder, after make export and make challenge")
+    parser.add_argument("--notes", default="", help="text for the model card about training data and weights")
     arguments = parser.parse_args()
     with plain_endings("export.ship"):
         box(arguments.run, notes=arguments.notes)

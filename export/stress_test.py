@@ -31,7 +31,14 @@ from .report import official_reports, report_of
 
 PER_CLASS = 20  # number of images per class of the test split that are damaged
 COMPOSED = 40  # images of each kind
-FATES = ("right alone", "right among others", "wrong among others", "wrong alone", "refused")
+OUTCOMES = ("right alone", "right among others", "wrong among others", "wrong alone", "refused")  # keys in doubt.json
+LABELS = (
+    "set: true class alone",
+    "set: true class and others",
+    "set: several, without the true class",
+    "set: one wrong class",
+    "refused",
+)
 COLOURS = ("#1b7f4d", "#9bd3b0", "#f3c26b", "#c0392b", "#b9c0c9")
 
 
@@ -104,11 +111,12 @@ DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image
 ]
 
 
-def fate(said: Verdict, code: str) -> str:
-    """Returns the outcome, one of `FATES`, for an image of this diagnosis."""
-    if said.refused:
+def outcome(verdict: Verdict, code: str) -> str:
+    """Returns the outcome, one of `OUTCOMES`, for an image of this diagnosis."""
+    if verdict.refused:
         return "refused"
-    return f"{'right' if code in said.classes else 'wrong'} {'alone' if len(said.classes) == 1 else 'among others'}"
+    correct = "right" if code in verdict.classes else "wrong"
+    return f"{correct} {'alone' if len(verdict.classes) == 1 else 'among others'}"
 
 
 def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, list[dict[str, Any]]]:
@@ -117,34 +125,34 @@ def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> d
     `missed` is the fraction of malignant and pre-malignant images that are neither refused nor referred; None if there
     are no such images.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, degrees, damage in tqdm(DAMAGES, "Damaging lesions", leave=False):
+    by_damage: dict[str, list[dict[str, Any]]] = {}
+    for name, degrees, damage in tqdm(DAMAGES, "Damaged images", leave=False):
         for degree in degrees:
-            said = [(classifier.explain(damage(image, degree)).verdict, code) for image, code in lesions]
-            fates = [fate(one, code) for one, code in said]
-            shares = {f: fates.count(f) / len(fates) for f in FATES}
-            missed = [one.refer is False for one, code in said if code in MALIGNANT]
+            verdicts = [(classifier.explain(damage(image, degree)).verdict, code) for image, code in lesions]
+            outcomes = [outcome(verdict, code) for verdict, code in verdicts]
+            shares = {o: outcomes.count(o) / len(outcomes) for o in OUTCOMES}
+            missed = [verdict.refer is False for verdict, code in verdicts if code in MALIGNANT]
             row = {"degree": degree, **shares, "missed": float(np.mean(missed)) if missed else None}
-            found.setdefault(name, []).append(row)
-    return found
+            by_damage.setdefault(name, []).append(row)
+    return by_damage
 
 
-def strangers(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, dict[str, Any]]:
+def out_of_distribution(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> dict[str, dict[str, Any]]:
     """Returns for each kind of out-of-distribution image the number, the number refused, and those not refused."""
-    found: dict[str, dict[str, Any]] = {}
+    by_kind: dict[str, dict[str, Any]] = {}
     pictures = [*shipped(), *composed(COMPOSED), *from_lesions([image for image, _ in lesions])]
-    for kind, name, image in tqdm(pictures, "Showing strangers", leave=False):
-        row = found.setdefault(kind, {"pictures": 0, "refused": 0, "not_referred": 0, "reasons": {}, "accepted": []})
+    for kind, name, image in tqdm(pictures, "Out-of-distribution images", leave=False):
+        row = by_kind.setdefault(kind, {"pictures": 0, "refused": 0, "not_referred": 0, "reasons": {}, "accepted": []})
         row["pictures"] += 1
-        said = classifier.explain(image).verdict
-        if said.refused:
+        verdict = classifier.explain(image).verdict
+        if verdict.refused:
             row["refused"] += 1
-            row["reasons"][said.refused] = row["reasons"].get(said.refused, 0) + 1
+            row["reasons"][verdict.refused] = row["reasons"].get(verdict.refused, 0) + 1
             continue
-        row["not_referred"] += said.refer is False
+        row["not_referred"] += verdict.refer is False
         if len(row["accepted"]) < 10:
             row["accepted"].append(name)
-    return found
+    return by_kind
 
 
 def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
@@ -152,15 +160,15 @@ def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
     figure = Figure((16, 9.6), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(3, 4).ravel(), damages.items(), strict=True):
         x = np.arange(len(rows))
-        axes.stackplot(x, [[100 * row[f] for row in rows] for f in FATES], labels=FATES, colors=COLOURS)
+        axes.stackplot(x, [[100 * row[o] for row in rows] for o in OUTCOMES], labels=LABELS, colors=COLOURS)
         if rows[0]["missed"] is not None:
             missed = [100 * row["missed"] for row in rows]
-            axes.plot(x, missed, color="black", marker="o", label="of the malignant ones: judged and not referred")
+            axes.plot(x, missed, color="black", marker="o", label="of the malignant images: not refused, not referred")
         axes.set_xticks(x, [f"{row['degree']:g}" for row in rows])
         axes.set(xlabel=name, ylim=(0, 100), xlim=(0, len(rows) - 1))
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(FATES) + 1, frameon=False,
-        title=f"What becomes of {count} lesions' images of the test split, damaged by degrees (per cent)",
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False,
+        title=f"Outcomes for {count} images of the test split, by kind and degree of damage (per cent)",
     )  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
@@ -179,33 +187,35 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     codes = classifier.info.codes
     rng, rows = np.random.default_rng(0), []
     for c in range(len(codes)):
-        mine = rng.permutation(np.flatnonzero(test.labels == c))
-        rows += mine[:PER_CLASS].tolist()
+        of_class = rng.permutation(np.flatnonzero(test.labels == c))
+        rows += of_class[:PER_CLASS].tolist()
     if not rows:
-        raise UserError(f"{run} has no test images to damage")
+        raise UserError(f"{run} has no test images: name a run with data.test above 0")
     lesions = [(read_image(test.sources[row]), codes[test.labels[row]]) for row in rows]
-    foreign, damages = strangers(classifier, lesions), damaged(classifier, lesions)
-    found = {
+    foreign, damages = out_of_distribution(classifier, lesions), damaged(classifier, lesions)
+    doubt = {
         "model": {"name": classifier.info.name, "sha256": classifier.digest},
         "lesions": len(lesions),
         "strangers": foreign,
         "damages": damages,
     }
     write_atomic(run / "doubt.png", draw(damages, len(lesions)))
-    write_atomic(run / "doubt.json", json.dumps(found, indent=1).encode())
+    write_atomic(run / "doubt.json", json.dumps(doubt, indent=1).encode())
     classes = Classes(codes, classifier.info.columns)
     report = report_of(run, config, classes, overrides)
     official = official_reports(run, report.checkpoint_sha256, classes)
-    card = model_card(report, classifier.info, classifier.digest, config, found, official)
+    card = model_card(report, classifier.info, classifier.digest, config, doubt, official)
     write_atomic(run / "MODEL_CARD.md", card.encode())
-    return found
+    return doubt
 
 
 def main() -> None:
     """Runs the stress test. A user error prints one sentence and exits with status 2."""
-    parser = argparse.ArgumentParser("export.stress_test", description="Measure what a model file refuses and doubts.")
+    parser = argparse.ArgumentParser(
+        "export.stress_test", description="Test a model file on out-of-distribution and damaged images."
+    )
     parser.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the latest)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER where the data has moved")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER if the data has moved")
     arguments = parser.parse_args()
     with plain_endings("export.stress_test"):
         run = arguments.run or latest_run()

@@ -13,7 +13,7 @@ from export import stress_test as module
 from export.card import recipe
 from export.foreign_pictures import LIKENESSES, composed, from_lesions, shipped
 from export.ship import box
-from export.stress_test import DAMAGES, FATES, challenge
+from export.stress_test import DAMAGES, OUTCOMES, challenge
 
 
 def test_the_first_degree_of_every_damage_leaves_the_picture_as_it_is() -> None:
@@ -38,7 +38,7 @@ def test_there_are_pictures_of_many_kinds_and_the_same_each_time() -> None:
 
 
 @pytest.mark.slow
-def test_fates_stand_in_the_card_and_the_box_takes_it(
+def test_outcomes_are_in_the_model_card_and_the_model_can_be_shipped(
     model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = model_file.parent
@@ -49,7 +49,7 @@ def test_fates_stand_in_the_card_and_the_box_takes_it(
     for name, degrees, _ in DAMAGES:
         rows = found["damages"][name]
         assert [row["degree"] for row in rows] == list(degrees)
-        assert all(sum(row[f] for f in FATES) == pytest.approx(1) for row in rows)
+        assert all(sum(row[o] for o in OUTCOMES) == pytest.approx(1) for row in rows)
     blank = found["strangers"]["blank"]
     assert blank["pictures"] == 3 and blank["refused"] == 3
     assert json.loads((run / "doubt.json").read_text()) == found
@@ -65,10 +65,10 @@ def test_fates_stand_in_the_card_and_the_box_takes_it(
     assert boxed.count("docs/model/") == 2 and "`app/model.onnx`" in boxed
     assert "\n\nFrom small copies.\n\n## How good it is\n" in boxed
     (run / "MODEL_CARD.md").write_text("another")
-    with pytest.raises(UserError, match="of another model file"):
+    with pytest.raises(UserError, match="describes another model file"):
         box(run, tmp_path)
     (run / "doubt.json").unlink()
-    with pytest.raises(UserError, match="has not been challenged"):
+    with pytest.raises(UserError, match="has no stress test"):
         box(run, tmp_path)
     assert "| blank | 3 | 3 (100.0 %) |" in card and Classifier(model_file).digest in card
 
