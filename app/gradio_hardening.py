@@ -15,10 +15,8 @@ from typing import Any, NoReturn
 
 from .uploads import Uploads
 
-# before Gradio is imported: it reads these once
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 UPLOADS = Uploads()  # each file is removed when it is classified, the folder when the program ends
+# before Gradio is imported: it reads this once. For the other variables, see `app/environment.py`
 os.environ["GRADIO_TEMP_DIR"] = str(UPLOADS.folder)
 
 import gradio
