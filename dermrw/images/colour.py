@@ -3,7 +3,8 @@
 A file may state its colour space in several ways. They are tried in this order, and the first one found is used:
 
 1. an embedded ICC profile (JPEG, PNG, TIFF, WebP, HEIC, AVIF; in DICOM, the optical path's profile);
-2. a PNG's cICP chunk (PNG, third edition, 11.3.2.6; code points of ITU-T H.273);
+2. code points of ITU-T H.273: a PNG's cICP chunk (PNG, third edition, 11.3.2.6), which comes before its profile, or a
+   HEIC's or AVIF's `nclx` property;
 3. a PNG's gAMA and cHRM chunks, unless it has an sRGB chunk;
 4. EXIF's interoperability index "R03", which stands for Adobe RGB (DCF 2.0, 4.9.3).
 
@@ -26,14 +27,19 @@ D65 = (0.3127, 0.3290)
 SRGB: Chromaticities = (*D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 ADOBE_RGB: Chromaticities = (*D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 ADOBE_GAMMA = 2.19921875  # Adobe RGB (1998) Color Image Encoding, 4.3.1.2
-# H.273, table 2: the colour primaries whose pictures a camera or a phone may write
+# H.273, table 2: the colour primaries whose pictures a camera, a phone or a converter may write
 PRIMARIES: dict[int, Chromaticities] = {
     1: SRGB,
+    2: SRGB,  # unspecified
+    5: (*D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),  # BT.601, 625 lines
+    6: (*D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),  # BT.601, 525 lines
     9: (*D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),  # BT.2020
     12: (*D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
-SRGB_CURVE = 13  # H.273, table 3; 1, 6, 14 and 15 are video curves that decoders display as sRGB
-CURVES = (1, 6, 13, 14, 15)
+# H.273, table 3: sRGB (13), unspecified (2), and video curves that decoders display as sRGB
+CURVES = (1, 2, 6, 13, 14, 15)
+GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
+HDR_CURVES = {16: "PQ", 18: "HLG"}  # no one conversion to sRGB exists
 
 LARGEST_PROFILE = 4_000_000  # bytes; printers' profiles have about a million
 # A profile that moves no colour of a 17 x 17 x 17 grid by more than this many of 255 levels is sRGB under another name.
@@ -181,13 +187,13 @@ def to_srgb(image: Image.Image, cicp: tuple[int, int] | None = None) -> Converte
 
     Args:
         image: decoded, with the `info` that Pillow read from the file.
-        cicp: what `png_cicp` found in a PNG.
+        cicp: colour primaries and transfer characteristics by H.273, of a PNG, HEIC or AVIF that states them.
     """
     profile = image.info.get("icc_profile")
-    if profile and cicp is None:
+    if profile and (cicp is None or image.format != "PNG"):
         return by_profile(image, profile)
     primaries, gamma = _stated(image, cicp)
-    if cicp is not None and (cicp[0] not in PRIMARIES or cicp[1] not in CURVES):
+    if cicp is not None and (cicp[0] not in PRIMARIES or cicp[1] not in (*CURVES, *GAMMAS)):
         return Converted(image, "it states a colour space that is not known here, and was read as sRGB")
     if primaries is None:
         return Converted(image, None)
@@ -199,8 +205,8 @@ def to_srgb(image: Image.Image, cicp: tuple[int, int] | None = None) -> Converte
 def _stated(image: Image.Image, cicp: tuple[int, int] | None) -> tuple[Chromaticities | None, float | None]:
     """Primaries and gamma that a file states without a profile; None for both if it is sRGB."""
     if cicp is not None:
-        primaries = PRIMARIES.get(cicp[0])
-        return (None, None) if primaries == SRGB else (primaries, None)
+        primaries, gamma = PRIMARIES.get(cicp[0]), GAMMAS.get(cicp[1])
+        return (None, None) if primaries == SRGB and gamma is None else (primaries, gamma)
     info = image.info
     if image.format == "PNG" and "srgb" not in info and ("gamma" in info or "chromaticity" in info):
         gamma = float(info.get("gamma") or 1 / 2.2)

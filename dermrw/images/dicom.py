@@ -1,7 +1,8 @@
-"""The picture in a DICOM file, and nothing else of it: no name, date or private tag is read. No torch in here."""
+"""The picture in a DICOM file and its modality, nothing more: no name, date or private tag is read. No torch."""
 
 import io
 import logging
+import re
 import warnings
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ from pydicom.uid import (
 
 from dermrw.errors import UserError
 from dermrw.images.bombs import reason
+from dermrw.images.depth import eight_bits
 
 # both warn and log of values that break the standard, and quote them: nothing of a patient's is to be printed
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -33,10 +35,14 @@ DEFLATED = b"1.2.840.10008.1.2.1.99"
 ITEM, MOST_ITEMS = b"\xfe\xff\x00\xe0", 10_000  # of sequences and frames, each of which takes its time to be read
 UNCOMPRESSED = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 BY_PILLOW = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
+PALETTE = "PALETTE COLOR"
+# modalities (PS3.3, C.7.3.1.1.1) of photographs, and those that converters of photographs state
+PHOTOGRAPHS = ("", "DMS", "XC", "OT", "ES", "GM", "SM", "OP")
 # all that a picture is read from (PS3.3, C.7.6.3); what isn't named here never leaves the file
 TAGS = [
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "ICCProfile", "OpticalPathSequence",
+    "Modality",
     *(f"{c}PaletteColorLookupTable{what}" for c in ("Red", "Green", "Blue") for what in ("Descriptor", "Data")),
 ]  # fmt: skip
 
@@ -72,8 +78,12 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
     frames, samples, kind = int(data.get("NumberOfFrames") or 1), data.SamplesPerPixel, data.PhotometricInterpretation
     if frames != 1:
         raise UserError(f"the image {name} is a DICOM file of {frames} pictures: save the one that shows the lesion")
-    if kind != "PALETTE COLOR" and samples != 3:
+    if kind != PALETTE and samples == 1:
         raise UserError(f"the image {name} is a grey DICOM file, and dermoscopy is in colour")
+    if kind in ("HSV", "ARGB", "CMYK") or str(kind).startswith("YBR_PARTIAL"):
+        raise UserError(f"the image {name} is a DICOM file in {kind}, which is not read: export it as RGB")
+    if (kind == PALETTE) != (samples == 1) or samples not in (1, 3):
+        raise ValueError(f"{samples} samples of {kind}")
     width, height, syntax = int(data.Columns), int(data.Rows), data.file_meta.TransferSyntaxUID
     if width * height > most_pixels:
         raise UserError(f"the image {name} has {width} × {height} pixels, more than {most_pixels:,}: shrink it")
@@ -81,6 +91,12 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
     # run lengths unpack to a multiple, whatever the picture's size says
     if allocated > 16 or len(data.PixelData) > width * height * int(samples) * allocated // 4 + 100_000:
         raise ValueError(f"{allocated} bits, {len(data.PixelData)} bytes")
+    bits = int(data.BitsStored)
+    if int(data.get("HighBit") or bits - 1) != bits - 1:
+        raise UserError(
+            f"the image {name} is a DICOM file whose values do not end at their lowest bit (HighBit {data.HighBit}, "
+            f"BitsStored {bits}): export it again with 8 bits"
+        )
     if syntax in BY_PILLOW:
         (frame,) = generate_frames(data.PixelData, number_of_frames=1)
         with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as inside:
@@ -90,7 +106,7 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
             if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
                 # Whether a JPEG holds RGB or YCbCr is written in its markers and component names, which libjpeg reads.
                 # PhotometricInterpretation is often wrong about it.
-                return _with_profile(inside.convert("RGB"), data)
+                return _finished(inside.convert("RGB"), data)
     elif syntax not in (*UNCOMPRESSED, RLELossless):
         raise UserError(f"the image {name} is a DICOM file in {syntax.name}, which isn't read here: save it as JPEG")
     if syntax in UNCOMPRESSED and kind == "YBR_FULL_422" and len(data.PixelData) >= 3 * width * height:
@@ -98,33 +114,33 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
             f"the image {name} is a DICOM file that states YBR_FULL_422 but holds three bytes a pixel, so its colours "
             "are ambiguous: export it again as RGB"
         )
-    values, bits = pixel_array(data, index=0), int(data.BitsStored)
-    if kind == "PALETTE COLOR":
+    values = pixel_array(data, index=0)
+    if kind == PALETTE:
+        described = {int(data[f"{c}PaletteColorLookupTableDescriptor"].value[2]) for c in ("Red", "Green", "Blue")}
         values = apply_color_lut(values, data)
-        bits = 8 * values.dtype.itemsize
-        if bits == 16 and _eight_bit_palette(data):
-            values, bits = values.astype(np.uint8), 8
+        bits = 8 if described == {8} else 8 * values.dtype.itemsize
     if bits == 8 and values.dtype == np.uint8:
-        return _with_profile(Image.fromarray(values), data)
+        return _finished(Image.fromarray(values), data)
     if values.dtype.kind != "u" or bits > 16:
         raise ValueError(f"{values.dtype} of {bits} bits")
-    # by a table: arithmetic would take eight bytes a value, gigabytes for the largest picture
-    table = np.minimum(np.arange(2 ** (8 * values.dtype.itemsize), dtype=np.int64) * 255 // (2**bits - 1), 255)
-    return _with_profile(Image.fromarray(table.astype(np.uint8)[values]), data)
+    eight, note = eight_bits(values, 2**bits - 1)
+    return _finished(Image.fromarray(eight), data, [note] if note else [])
 
 
-def _eight_bit_palette(data: pydicom.Dataset) -> bool:
-    """Whether a palette in 16-bit words holds 8-bit values, by its descriptor or by all of its values."""
-    values = [np.frombuffer(data[f"{c}PaletteColorLookupTableData"].value, "u1") for c in ("Red", "Green", "Blue")]
-    described = all(int(data[f"{c}PaletteColorLookupTableDescriptor"].value[2]) == 8 for c in ("Red", "Green", "Blue"))
-    # the high bytes are all zero at the odd places in one byte order, or at the even ones in the other
-    return described or not any(v[1::2].any() for v in values) or not any(v[::2].any() for v in values)
+def _finished(image: Image.Image, data: pydicom.Dataset, notes: list[str] | None = None) -> Image.Image:
+    """The picture with its notes for the user, and with its ICC profile.
 
-
-def _with_profile(image: Image.Image, data: pydicom.Dataset) -> Image.Image:
-    """The picture with its ICC profile, of the optical path or of the image itself (PS3.3, C.11.15 and C.8.12.5)."""
+    The profile is that of the optical path or of the image itself (PS3.3, C.11.15 and C.8.12.5).
+    """
     paths = data.get("OpticalPathSequence") or []
     profile = data.get("ICCProfile") or (paths[0].get("ICCProfile") if len(paths) else None)
     if profile:
         image.info["icc_profile"] = bytes(profile)
+    notes = list(notes or [])
+    modality = str(data.get("Modality") or "")
+    if modality not in PHOTOGRAPHS:
+        stated = modality if re.fullmatch("[A-Z]{2,8}", modality) else "unknown"
+        notes.append(f"its modality is {stated}, not dermoscopy")
+    if notes:
+        image.info["notes"] = notes
     return image

@@ -19,6 +19,8 @@ FOREIGN: dict[bytes, str] = {
     b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
     b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
     b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"II\xbc\x01": "JPEG XR",
+    b"\x76\x2f\x31\x01": "OpenEXR",
     b"8BPS": "Photoshop",
     b"FUJIFILMCCD-RAW": "camera raw",
     b"IIRO": "camera raw",
@@ -101,3 +103,26 @@ def _is_bare_dicom(head: bytes) -> bool:
         return True
     # implicit: a length follows; the group length has 4 bytes, a UID or a code string at most 64
     return group == b"\x08\0" and element in (0, 1, 5, 8, 0x16) and 0 < int.from_bytes(head[4:8], "little") <= 64
+
+
+# JPEG's start of frame, by marker (ITU-T T.81, table B.1; T.87 for JPEG-LS)
+FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+
+
+def jpeg_fault(content: bytes) -> str | None:
+    """The reason why a JPEG is not read, for `the image NAME …`; None if there is none, or it is damaged."""
+    at, adobe = 2, False
+    while at + 10 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        adobe |= marker == 0xEE and content[at + 4 : at + 9] == b"Adobe"
+        if marker == 0xF7:
+            return "is a JPEG-LS file, which is not read: save it as JPEG or PNG"
+        if marker in FRAMES:
+            bits, components = content[at + 4], content[at + 9]
+            if bits != 8:
+                return f"is a JPEG of {bits} bits a channel, which is not read: save it with 8 bits"
+            if components == 4 and not adobe:
+                return "is a CMYK JPEG without Adobe's marker, so its colours are ambiguous: save it as RGB"
+            return None
+        at += 1 if marker == 0xFF else 2 + length  # fill bytes may come before a marker
+    return None

@@ -17,9 +17,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.images.bombs import of_tiff, reason
-from dermrw.images.colour import png_cicp, to_srgb
-from dermrw.images.formats import HEAD, format_of
-from dermrw.images.tiff import choose_page, sixteen_bits
+from dermrw.images.colour import HDR_CURVES, png_cicp, to_srgb
+from dermrw.images.depth import grey_in_eight_bits, narrow_png
+from dermrw.images.formats import HEAD, format_of, jpeg_fault
+from dermrw.images.iso_media import nclx, turned
+from dermrw.images.tiff import choose_page, fault, read_page, unknown
 
 # ImageNet's statistics, with which every backbone of torchvision was trained (RGB, in units of 1/255)
 MEAN = (0.485, 0.456, 0.406)
@@ -49,7 +51,7 @@ UPRIGHT = {
 def _upright(image: Image.Image) -> Image.Image:
     """The picture turned by its EXIF orientation; where the EXIF can't be read, as it is."""
     image.load()  # first, so that damaged pixels are told from damaged EXIF
-    exif = image.info.get("exif", b"")
+    exif = image.info.get("exif") or b""  # HEIC without EXIF has None
     while exif.startswith(b"Exif\0\0"):  # Pillow takes them all away, too
         exif = exif[6:]
     if of_tiff(exif, MOST_PIXELS) or len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_TEXT:
@@ -72,15 +74,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     file_format, cicp = image.format, image.info.get("cicp")
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Pillow clips 16-bit grey at 255 when converting, which would turn the picture white
-        values = np.asarray(image)
-        if values.dtype != np.uint16:
-            values = values.clip(0, 65535).astype(np.uint16)
-        image = Image.fromarray((values // 257).astype(np.uint8))
-    else:
-        image.format = file_format  # lost by turning; says where the colour space may be stated
-        image, note = to_srgb(image, cicp)
+        image, note = grey_in_eight_bits(image)
         notes += [note] if note else []
+    image.format = file_format  # lost by turning; says where the colour space may be stated
+    image, note = to_srgb(image, cicp)
+    notes += [note] if note else []
     image = _on_white(image)
     image.info = {"notes": notes} if notes else {}
     return image
@@ -124,6 +122,7 @@ def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
     Raises:
         UserError: it is a decompression bomb, an animation, a TIFF of several pages, or a format that is not read.
     """
+    file.seek(0)  # as Pillow does: a file that was read before is at its end
     head = file.read(HEAD)
     file.seek(0)
     kind = format_of(head) or ""
@@ -134,47 +133,53 @@ def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
 
         yield dicom_image(file, name, MOST_PIXELS)
         return
-    content = file.read() if kind in ("JPEG", "TIFF", "BMP", "PNG") else b""
+    content = file.read() if kind in ("JPEG", "TIFF", "BMP", "PNG", "HEIC", "AVIF") else b""
     file.seek(0)
     if kind in ("JPEG", "TIFF", "BMP") and (wrong := reason(content, MOST_PIXELS)):
         raise UserError(f"the image {name} {wrong}: it isn't opened")
+    if unread := (fault(content) if kind == "TIFF" else jpeg_fault(content) if kind == "JPEG" else None):
+        raise UserError(f"the image {name} {unread}")
     formats: tuple[str, ...] = FORMATS
     if kind == "HEIC":
         import pi_heif  # needed by few pictures
 
         pi_heif.register_heif_opener(thumbnails=False)
         formats = ("HEIF",)
-    with _opened(file, formats, kind) as image:
+    try:
+        opened = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        if kind == "TIFF":
+            raise UserError(f"the image {name} {unknown(content)}") from None
+        if kind:
+            raise ValueError(f"it begins like {kind}, but its header cannot be read") from None
+        raise
+    with opened:
+        image: Image.Image = opened
         check_size(image, name)
         if kind == "TIFF":
             choose_page(image, name)
             check_size(image, name)
-            if (read := sixteen_bits(image, content, name)) is not None:
-                eight_bits, note = read
-                eight_bits.info = {**image.info, "notes": [note] if note else []}
-                eight_bits.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
-                yield eight_bits
+            if (read := read_page(image, content, name)) is not None:
+                page, note = read
+                page.info = {**image.info, "notes": [note] if note else []}
+                page.getexif()[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+                yield page
                 return
         elif kind in ("PNG", "WebP", "AVIF") and (pictures := getattr(image, "n_frames", 1)) > 1:
             raise UserError(f"the image {name} is an animation of {pictures} pictures: save the one that is meant")
-        if kind == "PNG" and (cicp := png_cicp(content)) is not None:
+        if kind == "PNG" and content[24:25] == b"\x10":
+            image = narrow_png(image, content)
+        cicp = png_cicp(content) if kind == "PNG" else nclx(content) if kind in ("HEIC", "AVIF") else None
+        if cicp is not None:
+            if cicp[1] in HDR_CURVES and (kind == "PNG" or "icc_profile" not in image.info):
+                raise UserError(
+                    f"the image {name} is an HDR picture ({HDR_CURVES[cicp[1]]}), which is not read: save it in "
+                    "standard dynamic range, as JPEG or PNG"
+                )
             image.info["cicp"] = cicp
+        if kind == "HEIC" and image.info.get("original_orientation") not in (None, 1) and not turned(content):
+            image.info["notes"] = ["its EXIF orientation was ignored, as the HEIF standard asks"]
         yield image
-
-
-def _opened(file: BinaryIO, formats: tuple[str, ...], kind: str) -> Image.Image:
-    """The file as Pillow opens it.
-
-    Raises:
-        ValueError: it begins like a picture and is damaged.
-        UnidentifiedImageError: it is no picture.
-    """
-    try:
-        return Image.open(file, formats=formats)
-    except UnidentifiedImageError:
-        if kind:
-            raise ValueError(f"it begins like {kind}, but its header cannot be read") from None
-        raise
 
 
 def check_size(image: Image.Image, name: object) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.errors import UserError
 from dermrw.images.colour import (
     ADOBE_GAMMA,
     ADOBE_RGB,
@@ -20,6 +21,7 @@ from dermrw.images.colour import (
     by_primaries,
     png_cicp,
 )
+from dermrw.images.iso_media import nclx, turned
 from dermrw.images.preprocess import read_image
 
 P3 = PRIMARIES[12]
@@ -165,8 +167,43 @@ def test_a_png_with_cicp() -> None:
     file = with_chunks(other, chunk(b"cICP", bytes([12, 13, 0, 1])))
     assert png_cicp(file.getvalue()) == (12, 13)
     assert difference(read_image(file), pixels) < 1
-    unknown = read_image(with_chunks(other, chunk(b"cICP", bytes([9, 16, 0, 1]))))  # HDR
+    unknown = read_image(with_chunks(other, chunk(b"cICP", bytes([10, 13, 0, 1]))))  # CIE XYZ
     assert "not known here" in unknown.info["notes"][0]
+    for curve_number, name in ((16, "PQ"), (18, "HLG")):
+        with pytest.raises(UserError, match=rf"is an HDR picture \({name}\), which is not read"):
+            read_image(with_chunks(other, chunk(b"cICP", bytes([9, curve_number, 0, 1]))))
+
+
+def test_an_avif_that_states_its_primaries() -> None:
+    pixels = lesion()
+    v = pixels / 255
+    light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+    light = (light @ (np.linalg.inv(_to_xyz(P3)) @ _to_xyz(PRIMARIES[1])).T).clip(0, 1)
+    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    other = Image.fromarray((255 * curve).round().astype(np.uint8))
+    content = saved(other, "AVIF", quality=100, subsampling="4:4:4").getvalue()
+    assert nclx(content) == (1, 13)
+
+    def stating(primaries: int, transfer: int) -> io.BytesIO:
+        at = content.index(b"colrnclx") + 8
+        return io.BytesIO(content[:at] + struct.pack(">HH", primaries, transfer) + content[at + 4 :])
+
+    assert difference(read_image(stating(12, 13)), pixels) < 2 < difference(read_image(stating(1, 13)), pixels)
+    assert difference(read_image(stating(2, 2)), np.asarray(other, dtype=int)) < 2  # unspecified: sRGB
+    with pytest.raises(UserError, match=r"is an HDR picture \(PQ\)"):
+        read_image(stating(9, 16))
+    # a property that the primary picture does not have
+    other_item = content.replace(
+        b"pitm" + bytes(4) + content[content.index(b"pitm") + 8 :][:2], b"pitm" + bytes(4) + b"\0\7"
+    )
+    assert nclx(other_item) is None
+
+
+def test_boxes_that_end_early() -> None:
+    content = saved(Image.fromarray(lesion()), "AVIF").getvalue()
+    for length in range(0, 400, 7):
+        assert nclx(content[:length]) in (None, (1, 13))
+        assert not turned(content[:length])
 
 
 def test_white_stays_white_and_grey_grey() -> None:

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,63 @@ def test_a_palette(tmp_path: Path) -> None:
         tmp_path / "p.dcm", index.astype(np.uint8), SamplesPerPixel=1, PhotometricInterpretation="PALETTE COLOR", **tags
     )
     np.testing.assert_array_equal(np.asarray(read_image(path)), table.T[index])
+
+
+@pytest.mark.parametrize("factor", [1, 16, 256, 257])
+def test_a_palette_of_8_or_12_bits_in_words_of_16(tmp_path: Path, factor: int) -> None:
+    index = (np.arange(4800).reshape(60, 80) % 256).astype(np.uint8)
+    table = np.random.default_rng(0).integers(0, 256, (3, 256)).astype(np.uint16)
+    tags = {}
+    for colour, row in zip(("Red", "Green", "Blue"), table, strict=True):
+        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"{colour}PaletteColorLookupTableData"] = (row * factor).tobytes()
+    path = dicom(tmp_path / "p.dcm", index, SamplesPerPixel=1, PhotometricInterpretation="PALETTE COLOR", **tags)
+    assert np.abs(np.asarray(read_image(path), int) - table.T[index]).max() <= 1
+
+
+def test_bits_that_a_file_does_not_use(tmp_path: Path) -> None:
+    twelve = (PIXELS / 255 * 4095).round().astype(np.uint16)
+    stated = read_image(dicom(tmp_path / "a.dcm", twelve, BitsStored=12, HighBit=11))
+    unstated = read_image(dicom(tmp_path / "b.dcm", twelve))
+    for image, notes in (
+        (stated, None),
+        (unstated, ["its 16-bit values use 12 bits alone and were scaled to the full range"]),
+    ):
+        assert np.abs(np.asarray(image, int) - PIXELS).max() <= 1 and image.info.get("notes") == notes
+    with pytest.raises(UserError, match=r"values do not end at their lowest bit \(HighBit 15, BitsStored 12\)"):
+        read_image(dicom(tmp_path / "c.dcm", twelve * 16, BitsStored=12, HighBit=15))
+
+
+@pytest.mark.parametrize(
+    ("modality", "notes"),
+    [
+        ("DMS", None),
+        ("XC", None),
+        ("US", ["its modality is US, not dermoscopy"]),
+        ("Mary", ["its modality is unknown, not dermoscopy"]),
+    ],
+)
+def test_another_modality_is_noted(tmp_path: Path, modality: str, notes: list[str] | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = dicom(tmp_path / "m.dcm", Modality=modality)
+    assert read_image(path).info.get("notes") == notes
+
+
+def test_colours_by_the_stated_interpretation(tmp_path: Path) -> None:
+    ycbcr = np.asarray(Image.fromarray(PIXELS).convert("YCbCr"))
+    half = np.stack([ycbcr[:, ::2, 0], ycbcr[:, 1::2, 0], ycbcr[:, ::2, 1], ycbcr[:, ::2, 2]], -1)
+    for name, pixels, tags in (
+        ("a", ycbcr, {"PhotometricInterpretation": "YBR_FULL"}),
+        ("b", ycbcr.transpose(2, 0, 1).copy(), {"PhotometricInterpretation": "YBR_FULL", "PlanarConfiguration": 1}),
+        ("c", half.copy(), {"PhotometricInterpretation": "YBR_FULL_422"}),
+        ("d", PIXELS, {"RescaleSlope": "2", "WindowCenter": "10", "WindowWidth": "20"}),  # for grey pictures only
+    ):
+        found = np.asarray(read_image(dicom(tmp_path / name, pixels, **tags)), int)
+        assert np.abs(found - PIXELS).mean() < 2, name
+    for kind in ("HSV", "YBR_PARTIAL_422"):
+        with pytest.raises(UserError, match=f"is a DICOM file in {kind}, which is not read"):
+            read_image(dicom(tmp_path / "e", PhotometricInterpretation=kind))
 
 
 def test_what_is_not_read_gets_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,9 @@
 """A picture's format is recognised by its content."""
 
+import contextlib
 import io
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
 from dermrw.images.formats import HEAD, format_of
+from dermrw.images.iso_media import nclx, turned
 from dermrw.images.preprocess import read_image
 
 
@@ -67,6 +71,46 @@ def test_a_heic_file_that_is_cut_short() -> None:
     assert format_of(head) == "HEIC"
     with pytest.raises(UserError, match="damaged or unreadable"):
         read_image(io.BytesIO(head))
+
+
+HEIC = Path(__file__).with_name("lesion.heic")  # 48 × 32 pixels, stored on its side, with `irot` and EXIF orientation 6
+
+
+def test_a_heic_file() -> None:
+    drawn = Image.fromarray(draw_lesion("mel", np.random.default_rng(3), np.random.default_rng(4), 96, 128))
+    expected = np.asarray(drawn.resize((48, 32), Image.Resampling.BICUBIC), dtype=int)
+    content = HEIC.read_bytes()
+    assert nclx(content) == (1, 13) and turned(content)
+    image = read_image(HEIC)
+    assert np.abs(np.asarray(image, dtype=int) - expected).mean() < 4 and not image.info
+    # without EXIF, and with a rotation that decoders do not apply
+    without = read_image(io.BytesIO(content.replace(b"Exif", b"none")))
+    assert np.abs(np.asarray(without, dtype=int) - expected).mean() < 4
+    ignored = read_image(io.BytesIO(content.replace(b"irot", b"free")))
+    assert ignored.size == (32, 48) and ignored.info["notes"] == [
+        "its EXIF orientation was ignored, as the HEIF standard asks"
+    ]
+    at = content.index(b"colrnclx") + 8
+    other = read_image(io.BytesIO(content[:at] + struct.pack(">HH", 12, 13) + content[at + 4 :]))
+    assert np.abs(np.asarray(other, dtype=int) - np.asarray(image, dtype=int)).mean() > 2
+    with pytest.raises(UserError, match=r"is an HDR picture \(HLG\)"):
+        read_image(io.BytesIO(content[:at] + struct.pack(">HH", 9, 18) + content[at + 4 :]))
+    # the same file twice: it is read from its beginning
+    with HEIC.open("rb") as file:
+        assert read_image(file) == read_image(file)
+
+
+def test_a_heic_file_whose_pixels_are_larger_than_it_states() -> None:
+    content = HEIC.read_bytes()
+    small = content.replace(struct.pack(">II", 64, 64), struct.pack(">II", 16, 16))
+    small = small.replace(struct.pack(">II", 32, 48), struct.pack(">II", 16, 16))
+    large = content.replace(struct.pack(">II", 64, 64), struct.pack(">II", 60_000, 60_000))
+    large = large.replace(struct.pack(">II", 32, 48), struct.pack(">II", 60_000, 60_000))
+    assert small != content != large
+    with pytest.raises(UserError, match=r"60000 × 60000 pixels, more than|damaged or unreadable"):
+        read_image(io.BytesIO(large))
+    with contextlib.suppress(UserError):
+        assert max(read_image(io.BytesIO(small)).size) <= 64
 
 
 def test_pages_of_a_tiff() -> None:
