@@ -27,6 +27,8 @@ from dermrw.study.execute import Options, Processes, check_weights, execute, run
 from dermrw.study.plan import Plan, Table, read_plan
 from dermrw.study.report import mean_sd, write_report
 from dermrw.study.result import (
+    Truth,
+    decisions,
     finished,
     found_by_weight,
     over_time,
@@ -313,6 +315,37 @@ def test_the_findings_of_the_report_hold_in_the_committed_results() -> None:
     assert 100 * (random - reweight) == pytest.approx(12.9, abs=0.05)
 
 
+def test_figures_of_the_documentation_that_are_not_in_the_report() -> None:
+    """They follow from the decisions in the committed result files."""
+    folder = Path(__file__).parents[2] / "docs/study/cpu"
+
+    def committed(row: str, which: str) -> tuple[np.ndarray, Truth, list[str]]:
+        results = [json.loads((folder / f"{row}-{seed}.json").read_text()) for seed in range(3)]
+        codes = list(results[0]["recalls"])
+        tests = [result["sets"]["test"] for result in results]
+        return (
+            np.stack([decisions(t[which]) for t in tests]),
+            read_truth(folder / tests[0]["truth"], tuple(codes)),
+            codes,
+        )
+
+    random, truth, _ = committed("ham_random_weights", "fitted")
+    reweight, _, codes = committed("ham_reweight", "fitted")
+    paired = paired_interval(reweight, random, *truth)
+    assert [100 * paired.difference, 100 * paired.low, 100 * paired.high] == pytest.approx(
+        [-12.9, -22.6, -2.9], abs=0.05
+    )
+
+    def recalls(row: str) -> np.ndarray:
+        decided, truth, _ = committed(row, "as_trained")
+        return np.array([np.mean(decided[:, truth.labels == c] == c) for c in range(len(codes))])
+
+    clean, noisy, df = recalls("ham_balanced_softmax"), recalls("ham_balanced_softmax_uniform20"), codes.index("df")
+    assert [100 * clean[df], 100 * noisy[df]] == pytest.approx([62, 16], abs=0.5)
+    assert 100 * (clean[df] - noisy[df]) / len(codes) == pytest.approx(6.7, abs=0.05)
+    assert 100 * (clean.mean() - noisy.mean()) == pytest.approx(9.5, abs=0.05)
+
+
 def test_means_and_deviations() -> None:
     assert mean_sd(np.array([0.5, 0.6, 0.7])) == "60.0 ± 10.0"
     assert (mean_sd(np.array([0.5])), mean_sd(np.array([np.nan]))) == ("50.0", "–")
@@ -436,7 +469,7 @@ def test_the_whole_way_on_the_sample(
     path.write_text(path.read_text().replace(runs[0].digest(), "0" * 16))
     assert write_report("tiny").endswith("7 of 8 runs")
     text = (tmp_path / "docs/study/tiny/report.md").read_text()
-    assert "7 of 8 runs" in text and "Left out: 1 made with other settings" in text
+    assert "7 of 8 runs" in text and "Left out: 1 made with settings that differ" in text
 
     # a row that saw other images can't stand in the table
     row.results[0]["samples"][0]["nv"] += 1
