@@ -59,13 +59,20 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def read_all(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[list[str]]]:
-    """Decodes every image; returns (id, reason) of each unreadable one, and groups of ids with identical pixels."""
+    """Decodes every image; returns (id, reason) of each unreadable one, and groups of ids with identical pixels.
+
+    Prints one line on the images that could be read only with a note, such as a broken colour profile.
+    """
+    notes: dict[str, str] = {}  # by path
 
     def digest(path: str) -> str | UserError:
         try:
-            pixels = np.asarray(read_image(path))
+            image = read_image(path)
         except UserError as error:
             return error
+        if image.info.get("notes"):
+            notes[path] = image.info["notes"][0]
+        pixels = np.asarray(image)
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
 
     unreadable: list[tuple[str, str]] = []
@@ -77,6 +84,9 @@ def read_all(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[list[str]
                 unreadable.append((image_id, str(result)))
             else:
                 same[result].append(image_id)
+    if notes:
+        path = min(notes)
+        print(f"Read with a note: {len(notes):,} of {len(table):,} images, such as {path}: {notes[path]}")
     return unreadable, [group for group in same.values() if len(group) > 1]
 
 

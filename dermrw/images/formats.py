@@ -1,5 +1,7 @@
 """Recognise a picture's format by its first bytes, not by its file name. No torch."""
 
+import errno
+import re
 from pathlib import Path
 
 from dermrw.errors import UserError
@@ -62,25 +64,40 @@ IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".tif", ".tiff", ".webp", ".bmp"),
     *(".dcm", ".dicom", ".heic", ".heif", ".avif"),
 }
-DICOM_DIRECTORY = b"1.2.840.10008.1.3.10"  # the media storage class of a DICOMDIR, a disc's list of files (PS3.3, F)
+# and of pictures that are not read, which are named
+FOREIGN_SUFFIXES = {".gif", ".jp2", ".jxl", ".jxr", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+# DICOM's media storage classes without a picture (PS3.4, B.5, and PS3.3, F): a DICOMDIR, which is a disc's list of
+# files; presentation states, structured reports, encapsulated documents, waveforms, raw data, registrations, surfaces,
+# measurements, plans of radiotherapy, procedure logs
+STORAGE_CLASS = re.compile(rb"1\.2\.840\.10008\.(?:1\.3\.10|5\.1\.4\.(?:1\.1|34|38|43|44|45)\.[0-9.]+)")
+NO_PICTURE = re.compile(
+    rb"1\.2\.840\.10008\.(?:1\.3\.10|5\.1\.4\.(?:34|38|43|44|45)\..*"
+    rb"|5\.1\.4\.1\.1\.(?:9|11|66|67|68|78|79|80|82|88|90|104|131|200|201)(?:\..*)?|5\.1\.4\.1\.1\.481\.[2-9].*)"
+)
 
 
 def is_image_file(path: Path) -> bool:
     """Whether a file in a folder is meant to be a picture: by its content or, if that is unknown, by its suffix.
 
-    Hidden files and a disc's DICOMDIR are not. A file that cannot be opened counts by its suffix.
+    Hidden files are not, nor are DICOM files of a class without a picture, such as reports or a disc's DICOMDIR. A file
+    that cannot be opened counts by its suffix; without one it counts as a picture, since DICOM files often have none.
     """
     if path.name.startswith("."):
         return False
+    suffix = path.suffix.lower()
     try:
         with open_regular(path) as file:
             head = file.read(1024)
-    except (OSError, UserError):
+    except OSError as error:
+        head = b""
+        if not suffix and error.errno not in (errno.ENOENT, errno.ELOOP):  # of a broken link
+            return True
+    except UserError:
         head = b""
     kind = format_of(head)
-    if kind == "DICOM" and DICOM_DIRECTORY in head:
+    if kind == "DICOM" and (stated := STORAGE_CLASS.search(head)) and NO_PICTURE.fullmatch(stated[0].rstrip(b".")):
         return False
-    return kind is not None or path.suffix.lower() in IMAGE_SUFFIXES
+    return kind is not None or suffix in IMAGE_SUFFIXES | FOREIGN_SUFFIXES
 
 
 def _iso_media(head: bytes) -> str | None:

@@ -5,6 +5,7 @@ bilinear filter (Pillow's) so that its shorter side is `size`, and cut to the `s
 Resizing without antialiasing differs from this by up to 163 grey levels, so nothing else may resize.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ MOST_ELONGATED = 10  # longer side over shorter
 # the limit above is checked by ourselves: a warning turned into an error is not safe among threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\b")  # of damaged files, with numbers from them
+for _library in ("PIL", "tifffile"):  # both log of damaged files, too
+    logging.getLogger(_library).setLevel(logging.CRITICAL + 1)
 
 
 # what undoes each of EXIF's orientations

@@ -23,13 +23,16 @@ from dermrw.inference.lesion import combine_images
 from dermrw.inference.model_file import ModelInfo
 from dermrw.inference.verdict import Verdict, verdict
 
+MOST_NOTES = 20  # that are printed
+
 
 class InputFiles(NamedTuple):
     """The files at the paths that a user named."""
 
-    images: dict[str, Path]  # by id: the file name without its suffix
+    images: dict[str, Path]  # by id: the file name without its suffix, or the path of files that share that name
     misnamed: dict[Path, UserError]  # images whose names cannot be ids
     skipped: list[Path]  # files in folders that are not images by their content
+    by_path: list[str]  # the ids that are paths
 
 
 def image_id(path: Path) -> str:
@@ -40,7 +43,10 @@ def image_id(path: Path) -> str:
     Raises:
         UserError: the name isn't UTF-8.
     """
-    name = path.stem if re.fullmatch(r"\.[A-Za-z]\w{1,5}", path.suffix) else path.name
+    return _utf8(path.stem if re.fullmatch(r"\.[A-Za-z]\w{1,5}", path.suffix) else path.name, path)
+
+
+def _utf8(name: str, path: Path) -> str:
     try:
         name.encode()
         return name
@@ -55,37 +61,58 @@ def find_images(paths: Iterable[Path]) -> InputFiles:
     """Images among files and, recursively, in folders.
 
     In a folder a file is an image by its content, or, if its content is unknown, by its suffix: then it is damaged, and
-    reading it gives an error that names it. A file named by itself is read in any case.
+    reading it gives an error that names it. A file named by itself is read in any case. Files that share a name, such
+    as `a.jpg` and `a.png` or one in each of two folders, get their paths below the named folder as ids.
 
     Raises:
-        UserError: a path is absent, or two files have the same id.
+        UserError: a path is absent.
     """
-    images: dict[str, Path] = {}
+    found: list[tuple[str, ...]] = []  # possible ids of each image: its name, its path below the folder, its whole path
+    files: list[Path] = []
     misnamed: dict[Path, UserError] = {}
     skipped: list[Path] = []
 
-    def add(path: Path) -> None:
+    def add(path: Path, folder: Path) -> None:
         try:
-            name = image_id(path)
+            below, whole = path.relative_to(folder).as_posix(), path.resolve().as_posix()
+            found.append((image_id(path), _utf8(below, path), _utf8(whole, path)))
+            files.append(path)
         except UserError as error:
             misnamed[path] = error
-            return
-        other = images.setdefault(name, path)
-        if other.resolve() != path.resolve():
-            raise UserError(f"{other} and {path} would both be image {name}: rename one, or predict them in two calls")
 
     for path in paths:
         if path.is_dir():
             for file in sorted(walk(path)):
                 if is_image_file(file):
-                    add(file)
+                    add(file, path)
                 else:
                     skipped.append(file)
         elif path.exists():
-            add(path)
+            add(path, path.parent)
         else:
             raise UserError(f"there is no file or folder {path}")
-    return InputFiles(images, misnamed, skipped)
+    ids = _distinct_ids(found)
+    images: dict[str, Path] = {}
+    for name, path in zip(ids, files, strict=True):
+        images.setdefault(name, path)  # a file that is named twice is one image
+    names = {name for name, (short, _, _) in zip(ids, found, strict=True) if name != short}
+    return InputFiles(images, misnamed, skipped, [name for name in images if name in names])
+
+
+def _distinct_ids(candidates: Sequence[tuple[str, ...]]) -> list[str]:
+    """The first possible id of each image that no other image has; the last one identifies its file."""
+    level = [0] * len(candidates)
+    while True:
+        files_of: dict[str, set[str]] = {}
+        for names, n in zip(candidates, level, strict=True):
+            files_of.setdefault(names[n], set()).add(names[-1])
+        shared = [
+            i for i, names in enumerate(candidates) if len(files_of[names[level[i]]]) > 1 and level[i] + 1 < len(names)
+        ]
+        if not shared:
+            return [names[n] for names, n in zip(candidates, level, strict=True)]
+        for i in shared:
+            level[i] += 1
 
 
 def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
@@ -280,10 +307,14 @@ def predict(
         names = first_of([path.name for path in inputs.skipped])
         summary += f"; {len(inputs.skipped):,} files that aren't images skipped ({names})"
     print(summary)
+    if inputs.by_path:
+        print(f"{len(inputs.by_path):,} files share a name, so their paths are their ids ({first_of(inputs.by_path)})")
     refused = sum(image_verdict.refused is not None for image_verdict in classified.verdicts)
     print(f"Refusals ({refused:,}), prediction sets and triage into {decisions_out}")
-    for note in classified.notes:
+    for note in classified.notes[:MOST_NOTES]:
         print(note)
+    if len(classified.notes) > MOST_NOTES:
+        print(f"… and {len(classified.notes) - MOST_NOTES:,} more notes on images")
     if unreadable:
         raise UserError("\n".join([f"{len(unreadable):,} images are not in {out}:", *map(str, unreadable)]))
 
