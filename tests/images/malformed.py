@@ -65,7 +65,7 @@ def whole_files(folder: Path) -> dict[str, bytes]:
     files["png of 16 bits"] = png(sixteen, 2, (b"gAMA", struct.pack(">I", 45_455)), (b"cICP", b"\1\15\0\1")).getvalue()
     files["png of 16-bit grey"] = png(sixteen[..., 0], 0, (b"tRNS", b"\0\7")).getvalue()
     files["heic"] = Path(__file__).with_name("lesion.heic").read_bytes()
-    table = {}
+    table: dict[str, Any] = {}
     for colour in ("Red", "Green", "Blue"):
         table[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
         table[f"{colour}PaletteColorLookupTableData"] = np.arange(256, dtype=np.uint16).tobytes()
