@@ -60,7 +60,7 @@ def whole_files(folder: Path) -> dict[str, bytes]:
         ("tiff of tiles", LESION, {"photometric": "rgb", "tile": (16, 16), "compression": "zlib"}),
     ):
         file = io.BytesIO()
-        tifffile.imwrite(file, values, **options)  # type: ignore[arg-type]
+        tifffile.imwrite(file, values, **options)
         files[name] = file.getvalue()
     files["png of 16 bits"] = png(sixteen, 2, (b"gAMA", struct.pack(">I", 45_455)), (b"cICP", b"\1\15\0\1")).getvalue()
     files["png of 16-bit grey"] = png(sixteen[..., 0], 0, (b"tRNS", b"\0\7")).getvalue()
