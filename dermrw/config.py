@@ -128,7 +128,7 @@ class Train(_Section):
     """The optimiser and the training loop."""
 
     epochs: int = Field(30, ge=1, le=1_000_000)
-    batch_size: int = Field(64, ge=2, le=1_000_000)
+    batch_size: int = Field(64, ge=1, le=1_000_000)
     lr: float = Field(1e-3, gt=0, le=1e30, description="peak learning rate")  # float32 cannot represent 1e300
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")

@@ -221,6 +221,11 @@ def train_mode(model: nn.Module, part: str) -> None:
                 module.eval()
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Returns whether the model has a batch norm layer."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
 def to_input(pixels: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
     """Converts pixels uint8 `[N, H, W, 3]` to the network's input, float `[N, 3, H, W]`, normalised as for ImageNet."""
     x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.datasets.dataset import load_splits, resolve_root, steps_per_epoch
 from dermrw.errors import UserError
-from dermrw.models import build_model, check_fit, freeze
+from dermrw.models import build_model, check_fit, freeze, has_batch_norm
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join
@@ -51,17 +51,13 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     for size in {config.data.size, *([config.train.first_size] if config.first_epochs else [])}:
         check_fit(model, config.model.backbone, size)
     freeze(model, config.model.freeze)
+    _check_batch(config, model, len(splits.train), job.world)
     steps = steps_per_epoch(len(splits.train), config.train.batch_size) * config.train.epochs
     objective = build_objective(config, splits.train.labels, classes, steps)
     choice, timings = job.same(lambda: _choose(config, model, objective, classes, len(splits.meta), len(splits.train)))
     config = _resolved(config, choice)
     if choice.device.type == "cuda":
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
-    if config.train.batch_size < job.world:
-        raise UserError(
-            f"train.batch_size={config.train.batch_size} must be at least the number of processes, {job.world}: "
-            "increase it, or start fewer processes"
-        )
     if not resumed and job.leads:
         start_run(run, config, splits.table)
     print(
@@ -78,6 +74,29 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command with RUN={run} resumes from the last checkpoint") from None
     return run
+
+
+def _check_batch(config: Config, model: nn.Module, examples: int, processes: int) -> None:
+    """Checks that the smallest part of a batch that a process computes is large enough for the network.
+
+    Raises:
+        UserError: a process has no image, or has one image and the network has batch norm in train mode.
+    """
+    size = min(config.train.batch_size, examples)
+    given, larger = f"train.batch_size={config.train.batch_size}", f"set train.batch_size={2 * processes} or more"
+    if size < config.train.batch_size:
+        given, larger = f"a training split of {examples} images", "use a larger training split"
+    if size < processes:
+        raise UserError(
+            f"{given} must be at least the number of processes, {processes}: increase it, or start fewer processes"
+        )
+    if size < 2 * processes and config.model.freeze == "none" and has_batch_norm(model):
+        where = f" to at least one of {processes} processes" if processes > 1 else ""
+        fewer = "start fewer processes, " if processes > 1 else ""
+        raise UserError(
+            f"{given} gives one image{where}, but the batch norm of {config.model.backbone} requires two: {larger}, "
+            f"{fewer}or keep the statistics of batch norm fixed with model.freeze=batch_norm"
+        )
 
 
 def _choose(

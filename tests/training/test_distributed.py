@@ -150,3 +150,11 @@ def test_more_processes_than_examples_in_a_batch(sample: Path, tmp_path: Path) -
     out = job.communicate(timeout=1200)[0]
     assert job.returncode == 2 and "train.batch_size=2 must be at least the number of processes, 3" in out, out
     assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_one_image_in_each_process(sample: Path, tmp_path: Path) -> None:
+    job = start(sample, tmp_path / "run", 2, "train.batch_size=2", "model.backbone=small_cnn")
+    out = job.communicate(timeout=1200)[0]
+    assert job.returncode == 2 and "Traceback" not in out and "RUN" not in out, out
+    assert "train.batch_size=2 gives one image to at least one of 2 processes, but the batch norm of small_cnn" in out

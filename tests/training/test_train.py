@@ -21,12 +21,13 @@ from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import load_splits
 from dermrw.errors import UserError
 from dermrw.metrics.classification import balanced_accuracy
+from dermrw.models import build_model
 from dermrw.training import loop as module
 from dermrw.training import progress
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import Log, latest_run, new_run, read_log, read_split
-from dermrw.training.train import train
+from dermrw.training.train import _check_batch, train
 
 # mobilenet_v3_small has dropout and batch norm: what a resume must restore
 SETTINGS = [
@@ -278,7 +279,6 @@ def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_balanced_score_is_logged(whole: Path) -> None:
     """The validation score is that of best.pt's predictions, computed anew."""
     from dermrw.datasets.dataset import ImageDataset, load_splits
-    from dermrw.models import build_model
     from dermrw.training.device import Placement
     from dermrw.training.logits import predict_logits
     from dermrw.training.run_folder import read_split
@@ -301,6 +301,46 @@ def test_a_training_that_diverges_is_told_in_a_sentence(sample: Path, tmp_path: 
     with pytest.raises(UserError, match=said) as caught:
         train(config(sample, *settings), tmp_path / "run")
     assert "last checkpoint is kept" not in str(caught.value) and "train.lr=" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "examples", "processes", "message"),
+    [
+        (1, 100, 1, r"^train.batch_size=1 gives one image, but the batch norm of mobilenet_v3_small requires two: set "
+         r"train.batch_size=2 or more, or .* model.freeze=batch_norm$"),
+        (2, 100, 2, r"train.batch_size=2 gives one image to at least one of 2 processes, .* set train.batch_size=4 or "
+         r"more, start fewer processes, or"),
+        (5, 100, 3, r"train.batch_size=5 gives one image to .* set train.batch_size=6"),
+        (64, 5, 3, r"a training split of 5 images gives one image to .*: use a larger training split, start fewer"),
+        (2, 100, 3, r"train.batch_size=2 must be at least the number of processes, 3: "),
+        (64, 2, 3, r"a training split of 2 images must be at least the number of processes, 3: "),
+        (2, 100, 1, ""), (4, 100, 2, ""), (6, 100, 3, ""),
+    ],
+)  # fmt: skip
+def test_batch_norm_needs_two_images_in_each_process(size: int, examples: int, processes: int, message: str) -> None:
+    def check(backbone: str, freeze: str = "none") -> None:
+        changes = (f"model.backbone={backbone}", f"model.freeze={freeze}", f"train.batch_size={size}")
+        asked = load_config(None, [*SETTINGS, *changes])
+        _check_batch(asked, build_model(asked.model, 7)[0], examples, processes)
+
+    if message:
+        with pytest.raises(UserError, match=message):
+            check("mobilenet_v3_small")
+    else:
+        check("mobilenet_v3_small")
+    if min(size, examples) >= processes:  # without batch norm, and with fixed statistics, one image is enough
+        check("convnext_tiny")
+        check("mobilenet_v3_small", "batch_norm")
+        check("mobilenet_v3_small", "backbone")
+
+
+def test_batches_of_one_image(sample: Path, tmp_path: Path) -> None:
+    one = ["train.batch_size=1", "train.epochs=1", "train.lr=1e-5", "objective=erm"]
+    with pytest.raises(UserError, match=r"train\.batch_size=1 gives one image, but"):
+        train(config(sample, *one), tmp_path / "refused")
+    assert not (tmp_path / "refused" / "config.yaml").exists()
+    run = train(config(sample, *one, "model.backbone=cifar_alexnet"), tmp_path / "run")
+    assert read_log(run)[-1]["validation"]["balanced_accuracy"] > 0
 
 
 def test_a_checkpoint_without_a_config_is_no_run(sample: Path, tmp_path: Path, whole: Path) -> None:
