@@ -1,17 +1,16 @@
 """Many images of different lesions: a table that grows, and a CSV file that is never written to the server's disk."""
 
 import base64
-import csv
-import io
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dermrw.errors import UserError
+from dermrw.files import csv_text
 from dermrw.inference.lesion import Lesion, combine_explanations
 
 from .engine import Engine, Picture, plain_name
@@ -121,11 +120,7 @@ def _csv(engine: Engine, rows: list[Row], prevalence: str, shares: Shares) -> by
     """Returns a CSV file with a row for each image: the columns of `dermrw predict`, then refusal, set and triage."""
     if shares is not None and prevalence != "training":  # in the form that `dermrw predict --prevalence` accepts
         prevalence = ",".join(f"{code}={share:.6g}" for code, share in zip(engine.info.codes, shares, strict=True))
-    text = io.StringIO()
-    writer: Any = csv.writer(text, quoting=csv.QUOTE_ALL)
-    writer.writerow(
-        ["image", *engine.info.columns, "refused", "set", "triage", "not_ruled_out", "prevalence", "model_sha256"]
-    )
+    table = [["image", *engine.info.columns, "refused", "set", "triage", "not_ruled_out", "prevalence", "model_sha256"]]
     for row in rows:
         probabilities, fault = row.at(shares)
         if row.lesion is None or probabilities is None:
@@ -134,8 +129,8 @@ def _csv(engine: Engine, rows: list[Row], prevalence: str, shares: Shares) -> by
             verdict = row.lesion.verdict
             values = [repr(p) for p in probabilities.tolist()]
             decisions = [" ".join(verdict.classes), verdict.triage, " ".join(verdict.not_ruled_out)]
-        writer.writerow([_cell(row.name), *values, _cell(fault), *decisions, prevalence, engine.classifier.digest])
-    return text.getvalue().encode("utf-8-sig")  # Excel needs the byte order mark to read UTF-8
+        table.append([_cell(row.name), *values, _cell(fault), *decisions, prevalence, engine.classifier.digest])
+    return csv_text(table, "\r\n", quote_all=True).encode("utf-8-sig")  # Excel needs the mark to read UTF-8
 
 
 def _cell(text: str) -> str:

@@ -142,7 +142,7 @@ def test_ham_page_is_whole_and_self_contained(tmp_path: Path) -> None:
         assert title in text
     assert "CC BY-NC 4.0, ViDIR Group, Medical University of Vienna" in text
     assert "Not a medical device" in text
-    assert "The mistakes are of this test split" in text
+    assert "The images are from this test split" in text
     assert all(image.attrib["alt"] for image in root.iter(f"{HTML}img"))
     assert "Not a result" not in text
     assert list(tmp_path.glob(".*")) == []
