@@ -19,8 +19,9 @@ import pooch
 import pytest
 import requests
 
-from dermrw.datasets import download as module
-from dermrw.datasets.download import DOI, STAGING, download
+from dermrw.datasets.download import download, gigabytes
+from dermrw.datasets.download_fetch import STAGING
+from dermrw.datasets.download_items import DOI
 from dermrw.errors import UserError
 
 LISTING = "/api/datasets/:persistentId/"
@@ -352,7 +353,7 @@ def test_an_unknown_source(server: Server, tmp_path: Path) -> None:
 
 
 def test_sizes_as_people_read_them() -> None:
-    assert [module.gigabytes(n) for n in (None, 690_218, 1_366_522_108)] == [
+    assert [gigabytes(n) for n in (None, 690_218, 1_366_522_108)] == [
         "size unknown",
         "0.69 MB",
         "1.37 GB",
