@@ -54,12 +54,12 @@ def download(
     """
     root = Path(root)
     if source not in SOURCES:
-        raise UserError(f"--source {source} is unknown; take one of {', '.join(SOURCES)}.")
+        raise UserError(f"--source {source} is unknown; use one of {', '.join(SOURCES)}.")
     ham = ham10000_items(root, source, isic_url)
     others = [item for s in SOURCES if s != source for item in ham10000_items(root, s, isic_url)]
     with _disk_errors(root):
         if all(item.is_there for item in others):  # the same images, so a second copy is not needed
-            print(f"{root} already holds HAM10000 from the other source.")
+            print(f"{root} already contains HAM10000 from the other source.")
             ham, others = [], []
         wanted = ham + (official_items(root.parent, isic_url) if official else [])
         missing = [item for item in wanted if not item.is_there]
@@ -71,27 +71,27 @@ def download(
             _check_disk(root, missing)
         for item in missing:
             get(item, progress)
-        beside = f", the official sets beside it in {root.parent}" if official else ""
-        print(f"HAM10000 is in {root}{beside}.")
+        others_in = f", and the official sets are in folders of {root.parent}" if official else ""
+        print(f"HAM10000 is in {root}{others_in}.")
         spare = [item.target.name for item in others if item.is_there]
     if spare:
-        print(f"Note: {root} also holds {', '.join(spare)} of the other source; not needed, may be deleted.")
+        print(f"Note: {root} also contains {', '.join(spare)} from the other source, which you can delete.")
     print("Next: make train-ham")
     return root
 
 
 def announcement(items: list[Item]) -> str:
     """Returns a text with the files to download, their source, size, integrity check and licence."""
-    lines = ["To fetch:"]
+    lines = ["Files to download:"]
     for item in items:
-        size = "by hand, there" if item.by_hand else gigabytes(item.size)
+        size = "already there" if item.by_hand else gigabytes(item.size)
         lines.append(f"  {size:>14}  {item.folder / item.name}" + (f"  from {item.url}" * (not item.by_hand)))
     fetched = [item for item in items if not item.by_hand]
     unknown = sum(item.size is None for item in fetched)
     total = gigabytes(sum(item.size or 0 for item in fetched))
-    lines.append(f"Total: {total}" + (f" and {unknown} file(s) of unknown size" if unknown else "") + ".")
+    lines.append(f"Total: {total}" + (f" and {unknown} files of unknown size" if unknown else "") + ".")
     if any(item.md5 for item in fetched):
-        lines.append("Dataverse publishes an MD5 for each of its files; it is checked.")
+        lines.append("The MD5 that Dataverse publishes for each of its files is checked.")
     if any(item.md5 is None for item in fetched):
         lines.append("ISIC publishes no checksums; only lengths and the archives' own CRC-32 are checked.")
     return "\n".join([*lines, f"Licence and citation: {LICENCE}."])
@@ -114,7 +114,7 @@ def _with_addresses(items: list[Item], root: Path, base: str) -> list[Item]:
         files = [entry["dataFile"] for entry in answer["data"]["latestVersion"]["files"]]
         return [item if item.url or item.by_hand else _from_listing(item, files, base) for item in items]
     except (ValueError, KeyError, TypeError) as error:
-        why = "the answer is not Dataverse's listing (its firewall may have asked for a browser)"
+        why = "the answer is not Dataverse's list of files (its firewall may require a browser)"
         raise UserError(sentence(listing, why)) from error
     finally:
         path.unlink()
@@ -166,8 +166,8 @@ def _check_disk(root: Path, items: list[Item]) -> None:
     free = shutil.disk_usage(place).free
     if need > free:
         raise UserError(
-            f"{root} has {gigabytes(free)} free, and the download needs about {gigabytes(need)} to unpack;"
-            " free some space or name a folder on another disk."
+            f"{root} has {gigabytes(free)} free, but download and unpacking need about {gigabytes(need)}:"
+            " free some space, or choose a folder on another disk."
         )
 
 
@@ -178,8 +178,8 @@ def _disk_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = f"The disk of {root} is full; free some space and run the same command again."
+            why = f"the disk of {root} is full: free some space and run the same command again"
         else:
             where, cause = error.filename or root, error.strerror or error
-            why = f"{where} cannot be written ({cause}); name another folder."
+            why = f"{where} can't be written ({cause}): choose another folder"
         raise UserError(why) from error

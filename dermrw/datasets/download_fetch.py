@@ -32,12 +32,12 @@ def get(item: Item, progress: bool) -> None:
             print(f"Unpacking {path.name} into {item.target}")
             _unpack(path, item.target, item.folder / STAGING / "unpacked")
         elif b"lesion_id" not in _first_line(path):
-            raise ValueError("its first line names no lesion_id column")
+            raise ValueError("its first line has no column lesion_id")
         else:
             path.replace(item.target)
     except ValueError as error:
         if by_hand:
-            raise UserError(f"{path} cannot be used: {error}; fetch it anew from {item.page}.") from error
+            raise UserError(f"{path} can't be used: {error}; download it again from {item.page}.") from error
         path.unlink()  # otherwise the next run would use it, as no checksum detects the damage
         raise UserError(sentence(item, str(error))) from error
     if item.is_zip and not by_hand:
@@ -70,7 +70,7 @@ def fetch(item: Item, progress: bool) -> Path:
     except requests.RequestException as error:
         raise UserError(sentence(item, _network_trouble(error))) from error
     except ValueError as error:  # pooch's error for a wrong hash
-        why = f"what arrived does not have the published MD5 {item.md5}"
+        why = f"the downloaded file does not have the published MD5 {item.md5}"
         raise UserError(sentence(item, why)) from error
 
 
@@ -89,9 +89,9 @@ def _unpack(archive: Path, target: Path, scratch: Path) -> None:
             paths = [PurePosixPath(m.filename.replace("\\", "/")) for m in members]
             for path in paths:
                 if path.is_absolute() or ".." in path.parts or ":" in str(path):
-                    raise ValueError(f"the archive names {path}, outside its own folder")
+                    raise ValueError(f"the archive contains the path {path}, outside its own folder")
             if all(m.is_dir() for m in members):
-                raise ValueError("the archive holds no files")
+                raise ValueError("the archive contains no files")
             shutil.rmtree(scratch, ignore_errors=True)
             opened.extractall(scratch, members)
         nested = [path.name for path in scratch.iterdir()] == [target.name]
@@ -107,7 +107,7 @@ def _network_trouble(error: requests.RequestException) -> str:
     if error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
-        return f"the server was silent for {TIMEOUT} s"
+        return f"the server sent nothing for {TIMEOUT} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke off before the end"
-    return "the server could not be reached or fell silent"
+        return "the connection broke before the end of the file"
+    return "the server can't be reached or stopped answering"

@@ -21,7 +21,7 @@ class Item:
 
     name: str
     folder: Path
-    page: str  # web page for a download by hand
+    page: str  # web page for a download in a browser
     instead: str  # an alternative if the download fails, for the error message
     url: str = ""
     size: int | None = None  # bytes, as stated by the server
@@ -57,10 +57,10 @@ def ham10000_items(root: Path, source: str, isic_url: str = ISIC_URL) -> list[It
     """Returns the files of HAM10000 for a source. `_with_addresses` adds the addresses for Dataverse later."""
     if source == "dataverse":
         names = ("HAM10000_images_part_1.zip", "HAM10000_images_part_2.zip", "HAM10000_metadata.csv")
-        return [Item(name, root, DATAVERSE_PAGE, "take `--source isic`") for name in names]
+        return [Item(name, root, DATAVERSE_PAGE, "use `--source isic`") for name in names]
     parts = ("Input.zip", "GroundTruth.zip", "LesionGroupings.csv")
     return [
-        Item(name, root, ISIC_PAGE, "take `--source dataverse`", f"{isic_url}/{name}")
+        Item(name, root, ISIC_PAGE, "use `--source dataverse`", f"{isic_url}/{name}")
         for name in (f"ISIC2018_Task3_Training_{part}" for part in parts)
     ]
 
@@ -78,8 +78,8 @@ def official_items(parent: Path, isic_url: str = ISIC_URL) -> list[Item]:
 def sentence(item: Item, why: str) -> str:
     """Returns the sentence of a UserError: the file, the cause and the remedy."""
     source = f" from {item.url}" if item.url else ""
-    hand = "" if item.name == LISTING else f" {item.name}"
+    file = "the files" if item.name == LISTING else item.name
     return (
-        f"{item.name} could not be had{source}: {why}; run the same command again (complete files are kept),"
-        f" {item.instead}, or fetch{hand or ' the files'} by hand from {item.page} into {item.folder}."
+        f"{item.name} can't be downloaded{source}: {why}; run the same command again (complete files are kept),"
+        f" {item.instead}, or download {file} in a browser from {item.page} into {item.folder}."
     )
