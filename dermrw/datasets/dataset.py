@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from dermrw.config import Data
 from dermrw.datasets.augment import augmenter, example_seed
 from dermrw.datasets.cifar10 import CIFAR_CLASSES, cifar_table, find_cifar10
-from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
+from dermrw.datasets.ham10000 import find_ham10000, read_folder, with_images
 from dermrw.datasets.label_noise import with_wrong_labels
+from dermrw.datasets.readable import readable, refuse_unreadable
 from dermrw.datasets.sample import write_sample
-from dermrw.datasets.split import listed, meta_set, split_lesions
-from dermrw.datasets.verify import readable, refuse_unreadable
+from dermrw.datasets.split import listed, meta_set, require_classes, split_lesions
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
 from dermrw.images.preprocess import center_crop, resized_pixels
@@ -87,22 +87,33 @@ def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any]) -> Imag
     return ImageSet(table.reset_index(drop=True), true_labels(table, classes), sources)
 
 
-def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None) -> Splits:
-    """Returns the image sets of the data at `root`, with the given split (a run's split.csv) or a new one."""
+def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None, announce: bool = False) -> Splits:
+    """Returns the image sets of the data at `root`, with the given split (a run's split.csv) or a new one.
+
+    Args:
+        data: the config's section.
+        root: the data folder.
+        split: rows of a split.csv, or None to draw a new split.
+        announce: whether to print the table and the folders that the images come from.
+    """
     if data.name == "cifar10":
         classes = CIFAR_CLASSES
         table, split = cifar_table(data, root, split)
     else:
         classes = HAM_CLASSES
-        table = read_ham10000(root)
+        ham = read_folder(root)
+        table = ham.table
+        if announce:
+            print("\n".join([ham.used(), *ham.notes()]), flush=True)
         if split is None:
+            require_classes(table, ham.source)
             if data.skip_unreadable:
-                table = readable(table)
+                table = readable(table, root)
             # The meta set comes first: its error message names the missing images and both remedies.
             meta = meta_set(table, data.meta, data.meta_per_class)
             table = with_images(table, root)
             if not data.skip_unreadable:
-                refuse_unreadable(table)
+                refuse_unreadable(table, root)
             reserved = table.iloc[:0] if data.reserve is None else listed(table, data.reserve, "the reserve")
             split = split_lesions(table, meta, data.validation, data.test, data.split_seed, reserved)
         table = table.rename(columns={"path": "source"})

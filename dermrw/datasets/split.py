@@ -11,10 +11,10 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from dermrw.config import CONFIGS
+from dermrw.datasets.folder import read_frame, require_columns
 from dermrw.datasets.ham10000 import find_ham10000, read_ham10000
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.files import open_regular
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "dx", "split"]
 RULE = """\
@@ -22,6 +22,22 @@ The meta set's rule. Of each class, among the lesions confirmed by histology: th
 (the other images of a chosen lesion leave training, so the set costs training as few images as it can), and among
 these in the order of the SHA-256 of the lesion's id, an order that nobody chose. Of each lesion, the image
 with the first id. Neither the pictures nor any model's output were looked at."""
+
+
+def require_classes(table: pd.DataFrame, source: Path) -> None:
+    """Checks that the data has images of every class.
+
+    Raises:
+        UserError: a class is absent from the table `source`.
+    """
+    counts = table["dx"].value_counts()
+    present = [f"{dx} ({counts[dx]:,})" for dx in DX if dx in counts]
+    absent = [dx for dx in DX if dx not in counts]
+    if absent:
+        raise UserError(
+            f"{source} has images of {', '.join(present)} and none of {', '.join(absent)}: "
+            "add lesions of every class, since the network learns all seven"
+        )
 
 
 def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
@@ -33,7 +49,7 @@ def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
     confirmed = table[table["dx_type"] == "histo"]
     if confirmed.empty:
         raise UserError(
-            "the rule for the meta set wants diagnoses confirmed by histology, but the metadata has no dx_type "
+            "the rule for the meta set needs diagnoses confirmed by histology, but the metadata has no dx_type "
             "'histo': name a list of your own with data.meta=FILE"
         )
     size = table.groupby("lesion_id")["image_id"].size()
@@ -45,7 +61,7 @@ def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
         )
         if len(lesions) < per_class:
             raise UserError(
-                f"the meta set wants {per_class} histology-confirmed lesions of {dx}, but there are {len(lesions)}: "
+                f"the meta set needs {per_class} histology-confirmed lesions of {dx}, but there are {len(lesions)}: "
                 "lower data.meta_per_class or name a list of your own with data.meta=FILE"
             )
         for lesion in lesions[:per_class]:
@@ -70,16 +86,16 @@ def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
     if not path.exists() and (CONFIGS / name).exists():
         path = CONFIGS / name
     try:
-        with open_regular(path) as file:
-            listed = pd.read_csv(file, comment="#", dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what}'s list {path} can't be read: {' '.join(str(error).split())}") from None
-    if "image_id" not in listed.columns:
-        raise UserError(f"{what}'s list {path} lacks the column image_id")
-    ids = listed["image_id"].str.strip()
-    if ids.empty or ids.duplicated().any():
+        ids = require_columns(read_frame(path, comments=True), ["image_id"], path)["image_id"]
+    except UserError as error:
+        raise UserError(f"{what}'s list {error}") from None
+    if ids.empty or ids.duplicated().any() or (ids == "").any():
         raise UserError(f"{what}'s list {path} must hold image ids, each once")
-    absent = ids[~ids.isin(table.loc[table["path"] != "", "image_id"])]
+    present = table.loc[table["path"] != "", "image_id"]
+    absent = ids[~ids.isin(present)]
+    stem = ids[absent.index[0]].rpartition(".")[0] if len(absent) else ""
+    if stem in set(present):
+        raise UserError(f"{what}'s list {path}: write {stem} instead of {ids[absent.index[0]]}, likewise in all rows")
     if len(absent):
         raise UserError(
             f"{len(absent)} of the {len(ids)} images that {path.name} lists are not in your copy of the data: "
@@ -123,16 +139,21 @@ def split_lesions(
     few = [dx for dx in DX if counts.get(dx, 0) < 3]
     if few:
         raise UserError(
-            f"of {few[0]} only {counts.get(few[0], 0)} lesions remain beside the meta set: a split needs at least 3 "
-            "of every class (train, validation, test)"
+            f"of {few[0]} only {counts.get(few[0], 0)} lesions remain without those of the meta set, but a split needs "
+            "at least 3 of every class (train, validation, test): add lesions, or lower data.meta_per_class with "
+            "data.meta=rule"
         )
     try:
         train, held = train_test_split(lesions, test_size=validation + test, stratify=lesions["dx"], random_state=seed)
         valid, tests = train_test_split(
             held, test_size=test / (validation + test), stratify=held["dx"], random_state=seed
         )
-    except ValueError as error:
-        raise UserError(f"the lesions can't be split: {error}") from None
+    except ValueError:  # scikit-learn's message has names of its own
+        raise UserError(
+            f"data.validation={validation:g} and data.test={test:g} of {len(lesions):,} lesions are "
+            f"{validation * len(lesions):.1f} and {test * len(lesions):.1f} lesions, but training, validation and test "
+            f"each need a lesion of every one of the {counts.size} classes: {_remedy(validation, test)}"
+        ) from None
     part = {
         **dict.fromkeys(train["lesion_id"], "train"),
         **dict.fromkeys(valid["lesion_id"], "validation"),
@@ -143,8 +164,16 @@ def split_lesions(
     for name in ("train", "validation", "test"):
         without = [dx for dx in DX if not ((rows["split"] == name) & (rows["dx"] == dx)).any()]
         if without:
-            raise UserError(f"the {name} split has no lesion of {', '.join(without)}: raise data.{name}")
+            fix = "lower data.validation and data.test" if name == "train" else f"raise data.{name}"
+            raise UserError(f"the {name} split has no lesion of {', '.join(without)}: {fix}, or add lesions")
     return rows[SPLIT_COLUMNS].sort_values("image_id", ignore_index=True)
+
+
+def _remedy(validation: float, test: float) -> str:
+    """Returns advice for fractions that leave a split without a class."""
+    if validation + test > 0.5:
+        return "lower them, or add lesions"
+    return "raise them, or add lesions"
 
 
 def curated_list(table: pd.DataFrame, per_class: int = 3) -> str:

@@ -1,50 +1,82 @@
-"""Checks a data folder: images and lesions per class, missing and unreadable files, pixel-identical duplicates."""
+"""`dermrw check`: lists the files that a data folder contains and those it lacks, and warns of unusual images."""
 
-import hashlib
-import os
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from dermrw.config import CONFIGS
-from dermrw.datasets.ham10000 import find_ham10000, find_official, read_ham10000
+from dermrw.datasets.folder import folder_counts, relative
+from dermrw.datasets.ham10000 import HamFolder, find_ham10000, read_folder
+from dermrw.datasets.official import find_official
+from dermrw.datasets.readable import SHOWN, print_list, read_all, unlike
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
-from dermrw.images.preprocess import read_image
 
 
 def check(folder: Path | None) -> None:
-    """Prints a summary of a HAM10000 folder.
+    """Prints a summary of a HAM10000 folder and of the official sets next to it.
+
+    Warnings, and missing images of the official sets, are not errors: training and evaluation work without them.
 
     Raises:
-        UserError: HAM10000 is not found, or images are missing or unreadable (after the summary).
+        UserError: HAM10000 is not found, its files contradict each other, or images are missing or unreadable (after
+            the summary).
     """
     root = find_ham10000(str(folder) if folder else None, "the folder to check")
     if root is None:
         raise UserError("HAM10000 is not at data/ham10000: name its folder, set HAM10000_DIR, or run `make data`")
-    table = read_ham10000(root)
+    ham = read_folder(root)
+    table = ham.table
     print(f"{root}: {len(table):,} images of {table['lesion_id'].nunique():,} lesions")
+    _print_files(ham)
     print(summary(table))
     missing = table.loc[table["path"] == "", "image_id"].tolist()
-    unreadable, groups = read_all(table[table["path"] != ""])
-    _say("missing", missing)
-    _say("unreadable", [f"{image} ({why})" for image, why in unreadable])
-    _say("groups of pixel-identical images", [" = ".join(group) for group in groups])
-    _say_meta(table)
-    for part in ("Validation", "Test"):
-        official = find_official(root, part)
-        if official is not None:
-            print(f"ISIC 2018's official {part.lower()} set: {len(official):,} images")
-    if missing or unreadable:
+    decoded = read_all(table[table["path"] != ""])
+    print_list("missing", missing)
+    print_list("unreadable", [f"{image} ({why})" for image, why in decoded.unreadable])
+    print_list("groups of pixel-identical images", [" = ".join(group) for group in decoded.identical])
+    _print_meta(table)
+    print(f"size and colours: {len(decoded.pictures):,} images looked at")
+    warnings = unlike(decoded.pictures, root)
+    without = [d.dx for d in DIAGNOSES if d.dx not in set(table["dx"])]
+    if without:
+        warnings.append(f"warning: there is no image of {', '.join(without)}; training needs images of every class")
+    warnings += _official(root)
+    print("\n".join(warnings), end="\n" if warnings else "")
+    if missing or decoded.unreadable:
         raise UserError(
-            f"{root} lacks {len(missing):,} images and {len(unreadable):,} can't be read: fetch them anew, "
+            f"{root} lacks {len(missing):,} images and {len(decoded.unreadable):,} can't be read: fetch them anew, "
             "`make data` does it"
         )
-    print("Complete.")
+    print(f"Complete, with {len(warnings)} warning{'s' * (len(warnings) > 1)} (above)." if warnings else "Complete.")
+
+
+def _print_files(ham: HamFolder) -> None:
+    print(f"table: {relative(ham.source, ham.root)}")
+    counts = folder_counts(ham.paths, ham.root)
+    print("images in:" if counts else "images in: no folder")
+    for name, n in counts[:SHOWN]:
+        print(f"  {n:>8,}  {ham.root if name == '.' else name}")
+    if len(counts) > SHOWN:
+        print(f"  {sum(n for _, n in counts[SHOWN:]):>8,}  in {len(counts) - SHOWN:,} more folders")
+    for note in ham.notes():
+        print(note)
+
+
+def _official(root: Path) -> list[str]:
+    """Prints the official sets that are on disk; returns warnings."""
+    warnings = []
+    for part in ("Validation", "Test"):
+        official = find_official(root, part)
+        if official is None:
+            continue
+        decoded = read_all(official.table)
+        print(f"{official.title}: {len(official.table):,} images; ground truth {official.source}")
+        incomplete = official.incomplete([image for image, _ in decoded.unreadable])
+        if incomplete:
+            warnings.append(f"warning: {official.title}: {incomplete}")
+        warnings += unlike(decoded.pictures, root)
+    return warnings
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -52,91 +84,13 @@ def summary(table: pd.DataFrame) -> str:
     lines = [f"{'class':<7}{'images':>8}{'share':>8}{'lesions':>9}  confirmed by"]
     for d in DIAGNOSES:
         rows = table[table["dx"] == d.dx]
-        ways = ", ".join(f"{way or 'unknown'} {n:,}" for way, n in rows["dx_type"].value_counts().items())
+        kinds = ", ".join(f"{kind or 'unknown'} {n:,}" for kind, n in rows["dx_type"].value_counts().items())
         share = f"{len(rows) / len(table):.1%}"
-        lines.append(f"{d.dx:<7}{len(rows):>8,}{share:>8}{rows['lesion_id'].nunique():>9,}  {ways}")
+        lines.append(f"{d.dx:<7}{len(rows):>8,}{share:>8}{rows['lesion_id'].nunique():>9,}  {kinds}")
     return "\n".join(lines)
 
 
-def read_all(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[list[str]]]:
-    """Decodes every image; returns (id, reason) of each unreadable one, and groups of ids with identical pixels.
-
-    Prints one line on the images that could be read only with a note, such as a broken colour profile.
-    """
-    notes: dict[str, str] = {}  # by path
-
-    def digest(path: str) -> str | UserError:
-        try:
-            image = read_image(path)
-        except UserError as error:
-            return error
-        if image.info.get("notes"):
-            notes[path] = image.info["notes"][0]
-        pixels = np.asarray(image)
-        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-
-    unreadable: list[tuple[str, str]] = []
-    same: dict[str, list[str]] = defaultdict(list)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = tqdm(pool.map(digest, table["path"]), "Reading", len(table), unit="image", leave=False)
-        for image_id, result in zip(table["image_id"], found, strict=True):
-            if isinstance(result, UserError):
-                unreadable.append((image_id, str(result)))
-            else:
-                same[result].append(image_id)
-    if notes:
-        path = min(notes)
-        print(f"Read with a note: {len(notes):,} of {len(table):,} images, such as {path}: {notes[path]}")
-    return unreadable, [group for group in same.values() if len(group) > 1]
-
-
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows whose images exist and can be read, and prints the others.
-
-    Raises:
-        UserError: no image is left.
-    """
-    present = table[table["path"] != ""]
-    bad = dict(read_all(present)[0])
-    missing = table.loc[table["path"] == "", "image_id"].tolist()
-    if bad or missing:
-        print(f"Left out of {len(table):,} images, as data.skip_unreadable asks:")
-        _say("missing", missing)
-        _say("unreadable", list(bad.values()))
-    kept = present[~present["image_id"].isin(list(bad))].reset_index(drop=True)
-    if kept.empty:
-        raise UserError(
-            f"of {len(table):,} images {len(missing):,} are missing and {len(bad):,} can't be read, which leaves none: "
-            "is data.root the folder with the images?"
-        )
-    return kept
-
-
-def refuse_unreadable(table: pd.DataFrame) -> None:
-    """Reads every image once, so that one error message lists all unreadable images.
-
-    Raises:
-        UserError: images can't be read.
-    """
-    bad = [why for _, why in read_all(table)[0]]
-    if bad:
-        more = f"\n… and {len(bad) - 10:,} more" if len(bad) > 10 else ""
-        listed = "\n".join(bad[:10])
-        raise UserError(
-            f"{len(bad):,} of {len(table):,} images can't be read: fetch them anew, or leave them out with "
-            f"data.skip_unreadable=true\n{listed}{more}"
-        )
-
-
-def _say(what: str, items: list[str], most: int = 20) -> None:
-    print(f"{what}: {len(items):,}" + (":" if items else ""))
-    for item in items[:most]:
-        print(f"  {item}")
-    if len(items) > most:
-        print(f"  … and {len(items) - most:,} more")
-
-
-def _say_meta(table: pd.DataFrame) -> None:
-    listed = pd.read_csv(CONFIGS / "ham10000_meta_3_per_class.csv", comment="#", dtype=str)["image_id"]
-    present = listed.isin(table.loc[table["path"] != "", "image_id"]).sum()
-    print(f"curated meta set: {present} of {len(listed)} images are here" + ("" if present else " (data.meta=rule)"))
+def _print_meta(table: pd.DataFrame) -> None:
+    ids = pd.read_csv(CONFIGS / "ham10000_meta_3_per_class.csv", comment="#", dtype=str)["image_id"]
+    present = ids.isin(table.loc[table["path"] != "", "image_id"]).sum()
+    print(f"curated meta set: {present} of {len(ids)} images are here" + ("" if present else " (use data.meta=rule)"))

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, image_set, load_splits, resolve_root, true_labels
-from dermrw.datasets.ham10000 import find_official
+from dermrw.datasets.official import OfficialSet, find_official
+from dermrw.datasets.readable import read_all, unlike
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
@@ -67,7 +68,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for name in ("predictions.csv", "report.json", "report.html"):
         require_writable(run / name)
     root = resolve_root(config.data)
-    splits = load_splits(config.data, root, read_split(run))
+    splits = load_splits(config.data, root, read_split(run), announce=True)
     chosen = any(item.startswith("train.device=") for item in overrides)
     device = choose_device(config.train.device if chosen else "auto")
     placement = Placement(device, "fp32", config.train.channels_last is True)  # the faster layout, as training found
@@ -80,14 +81,27 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     training = TrainingHistory(_log(run), settings(config))
     own = _score(run, "", "the run's own test split", splits.test, splits.classes, predictor, fitted, training)
     for part in ("validation", "test") if config.data.name == "ham10000" else ():
-        table = find_official(root, part.capitalize())
-        if table is not None:
-            images = image_set(table.drop(columns="path"), splits.classes, table["path"].tolist())
-            suffix, title = f"_isic2018_{part}", f"ISIC 2018's official {part} set"
-            _score(run, suffix, title, images, splits.classes, predictor, fitted, training)
+        official = find_official(root, part.capitalize())
+        if official is not None:
+            images, incomplete = _readable_images(official, splits.classes, root)
+            if len(images):  # labels without images are not scored
+                about = fitted.about | ({"incomplete": incomplete} if incomplete else {})
+                suffix, judged = f"_isic2018_{part}", fitted._replace(about=about)
+                _score(run, suffix, official.title, images, splits.classes, predictor, judged, training)
     if own.warning:
         print(own.warning)
     return own.to_dict()
+
+
+def _readable_images(official: OfficialSet, classes: Classes, root: Path) -> tuple[ImageSet, str | None]:
+    """Returns the images of an official set that can be scored, and a sentence on the others, which it prints."""
+    decoded = read_all(official.table)
+    unreadable = [image for image, _ in decoded.unreadable]
+    incomplete = official.incomplete(unreadable)
+    for warning in [f"{official.title}: {incomplete}"] * (incomplete is not None) + unlike(decoded.pictures, root):
+        print(warning, flush=True)
+    table = official.table[~official.table["image_id"].isin(unreadable)]
+    return image_set(table.drop(columns="path"), classes, table["path"].tolist()), incomplete
 
 
 def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: dict[str, Any]) -> Fitted:

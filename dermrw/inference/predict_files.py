@@ -1,7 +1,5 @@
 """`dermrw predict`: files and folders to a CSV in ISIC's format. No torch in here."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from dermrw.csv_table import read_csv_table
 from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
 from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError, first_of
-from dermrw.files import csv_text, open_regular, predictions_csv, require_writable, walk, write_atomic
-from dermrw.images.formats import is_image_file
+from dermrw.files import csv_text, predictions_csv, require_writable, walk, write_atomic
+from dermrw.images.formats import IMAGE_SUFFIXES, is_image_file
 from dermrw.inference.classifier import BATCH, Classifier, NetworkInput
 from dermrw.inference.lesion import combine_images
 from dermrw.inference.model_file import ModelInfo
@@ -121,17 +120,18 @@ def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
     Raises:
         UserError: the file cannot be read, lacks a column, or does not name exactly one lesion for each image.
     """
-    try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} can't be read as a table: {' '.join(str(error).split())[:200]}") from None
-    column = next((c for c in ("image", "image_id") if rows and c in rows[0]), None)
-    if column is None or "lesion_id" not in rows[0]:
+    table = read_csv_table(path)
+    position = {name.casefold(): i for i, name in enumerate(table.columns)}
+    column = next((position[name] for name in ("image", "image_id") if name in position), None)
+    if column is None or "lesion_id" not in position or not table.rows:
         raise UserError(f"{path} must have rows with the columns image and lesion_id")
+    known = set(image_ids)
     lesion: dict[str, str] = {}
-    for row in rows:
-        image, name = row[column] or "", row["lesion_id"] or ""
+    for row in table.rows:
+        image, name = row[column], row[position["lesion_id"]]
+        stem, suffix = os.path.splitext(image)
+        if image not in known and suffix.lower() in IMAGE_SUFFIXES:
+            image = stem  # the table lists file names
         if lesion.setdefault(image, name) != name:
             raise UserError(f"{path}: image {image} has two lesions")
     without = [i for i in image_ids if not lesion.get(i)]

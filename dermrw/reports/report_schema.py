@@ -236,6 +236,7 @@ class Report(SetFigures):
     decided: Decided
     run: str
     warning: str | None
+    incomplete: str | None = None  # images of an official set that are not scored; absent from complete sets
     objective: str
     backbone: str
     weights: str

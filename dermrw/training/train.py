@@ -41,9 +41,9 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
         raise UserError(f"{run} has a checkpoint but no config.yaml: restore config.yaml, or name another RUN")
     if resumed:
         config = resume_config(run, asked)
-        splits = load_splits(config.data, root, read_split(run))
+        splits = load_splits(config.data, root, read_split(run), announce=True)
     else:
-        config, splits = asked, load_splits(asked.data, root)
+        config, splits = asked, load_splits(asked.data, root, announce=True)
 
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)

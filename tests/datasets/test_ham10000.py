@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dermrw.datasets.ham10000 import find_ham10000, find_official, read_ham10000, with_images
+from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
+from dermrw.datasets.official import find_official
+from dermrw.datasets.readable import read_all, readable
 from dermrw.datasets.split import meta_set
-from dermrw.datasets.verify import check, read_all, readable
+from dermrw.datasets.verify import check
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
 
@@ -154,9 +156,9 @@ def test_official_sets_beside_and_below(sample: Path, tmp_path: Path) -> None:
         found = find_official(root, "Validation")
         assert found is not None
         expected = table.sort_values("image_id")
-        assert found["image_id"].tolist() == expected["image_id"].tolist()
-        assert found["dx"].tolist() == expected["dx"].tolist()
-        assert found["lesion_id"].tolist() == expected["image_id"].tolist()  # unknown: each image its own
+        assert found.table["image_id"].tolist() == expected["image_id"].tolist()
+        assert found.table["dx"].tolist() == expected["dx"].tolist()
+        assert found.table["lesion_id"].tolist() == expected["image_id"].tolist()  # unknown: each image its own
         shutil.rmtree(folder)
 
 
@@ -191,7 +193,7 @@ def test_folders_behind_links_are_read(copy: Path, tmp_path: Path) -> None:
 
 def test_ids_that_carry_a_files_ending(copy: Path) -> None:
     edit(copy, lambda t: t.assign(image_id=t["image_id"] + ".jpg"))
-    with pytest.raises(UserError, match=r"HAM10000_metadata\.csv: the image id (\S+)\.jpg carries .* write \1,"):
+    with pytest.raises(UserError, match=r"HAM10000_metadata\.csv: the image id (\S+)\.jpg ends in .* write \1,"):
         read_ham10000(copy)
 
 
@@ -215,7 +217,7 @@ def test_nothing_is_left_to_train_on(copy: Path) -> None:
     for image in copy.rglob("*.jpg"):
         image.unlink()
     with pytest.raises(UserError, match="200 are missing and 0 can't be read, which leaves none"):
-        readable(read_ham10000(copy))
+        readable(read_ham10000(copy), copy)
 
 
 def test_pipes_among_the_data(copy: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dermrw.config import CONFIGS
+from dermrw.config import CONFIGS, Data
+from dermrw.datasets.dataset import load_splits
 from dermrw.datasets.ham10000 import read_ham10000
 from dermrw.datasets.split import SPLIT_COLUMNS, curated_list, meta_set, split_lesions
 from dermrw.diagnoses import DX
@@ -120,3 +121,70 @@ def test_the_curated_list_names_its_rule_and_command(table: pd.DataFrame) -> Non
         return [line for line in text.splitlines() if line.startswith("#")]
 
     assert comments((CONFIGS / CURATED).read_text()) == comments(curated_list(table))
+
+
+def metadata(root: Path, counts: dict[str, int], images: int = 1) -> Path:
+    """A folder with metadata of this many lesions per class, without images."""
+    root.mkdir(exist_ok=True)
+    rows = [
+        {"lesion_id": f"{dx}{i}", "image_id": f"{dx}{i}_{k}", "dx": dx, "dx_type": "histo"}
+        for dx, n in counts.items() for i in range(n) for k in range(images)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(root / "HAM10000_metadata.csv", index=False)
+    return root
+
+
+def split_error(root: Path, per_class: int, validation: float = 0.15, test: float = 0.15) -> str:
+    table = read_ham10000(root)
+    with pytest.raises(UserError) as caught:
+        split_lesions(table, meta_set(table, "rule", per_class), validation, test, 0)
+    message = str(caught.value)
+    assert "test_size" not in message and "n_splits" not in message and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 9])
+@pytest.mark.parametrize(("validation", "test"), [(0.05, 0.05), (0.02, 0.1), (0.15, 0.15), (0.01, 0.4), (0.45, 0.45)])
+def test_too_few_lesions_for_the_shares_name_their_keys(tmp_path: Path, n: int, validation: float, test: float) -> None:
+    table = read_ham10000(metadata(tmp_path / "ham", dict.fromkeys(DX, n)))
+    try:
+        split = split_lesions(table, meta_set(table, "rule", 1), validation, test, 0)
+    except UserError as error:
+        message = str(error)
+        assert "data.validation" in message or "data.test" in message
+        assert ("lower" if validation + test > 0.5 else "raise") in message
+        assert "test_size" not in message and "\n" not in message
+    else:
+        assert_part = split.groupby("split")["dx"].nunique()
+        assert (assert_part == 7).all()
+
+
+def test_classes_that_are_too_small_or_absent(tmp_path: Path) -> None:
+    plenty = dict.fromkeys(DX, 30)
+    root = metadata(tmp_path / "ham", plenty | {"df": 5})
+    assert "of df only 2 lesions remain" in split_error(root, 3) and "data.meta_per_class" in split_error(root, 3)
+    table = read_ham10000(root)
+    with pytest.raises(
+        UserError, match=r"needs 6 histology-confirmed lesions of df, but there are 5: lower data\.meta_per"
+    ):
+        meta_set(table, "rule", 6)
+    metadata(root, {dx: n for dx, n in plenty.items() if dx not in ("df", "vasc")})
+    with pytest.raises(UserError, match=r"HAM10000_metadata\.csv has images of mel \(30\).* and none of df, vasc: add"):
+        load_splits(Data(meta="rule"), root)
+    metadata(root, {"nv": 50})
+    with pytest.raises(UserError, match=r"has images of nv \(50\) and none of mel, bcc, akiec, bkl, df, vasc"):
+        load_splits(Data(), root)
+
+
+def test_lists_with_file_names_and_of_other_programs(table: pd.DataFrame, tmp_path: Path) -> None:
+    ids = table.groupby("dx").head(1)["image_id"].tolist()
+    own = tmp_path / "own.csv"
+    for data in (
+        "\n".join(["image_id;note", *(f"{i};x" for i in ids)]).encode("utf-16"),
+        "\r\n".join(["# a, b", "Image_ID,", *(f'"{i}",' for i in ids)]).encode("utf-8-sig"),
+    ):
+        own.write_bytes(data)
+        assert meta_set(table, str(own), 3)["image_id"].tolist() == ids
+    own.write_text("\n".join(["image_id", *(f"{i}.jpg" for i in ids)]))
+    with pytest.raises(UserError, match=rf"own\.csv: write {ids[0]} instead of {ids[0]}\.jpg, likewise in all rows"):
+        meta_set(table, str(own), 3)

@@ -79,7 +79,7 @@ def test_the_schema_names_all_that_a_report_holds(run: Path) -> None:
 
 
 def test_official_sets_are_scored_into_files_of_their_own(
-    run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(sample, tmp_path / "ham10000"))
     official = tmp_path / "isic2018_task3_test"
@@ -87,7 +87,8 @@ def test_official_sets_are_scored_into_files_of_their_own(
     table = pd.read_csv(sample / "HAM10000_metadata.csv").head(30)
     truth = pd.DataFrame(np.eye(7)[[COLUMNS.index(dx.upper()) for dx in table["dx"]]], columns=COLUMNS)
     truth.insert(0, "image", table["image_id"])
-    truth.to_csv(official / "ISIC2018_Task3_Test_GroundTruth.csv", index=False)
+    missing = "ISIC_0035068,0,1,0,0,0,0,0\n"  # not among Dataverse's images
+    (official / "ISIC2018_Task3_Test_GroundTruth.csv").write_text(truth.to_csv(index=False) + missing)
     for name in table["image_id"]:
         shutil.copy(next(sample.rglob(f"{name}.jpg")), official / "ISIC2018_Task3_Test_Input")
     copy = Path(shutil.copytree(run, tmp_path / "run"))
@@ -100,6 +101,10 @@ def test_official_sets_are_scored_into_files_of_their_own(
     assert len(pd.read_csv(copy / "predictions_isic2018_test.csv")) == 30
     report = json.loads((copy / "report_isic2018_test.json").read_text())
     assert report["images"] == 30 and "official test" in report["scored_on"]
+    sentence = "1 of 31 images is missing or unreadable and not scored: ISIC_0035068, which has weight 0"
+    assert report["incomplete"].startswith(sentence) and sentence in capsys.readouterr().out
+    assert sentence in (copy / "report_isic2018_test.html").read_text()
+    assert "incomplete" not in json.loads((copy / "report.json").read_text())
 
 
 def test_mistakes_end_in_one_sentence(
