@@ -163,6 +163,24 @@ def last_linear(model: nn.Module) -> nn.Linear:
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
 
 
+class RecordedInputs:
+    """Context manager that records the first argument of every call of a module, as a list of tensors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.inputs: list[Tensor] = []
+
+    def __enter__(self) -> list[Tensor]:
+        self._handle = self.module.register_forward_pre_hook(self._record)
+        return self.inputs
+
+    def _record(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.inputs.append(inputs[0])
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+
 def freeze(model: nn.Module, part: str) -> None:
     """Disables gradients for the part that `model.freeze` names: for `backbone`, all but the last linear layer."""
     if part == "backbone":

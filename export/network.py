@@ -1,14 +1,12 @@
 """The network of a model file, from pixels to probabilities, activation map, embedding and checks."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Watch
-from dermrw.models import last_linear, to_input, views
+from dermrw.models import RecordedInputs, last_linear, to_input, views
 
 from .backbone_head import cut, logits_and_map
 
@@ -31,18 +29,10 @@ class Exported(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the four outputs that the class lists."""
-        entered: list[Tensor] = []
-
-        def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            entered.append(inputs[0])
-
-        handle = last_linear(self.model).register_forward_pre_hook(note)
-        try:
-            x = to_input(pixels, pixels.device)
-            with Watch(self.model, self.checks.familiarity.names) as watch:
-                logits, activation_map = logits_and_map(self.parts, x)
-        finally:
-            handle.remove()
+        x = to_input(pixels, pixels.device)
+        names = self.checks.familiarity.names
+        with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
+            logits, activation_map = logits_and_map(self.parts, x)
         if self.every_view:
             others = self.model(torch.cat(views(x)[1:])).unflatten(0, (7, -1))  # [7, N, C]
             logits = (logits + others.sum(0)) / 8

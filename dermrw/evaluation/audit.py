@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from torch import Tensor, nn
+from torch import nn
 
 from dermrw.config import Config
 from dermrw.datasets.dataset import ImageDataset, ImageSet, Splits, load_splits, resolve_root
@@ -21,7 +21,7 @@ from dermrw.evaluation.predict import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic
 from dermrw.images.thumbnail import thumbnail
 from dermrw.inference.neighbours import nearest_rows
-from dermrw.models import last_linear
+from dermrw.models import RecordedInputs, last_linear
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
 from dermrw.training.example_weights import by_weight, read_weights
 from dermrw.training.logits import predict_logits
@@ -42,17 +42,11 @@ class Audit(NamedTuple):
 
 def embed(model: nn.Module, images: ImageSet, config: Config, choice: Placement) -> tuple[np.ndarray, np.ndarray]:
     """Logits `[N, C]` and embeddings `[N, D]` of unit length (inputs of the last linear layer) of a set."""
-    entered: list[Tensor] = []
-
-    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        entered.append(inputs[0].flatten(1).float().cpu())
-
-    handle = last_linear(model).register_forward_pre_hook(note)
-    try:
-        logits = predict_logits(model, ImageDataset(images, config.data, progress="the training split"), choice, BATCH)
-    finally:
-        handle.remove()
-    return logits, nn.functional.normalize(torch.cat(entered)).numpy()
+    pixels = ImageDataset(images, config.data, progress="the training split")
+    with RecordedInputs(last_linear(model)) as entered:
+        logits = predict_logits(model, pixels, choice, BATCH)
+    embedding = torch.cat([x.flatten(1).float().cpu() for x in entered])
+    return logits, nn.functional.normalize(embedding).numpy()
 
 
 def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
