@@ -209,5 +209,5 @@ def test_boxes_that_end_early() -> None:
 def test_white_stays_white_and_grey_grey() -> None:
     ramp = np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[None, :, None], 3, 2)
     for primaries in (P3, ADOBE_RGB, PROPHOTO):
-        found = np.asarray(by_primaries(Image.fromarray(ramp), primaries, None), dtype=int)
-        assert np.abs(found - ramp).max() <= 1
+        actual = np.asarray(by_primaries(Image.fromarray(ramp), primaries, None), dtype=int)
+        assert np.abs(actual - ramp).max() <= 1

@@ -60,10 +60,10 @@ def png(values: np.ndarray, colour_type: int, *chunks: tuple[bytes, bytes]) -> i
 
 
 def difference(file: io.BytesIO, expected: np.ndarray) -> int:
-    found = np.asarray(read_image(file), dtype=int)
+    actual = np.asarray(read_image(file), dtype=int)
     if expected.ndim == 2:
         expected = np.stack([expected] * 3, 2)
-    return int(np.abs(found - expected).max())
+    return int(np.abs(actual - expected).max())
 
 
 @pytest.mark.parametrize(("largest", "top"), [(0, 65535), (200, 255), (255, 255), (4000, 4095), (9000, 16383)])

@@ -152,8 +152,8 @@ def test_colours_by_the_stated_interpretation(tmp_path: Path) -> None:
         ("c", half.copy(), {"PhotometricInterpretation": "YBR_FULL_422"}),
         ("d", PIXELS, {"RescaleSlope": "2", "WindowCenter": "10", "WindowWidth": "20"}),  # for grey pictures only
     ):
-        found = np.asarray(read_image(dicom(tmp_path / name, pixels, **tags)), int)
-        assert np.abs(found - PIXELS).mean() < 2, name
+        actual = np.asarray(read_image(dicom(tmp_path / name, pixels, **tags)), int)
+        assert np.abs(actual - PIXELS).mean() < 2, name
     for kind in ("HSV", "YBR_PARTIAL_422"):
         with pytest.raises(UserError, match=f"is a DICOM file in {kind}, which is not read"):
             read_image(dicom(tmp_path / "e", PhotometricInterpretation=kind))
@@ -176,7 +176,7 @@ def test_what_is_not_read_gets_a_sentence(tmp_path: Path, capfd: pytest.CaptureF
     data.save_as(deflated)
     noise = tmp_path / "noise.dcm"
     noise.write_bytes(bytes(128) + b"DICM" + np.random.default_rng(0).bytes(5000))
-    for path, said in (
+    for path, reason in (
         (cut, "damaged or breaks the standard"),
         (noise, "is a DICOM file"),
         (empty, "without a picture"),
@@ -197,7 +197,7 @@ def test_what_is_not_read_gets_a_sentence(tmp_path: Path, capfd: pytest.CaptureF
         ),
         (made("ls.dcm", jpeg, JPEGLSLossless), "in JPEG-LS Lossless Image Compression, which isn't read here"),
     ):
-        with pytest.raises(UserError, match=said) as caught:
+        with pytest.raises(UserError, match=reason) as caught:
             read_image(path)
         assert path.name in str(caught.value) and "Mary" not in str(caught.value)
     assert capfd.readouterr() == ("", "")

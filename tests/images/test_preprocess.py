@@ -87,11 +87,11 @@ def test_cmyk_becomes_rgb() -> None:
     inks = rng.integers(0, 256, (40, 60, 4), dtype=np.uint8)
     paper = 255 - inks.astype(np.float64)
     expected = paper[..., :3] * paper[..., 3:] / 255  # what is left of white light after the ink and the black
-    found = np.asarray(read_image(saved(Image.fromarray(inks, "CMYK"), "TIFF")), dtype=np.float64)
-    assert np.abs(found - expected).max() <= 1
+    actual = np.asarray(read_image(saved(Image.fromarray(inks, "CMYK"), "TIFF")), dtype=np.float64)
+    assert np.abs(actual - expected).max() <= 1
     # Adobe's JPEGs hold inverted inks; Pillow writes them so
-    found = np.asarray(read_image(saved(Image.new("CMYK", (40, 40), (255, 0, 0, 0)), "JPEG", quality=100)))
-    assert np.abs(found.astype(int) - (0, 255, 255)).max() <= 3
+    actual = np.asarray(read_image(saved(Image.new("CMYK", (40, 40), (255, 0, 0, 0)), "JPEG", quality=100)))
+    assert np.abs(actual.astype(int) - (0, 255, 255)).max() <= 3
 
 
 def test_sixteen_bits_a_colour_become_eight() -> None:
