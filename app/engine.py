@@ -79,6 +79,7 @@ class Engine:
                     "name": name,
                     "refused": picture.verdict.refused,
                     "triage": picture.verdict.triage or None,
+                    "notes": list(picture.notes),
                     "probabilities": None
                     if picture.verdict.refused
                     else by_code(codes, adjust_prevalence(picture.probabilities, shares)),

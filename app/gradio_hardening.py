@@ -156,6 +156,7 @@ def upload_field(label: str, name: str) -> gradio.File:
 
     Gradio's own preprocessing opens the files, and shows only "Error" if it can't read one.
     """
+    # without file_types, since DICOM files often have no ending: the server decides by content
     files = gradio.File(file_count="multiple", label=label, height=170, elem_id=name)
     object.__setattr__(files, "preprocess", _paths)
     files.temp_files = _EmptySet()

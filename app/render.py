@@ -115,9 +115,10 @@ def lesion_result(
     verdict, info = lesion.verdict, engine.info
     named = list(zip(names, lesion.pictures, strict=True))
     refused = [(name, picture.verdict.refused) for name, picture in named if picture.verdict.refused]
+    notes = [(name, note) for name, picture in named for note in picture.notes]
     if verdict.refused:
         return TEMPLATES.get_template("refused.html.jinja").render(
-            reason=verdict.refused, refused=refused, info=info, digest=engine.classifier.digest, now=now()
+            reason=verdict.refused, refused=refused, notes=notes, info=info, digest=engine.classifier.digest, now=now()
         )
     accepted = [(name, picture) for name, picture in named if not picture.verdict.refused]
     probabilities = lesion.at(shares)
@@ -159,6 +160,7 @@ def lesion_result(
         pictures=pictures,
         scale=colour_scale(np.stack([picture.pixels for _, picture in accepted])),
         refused=refused,
+        notes=notes,
         cases=[case_for_page(case, info) for case in engine.cases(lesion)],
         percent=percent,
         interval=interval,

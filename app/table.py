@@ -4,7 +4,7 @@ import base64
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ class Row(NamedTuple):
     name: str
     lesion: Lesion | None  # without its pictures
     error: str
+    notes: tuple[str, ...] = ()  # on how the image was read
 
     def at(self, shares: Shares) -> tuple[npt.NDArray[np.float64] | None, str]:
         """Returns the probabilities `[C]` at this prevalence, or None with the reason why there are none."""
@@ -80,7 +81,9 @@ def classify_many(
 def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
     name = plain_name(path)
     try:
-        return Row(name, combine_explanations([engine.explain(take(path))], engine.info)._replace(pictures=()), "")
+        explanation = engine.explain(take(path))
+        lesion = combine_explanations([explanation], engine.info)._replace(pictures=())
+        return Row(name, lesion, "", explanation.notes)
     except UserError as error:
         return Row(name, None, str(error))
 
@@ -98,16 +101,17 @@ def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalenc
     )  # fmt: skip
 
 
-def _cells(engine: Engine, row: Row, shares: Shares) -> dict[str, str]:
+def _cells(engine: Engine, row: Row, shares: Shares) -> dict[str, Any]:
     """Returns the row for the template: the name with either a fault or the result."""
     info = engine.info
     probabilities, fault = row.at(shares)
     if row.lesion is None or probabilities is None:
-        return {"name": row.name, "fault": fault, "triage": ""}
+        return {"name": row.name, "notes": row.notes, "fault": fault, "triage": ""}
     name_of = dict(zip(info.codes, info.names, strict=True))
     verdict, best = row.lesion.verdict, int(np.argmax(probabilities))
     return {
         "name": row.name,
+        "notes": row.notes,
         "fault": "",
         "triage": verdict.triage,
         "not_ruled_out": ", ".join(name_of[code] for code in verdict.not_ruled_out),

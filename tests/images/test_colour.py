@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from tools.encodings import P3, PROPHOTO, icc, stored_as
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
@@ -16,7 +17,6 @@ from dermrw.images.colour import (
     ADOBE_RGB,
     PRIMARIES,
     Chromaticities,
-    _adapt,
     _to_xyz,
     by_primaries,
     png_cicp,
@@ -24,54 +24,9 @@ from dermrw.images.colour import (
 from dermrw.images.iso_media import nclx, turned
 from dermrw.images.preprocess import read_image
 
-P3 = PRIMARIES[12]
-PROPHOTO: Chromaticities = (0.3457, 0.3585, 0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001)
-
 
 def lesion() -> np.ndarray:
     return draw_lesion("mel", np.random.default_rng(3), np.random.default_rng(4), 90, 120)
-
-
-def icc(primaries: Chromaticities, gamma: float) -> bytes:
-    """A matrix profile of version 2, as ICC.1:2001-04 lays it out, written by hand."""
-    d50 = np.array([0.9642, 1.0, 0.8249])
-    xy = lambda x, y: np.array([x / y, 1.0, (1 - x - y) / y])  # noqa: E731
-    white = xy(*primaries[:2])
-    bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-    adapt = np.linalg.inv(bradford) @ np.diag((bradford @ d50) / (bradford @ white)) @ bradford
-    columns = np.stack([xy(*primaries[n : n + 2]) for n in (2, 4, 6)], 1)
-    columns = adapt @ (columns * np.linalg.solve(columns, white))
-
-    def number(value: float) -> bytes:
-        return struct.pack(">i", round(value * 65536))
-
-    def xyz(values: np.ndarray) -> bytes:
-        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
-
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
-    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(11 + 67)
-    tags = [(b"desc", text), (b"cprt", b"text\0\0\0\0none\0"), (b"wtpt", xyz(d50))]
-    tags += [(name, xyz(columns[:, n])) for n, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))]
-    tags += [(name, curve) for name in (b"rTRC", b"gTRC", b"bTRC")]
-    at, table, body = 132 + 12 * len(tags), b"", b""
-    for name, content in tags:
-        content += bytes(-len(content) % 4)
-        table += name + struct.pack(">II", at + len(body), len(content))
-        body += content
-    head = struct.pack(">I4sI4s4s4s12s4s", 0, b"", 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"", b"acsp")
-    head = head.ljust(68, b"\0") + b"".join(map(number, d50)) + bytes(48)
-    whole = head + struct.pack(">I", len(tags)) + table + body
-    return struct.pack(">I", len(whole)) + whole[4:]
-
-
-def stored_as(pixels: np.ndarray, primaries: Chromaticities, gamma: float) -> Image.Image:
-    """sRGB pixels as a file of other primaries stores them, in float64: the inverse of what is tested."""
-    v = pixels / 255
-    light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
-    matrix = (
-        np.linalg.inv(_to_xyz(primaries)) @ np.linalg.inv(_adapt((primaries[0], primaries[1]))) @ _to_xyz(PRIMARIES[1])
-    )
-    return Image.fromarray((255 * (light @ matrix.T).clip(0, 1) ** (1 / gamma)).round().astype(np.uint8))
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> io.BytesIO:

@@ -12,12 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
-    UID,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -25,6 +22,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from tools.encodings import dicom as written_dicom
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
@@ -34,26 +32,8 @@ PIXELS = draw_lesion("mel", np.random.default_rng(0), np.random.default_rng(1), 
 
 
 def dicom(path: Path, pixels: Any = PIXELS, syntax: Any = ExplicitVRLittleEndian, **tags: Any) -> Path:
-    """A DICOM file of these pixels, uint8 or uint16 `[H, W, 3]`, or of these bytes."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.77.1.7")  # dermoscopy
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
-    data.PatientName, data.PatientBirthDate = "Smith^Mary", "19500101"
-    data.add_new(0x00091010, "LO", "a private Mary")
-    data.Rows, data.Columns, data.SamplesPerPixel = 60, 80, 3
-    data.PhotometricInterpretation, data.PlanarConfiguration, data.PixelRepresentation = "RGB", 0, 0
-    data.BitsAllocated = data.BitsStored = 16 if getattr(pixels, "dtype", None) == np.uint16 else 8
-    data.HighBit = data.BitsStored - 1
-    native = syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
-    data.PixelData = pixels.tobytes() if isinstance(pixels, np.ndarray) else pixels
-    if not native:
-        data["PixelData"].is_undefined_length = True
-    for name, value in tags.items():
-        setattr(data, name, value)
-    data.save_as(path, enforce_file_format=True)
-    return path
+    """A DICOM file of these pixels, uint8 or uint16 `[H, W, 3]`, or of these bytes, of 80 × 60 pixels."""
+    return written_dicom(path, pixels, syntax, **{"Rows": 60, "Columns": 80} | tags)
 
 
 def encoded(kind: str, **options: Any) -> bytes:
