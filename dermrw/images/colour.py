@@ -2,7 +2,7 @@
 
 A file may state its colour space in several ways. They are tried in this order, and the first one found is used:
 
-1. an embedded ICC profile (JPEG, PNG, TIFF, WebP, HEIC, AVIF; in DICOM, the optical path's profile);
+1. an embedded ICC profile (JPEG, PNG, TIFF, WebP, BMP, HEIC, AVIF; in DICOM, the optical path's profile);
 2. code points of ITU-T H.273: a PNG's cICP chunk (PNG, third edition, 11.3.2.6), which comes before its profile, or a
    HEIC's or AVIF's `nclx` property;
 3. a PNG's gAMA and cHRM chunks, unless it has an sRGB chunk;
@@ -180,6 +180,14 @@ def png_cicp(content: bytes) -> tuple[int, int] | None:
             return None
         at += 12 + length
     return None
+
+
+def bmp_profile(content: bytes) -> bytes | None:
+    """The ICC profile embedded in a BMP with a header of version 5 (BITMAPV5HEADER), which Pillow does not read."""
+    if content[14:18] != bytes([124, 0, 0, 0]) or content[70:74] != b"DEBM":  # PROFILE_EMBEDDED, "MBED"
+        return None
+    start, size = struct.unpack_from("<II", content, 126)
+    return content[14 + start : 14 + start + size] or None
 
 
 def to_srgb(image: Image.Image, cicp: tuple[int, int] | None = None) -> Converted:

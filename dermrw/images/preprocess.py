@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.images.bombs import of_tiff, reason
-from dermrw.images.colour import HDR_CURVES, png_cicp, to_srgb
+from dermrw.images.colour import HDR_CURVES, bmp_profile, png_cicp, to_srgb
 from dermrw.images.depth import grey_in_eight_bits, narrow_png
 from dermrw.images.formats import HEAD, format_of, jpeg_fault
 from dermrw.images.iso_media import nclx, turned
@@ -180,8 +180,13 @@ def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
                     "standard dynamic range, as JPEG or PNG"
                 )
             image.info["cicp"] = cicp
+        if kind == "BMP" and (profile := bmp_profile(content)):
+            image.info["icc_profile"] = profile
+        if kind == "HEIC" and (pictures := getattr(image, "n_frames", 1)) > 1:
+            image.info["notes"] = [f"it holds {pictures} pictures, of which the primary one was read"]
         if kind == "HEIC" and image.info.get("original_orientation") not in (None, 1) and not turned(content):
-            image.info["notes"] = ["its EXIF orientation was ignored, as the HEIF standard asks"]
+            notes = ["its EXIF orientation was ignored, as the HEIF standard asks"]
+            image.info["notes"] = image.info.get("notes", []) + notes
         yield image
 
 

@@ -71,7 +71,7 @@ def test_the_same_pixels_four_ways(
     for path, tolerance in made:
         assert np.abs(evaluation_pixels(path, size) - expected).mean() <= tolerance, path.name
     if files is orientations:
-        made = made[::6]  # each orientation, in formats that take turns
+        made = made[::6]  # orientations and formats in turn
     paths = [path for path, _ in made]
     table = pd.DataFrame({"image_id": [path.name for path in paths]})
     training = ImageDataset(

@@ -149,3 +149,21 @@ def test_an_orientation_is_still_read() -> None:
     exif[0x0112] = 6
     for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
         assert read_image(saved(picture(), kind, exif=exif)).size == (45, 60)
+
+
+def test_sizes_are_checked_before_decoding_in_every_format() -> None:
+    image = picture(48, 64)
+    tiff = saved(image, "TIFF").getvalue()
+    for number, size in ((256, 64), (257, 48)):
+        for kind, code in ((3, "H"), (4, "L")):
+            entry = struct.pack("<HHL", number, kind, 1)
+            tiff = tiff.replace(entry + struct.pack("<" + code, size), entry + struct.pack("<" + code, 20_000))
+    webp = bytearray(saved(image, "WEBP", lossless=True).getvalue())
+    place = webp.index(b"VP8L") + 9
+    webp[place : place + 4] = struct.pack("<L", struct.unpack_from("<L", webp, place)[0] | (1 << 28) - 1)  # 16384²
+    bmp = bytearray(saved(image, "BMP").getvalue())
+    bmp[18:26] = struct.pack("<ll", 20_000, 20_000)
+    avif = saved(image, "AVIF").getvalue().replace(struct.pack(">II", 64, 48), struct.pack(">II", 16_000, 16_000))
+    for content in (tiff, bytes(webp), bytes(bmp), avif):
+        with pytest.raises(UserError, match=r"more than 50,000,000( pixels)?: shrink it"):
+            read_image(io.BytesIO(content))

@@ -54,6 +54,18 @@ def test_the_same_colours_by_an_embedded_profile(kind: str, primaries: Chromatic
     assert not image.info
 
 
+def test_a_bmp_of_version_5_with_a_profile() -> None:
+    pixels, profile = lesion(), icc(P3, 2.19921875)
+    other = stored_as(pixels, P3, 2.19921875)
+    plain = saved(other, "BMP").getvalue()
+    pixel_data = plain[54:]
+    head = struct.pack("<I", 124) + plain[18:54] + bytes(16) + b"DEBM" + bytes(48)
+    head += struct.pack("<IIII", 4, 124 + len(pixel_data), len(profile), 0)
+    file = b"BM" + struct.pack("<IHHI", 138 + len(pixel_data) + len(profile), 0, 0, 138) + head + pixel_data + profile
+    assert difference(read_image(io.BytesIO(file)), pixels) < 1 < difference(other, pixels)
+    assert difference(read_image(io.BytesIO(file[:-200])), np.asarray(other, dtype=int)) == 0  # ignored, with a note
+
+
 def test_a_profile_of_srgb_changes_no_pixel() -> None:
     pixels = lesion()
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
