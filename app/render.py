@@ -13,7 +13,8 @@ from dermrw.diagnoses import ABOUT, MALIGNANT
 from dermrw.errors import UserError
 from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case
-from dermrw.inference.lesion import Lesion
+from dermrw.inference.classifier import Explanation
+from dermrw.inference.lesion import Lesion, adjust_prevalence
 from dermrw.inference.model_file import ModelInfo, Proportion
 
 from .engine import Engine
@@ -97,6 +98,40 @@ def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, i
     return f"at your clinic’s prevalence ({listed})"
 
 
+def mapped_class(order: npt.NDArray[np.intp], info: ModelInfo, *, refer: bool) -> int:
+    """Returns the class whose heat map is shown: of a referred lesion the most probable malignant one, else the first.
+
+    Args:
+        order: the classes, the most probable first `[C]`.
+        info: the model's metadata.
+        refer: whether triage refers the lesion.
+    """
+    malignant = (int(c) for c in order if info.codes[c] in MALIGNANT)
+    return next(malignant, int(order[0])) if refer else int(order[0])
+
+
+def own_result(picture: Explanation, info: ModelInfo, shares: npt.NDArray[np.float64] | None) -> dict[str, str]:
+    """Returns the result of one image of several, for the template: first diagnosis, malignant share and triage.
+
+    Args:
+        picture: an image that is not refused.
+        info: the model's metadata.
+        shares: the prevalence `[C]`; None for equal prevalence.
+    """
+    try:
+        p = adjust_prevalence(picture.probabilities, shares)
+    except UserError:
+        return {"first": "none at this prevalence", "share": "", "malignant": "", "triage": picture.verdict.triage}
+    first = int(np.argmax(p))
+    malignant = sum(float(p[c]) for c, code in enumerate(info.codes) if code in MALIGNANT)
+    return {
+        "first": info.names[first],
+        "share": percent(float(p[first])),
+        "malignant": percent(malignant),
+        "triage": picture.verdict.triage,
+    }
+
+
 def lesion_result(
     lesion: Lesion, names: Sequence[str], engine: Engine, prevalence: str, shares: npt.NDArray[np.float64] | None
 ) -> str:
@@ -136,18 +171,19 @@ def lesion_result(
         }
         for c in order
     ]
+    mapped = mapped_class(order, info, refer=verdict.refer is True)
     pictures = [
         {
             "name": name,
+            **own_result(picture, info, shares),
             "shown": data_uri(Image.fromarray(picture.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)),
-            "map": data_uri(overlay(picture.pixels, picture.activation_map[order[0]])),
+            "map": data_uri(overlay(picture.pixels, picture.activation_map[mapped])),
         }
         for name, picture in accepted
     ]
     return TEMPLATES.get_template("answer.html.jinja").render(
         triage=verdict.triage,
         rule=info.triage,
-        alone=[name for name, picture in accepted if picture.verdict.refer] if len(accepted) > 1 else [],
         not_ruled_out=", ".join(name_of[code] for code in verdict.not_ruled_out),
         differential=", ".join(name_of[code] for code in verdict.classes),
         coverage=percent(info.coverage),
@@ -155,8 +191,10 @@ def lesion_result(
         headline=headline,
         sentence=sentence,
         rows=rows,
+        mapped=info.names[mapped],
         malignant_sum=percent(float(sum(probabilities[info.codes.index(code)] for code in MALIGNANT))),
         prevalence=prevalence_phrase(prevalence, shares, info),
+        short_prevalence=prevalence_phrase(prevalence, shares, info).partition(" (")[0],
         pictures=pictures,
         scale=colour_scale(np.stack([picture.pixels for _, picture in accepted])),
         refused=refused,

@@ -15,6 +15,7 @@ from dermrw.config import Config
 from dermrw.datasets.cifar10 import CIFAR_CLASSES
 from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.decisions.lesion_rule import LESION_RULE
 from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.calibration import EqualPrevalence
@@ -101,7 +102,7 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
             temperature=report.calibration.temperature,
             offsets=report.calibration.offsets,
             prevalence=report.training_prevalence,
-            lesion_rule=report.lesion_rule.rule,
+            lesion_rule=LESION_RULE,
             smallest=config.data.size // 2,
             limits=report.decisions.limits,
             refused=_proportion(report.decided.refused),

@@ -1,4 +1,4 @@
-"""Prior correction to the prevalence of a clinic, and combination of the images of a lesion. Needs NumPy only.
+"""Prior correction to the prevalence of a clinic. Needs NumPy only.
 
 The model's probabilities hold at *equal prevalence*: every diagnosis is equally frequent. Bayes' rule adjusts them to
 any other prevalence, provided that the appearance of each diagnosis stays the same (label shift: Saerens, Latinne,
@@ -13,9 +13,6 @@ import numpy.typing as npt
 from dermrw.errors import UserError
 
 Floats = npt.NDArray[np.float64]
-
-LESION_RULES = ("mean", "geometric")  # simplest first
-LEAST = 1e-9  # lower bound of a probability in a geometric mean, so that a single image has no veto
 
 
 def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike) -> Floats:
@@ -72,22 +69,3 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
     if abs(values.sum() - 1) > 1e-3:
         raise UserError(f"--prevalence: the shares must sum to 1, not to {values.sum():g}")
     return values / values.sum()
-
-
-def combine(probabilities: npt.ArrayLike, lesions: npt.ArrayLike, rule: str) -> Floats:
-    """Returns the probabilities `[N, C]` of each image's lesion, combined over its images (`lesions` `[N]`).
-
-    `rule` is `mean` or `geometric` (the geometric mean, scaled to sum to 1). The probabilities of a lesion with a
-    single image are unchanged.
-    """
-    p = np.asarray(probabilities, dtype=np.float64)
-    _, lesion = np.unique(np.asarray(lesions), return_inverse=True)
-    values = p if rule == "mean" else np.log(np.maximum(p, LEAST))
-    total = np.zeros((lesion.max(initial=-1) + 1, p.shape[1]))
-    np.add.at(total, lesion, values)
-    images = np.bincount(lesion)
-    merged = total / images[:, None]
-    if rule == "geometric":
-        merged = np.exp(merged)
-    merged /= merged.sum(axis=1, keepdims=True)
-    return np.where((images == 1)[lesion, None], p, merged[lesion])

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
-from dermrw.decisions.prevalence import combine
+from dermrw.decisions.lesion_rule import combine
 from dermrw.decisions.refusal import fit_limits, refusal
 from dermrw.decisions.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
-from dermrw.diagnoses import DX, Classes
+from dermrw.diagnoses import DX, MALIGNANT, Classes
 from dermrw.metrics.classification import malignant
 from dermrw.reports.report_schema import (
     ByLesion,
@@ -65,7 +65,7 @@ def fit_decisions(valid: Predicted, classes: Classes) -> DecisionRules:
     )
 
 
-def measure_decisions(rules: DecisionRules, predicted: Predicted, weights: Floats, lesion_rule: str) -> Decided:
+def measure_decisions(rules: DecisionRules, predicted: Predicted, weights: Floats) -> Decided:
     """Refusal, prediction sets and triage on a set; images of weight 0 are left out.
 
     Coverage and triage are measured on all images. Refused images are included, so the figures do not depend on
@@ -100,19 +100,17 @@ def measure_decisions(rules: DecisionRules, predicted: Predicted, weights: Float
             sizes=np.bincount(sets.sum(1), minlength=len(codes) + 1)[1:].tolist(),
         ),
         triage=judged.triage,
-        by_lesion=_by_lesion(rules, p, y, lesions, lesion_rule),
+        by_lesion=_by_lesion(rules, p, y, lesions),
     )
 
 
-def _by_lesion(
-    rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], lesion_rule: str
-) -> ByLesion | None:
+def _by_lesion(rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any]) -> ByLesion | None:
     """Figures of the lesions with several images; None if there is none."""
     _, first, lesion, images = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
     one_of_each, several = first[images > 1], images[lesion] > 1
     if not len(one_of_each):
         return None
-    combined = combine(p, lesion, lesion_rule)
+    combined = combine(p, lesion, malignant=[code in MALIGNANT for code in rules.thresholds])
     return ByLesion(
         together=_judge(rules, combined[one_of_each], y[one_of_each], lesions[one_of_each]),
         one_by_one=_judge(rules, p[several], y[several], lesions[several]),

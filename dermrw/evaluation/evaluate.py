@@ -19,7 +19,7 @@ from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, image_set, load_splits, resolve_root, true_labels
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
-from dermrw.diagnoses import DIAGNOSES, Classes
+from dermrw.diagnoses import DIAGNOSES, MALIGNANT, Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
@@ -48,7 +48,6 @@ class Fitted(NamedTuple):
 
     calibration: EqualPrevalence
     decisions: DecisionRules
-    lesion_rule: str
     prevalence: np.ndarray  # [C], of the training set
     about: dict[str, Any]  # fields of `Report`
 
@@ -120,7 +119,9 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
     probabilities = fitted.calibration(logits)
     decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes)
-    lesion_rule = compare_lesion_rules(probabilities, valid.labels, lesions)
+    lesion_rule = compare_lesion_rules(
+        probabilities, valid.labels, lesions, [code in MALIGNANT for code in classes.codes], decisions.triage_threshold
+    )
     counts = np.bincount(true_labels(splits.train.table, classes), minlength=len(classes.codes))
     prevalence = counts / len(splits.train)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time
@@ -153,7 +154,7 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),
     }
-    return Fitted(fitted.calibration, decisions, lesion_rule["rule"], prevalence, about)
+    return Fitted(fitted.calibration, decisions, prevalence, about)
 
 
 def _score(
@@ -178,7 +179,7 @@ def _score(
     probabilities = read_predictions(path, ids, classes)
     scored = ScoredSet(title, images.table, images.labels, images.sources, classes, probabilities)
     predicted = Predicted(probabilities, checks, images.labels, images.table["lesion_id"].to_numpy())
-    decided = measure_decisions(fitted.decisions, predicted, score_weights(ids.to_numpy()), fitted.lesion_rule)
+    decided = measure_decisions(fitted.decisions, predicted, score_weights(ids.to_numpy()))
     report = build_report(scored, as_trained, fitted.prevalence, decided, fitted.about)
     json_path, html_path = run / f"report{suffix}.json", run / f"report{suffix}.html"
     write_html(html_path, report, scored, training, official=suffix != "")  # first: if it fails, the old report stays

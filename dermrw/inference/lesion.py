@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.decisions.prevalence import at_prevalence, combine
+from dermrw.decisions.lesion_rule import combine
+from dermrw.decisions.prevalence import at_prevalence
+from dermrw.diagnoses import MALIGNANT
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Explanation
 from dermrw.inference.model_file import ModelInfo
@@ -57,8 +59,9 @@ def combine_images(
 ) -> tuple[npt.NDArray[np.float64] | None, Verdict]:
     """Probabilities `[C]` at equal prevalence, and the verdict, of a lesion with N images.
 
-    Refused images are left out. The lesion is referred if its mean is, or if any single image is: a mean can hide one
-    suspicious image among others, especially when an image of another lesion is among them.
+    Refused images are left out. Prediction set, triage and ranking all follow from the combined probabilities. By
+    `LESION_RULE`, their malignant share is that of the most suspicious image, so that triage refers the lesion exactly
+    if it refers one of the images.
 
     Args:
         probabilities: of the images `[N, C]`, at equal prevalence.
@@ -75,10 +78,12 @@ def combine_images(
         reason = verdicts[0].refused if len(verdicts) == 1 else f"each of the {len(verdicts)} pictures is refused"
         return None, Verdict(reason, (), None)
     images = np.asarray(probabilities, dtype=np.float64)[accepted]
-    combined = combine(images, [0] * len(accepted), info.lesion_rule)[0]
+    combined = combine(images, [0] * len(accepted), malignant=[code in MALIGNANT for code in info.codes])[0]
+    if len(accepted) == 1:
+        return combined, verdicts[accepted[0]]
     lesion_verdict = decide(combined, info)
     if lesion_verdict.refer is False and any(verdicts[i].refer for i in accepted):
-        lesion_verdict = lesion_verdict._replace(refer=True)
+        lesion_verdict = lesion_verdict._replace(refer=True)  # rounding, at the threshold
     return combined, lesion_verdict
 
 

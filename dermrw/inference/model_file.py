@@ -79,7 +79,9 @@ class ModelInfo(BaseModel):
     temperature: float = Field(gt=0, description="applied inside the graph")
     offsets: tuple[float, ...] = Field(description="applied inside the graph, nats")
     prevalence: dict[str, float] = Field(description="each class's share of the training images")
-    lesion_rule: Literal["mean", "geometric"] = Field(description="how images of one lesion are combined")
+    lesion_rule: Literal["mean", "geometric", "most_suspicious"] = Field(
+        description="how the dermrw that wrote the file combined the images of a lesion; dermrw uses its own rule"
+    )
     smallest: int = Field(ge=1, description="pixels that the shorter side of a picture must have, or it is refused")
     limits: dict[str, float] = Field(description="of each of the checks; a picture beyond one is refused")
     refused: Proportion | None = Field(description="share of the images that the score is of, refused in error")

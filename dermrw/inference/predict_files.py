@@ -301,8 +301,7 @@ def predict(
     write_atomic(decisions_out, _decisions_csv(classified.ids, classified.verdicts))
     summary = f"{len(classified.ids):,} images into {out}, probabilities at {_prevalence_name(prevalence)}"
     if lesion_of:
-        rule = {"mean": "mean", "geometric": "geometric mean"}[info.lesion_rule]
-        summary += f", {combined:,} lesions combined by their {rule}"
+        summary += f", the images of {combined:,} lesions combined"
     if inputs.skipped:
         names = first_of([path.name for path in inputs.skipped])
         summary += f"; {len(inputs.skipped):,} files that aren't images skipped ({names})"

@@ -1,13 +1,15 @@
 """The figures of report.json, computed from the probabilities and labels of a set of images."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
-from dermrw.decisions.prevalence import LESION_RULES, at_prevalence, combine
+from dermrw.decisions.lesion_rule import LESION_RULE, LESION_RULES, combine
+from dermrw.decisions.prevalence import at_prevalence
 from dermrw.diagnoses import DX, Classes
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
@@ -163,34 +165,41 @@ def _groups(scored: ScoredSet, weights: np.ndarray) -> dict[str, list[dict[str, 
     }
 
 
-def compare_lesion_rules(p: np.ndarray, y: np.ndarray, lesions: np.ndarray) -> dict[str, Any]:
+def compare_lesion_rules(
+    p: np.ndarray, y: np.ndarray, lesions: np.ndarray, malignant: Sequence[bool], threshold: float | None
+) -> dict[str, Any]:
     """Compares the rules that combine the images of one lesion, on the validation lesions with several images.
 
-    Each lesion counts once, and every class weighs the same. The rule with the lowest NLL (nats) is chosen; the first
-    of `LESION_RULES` if no lesion has several images.
+    Each lesion counts once. NLL (nats) and balanced accuracy give every class the same weight; sensitivity and
+    specificity are those of triage. `rule` is the rule that dermrw uses, whatever the figures.
 
     Args:
         p: probabilities for equal prevalence `[N, C]`.
         y: labels `[N]`.
         lesions: the lesion of each image `[N]`.
+        malignant: which classes are malignant `[C]`.
+        threshold: of triage; None without one.
     """
     _, first, lesion, views = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
     several = first[views > 1]  # one image of each lesion that has several
-    result: dict[str, Any] = {"rule": LESION_RULES[0], "lesions_with_several_images": len(several), "compared": {}}
+    result: dict[str, Any] = {"rule": LESION_RULE, "lesions_with_several_images": len(several), "compared": {}}
     if not len(several):
         return result
-    weights = metrics.equal_prevalence_weights(y[several])
-    image_weights = np.zeros(len(y))
-    image_weights[views[lesion] > 1] = metrics.equal_prevalence_weights(y[views[lesion] > 1])
-    candidates = {"each image alone": (p, np.flatnonzero(image_weights), image_weights[image_weights > 0])}
+    images = np.flatnonzero(views[lesion] > 1)
+    candidates = {"each image alone": (p[images], y[images])}
     for rule in LESION_RULES:
-        candidates[rule] = (combine(p, lesions, rule), several, weights)
-    for name, (q, rows, w) in candidates.items():
+        candidates[rule] = (combine(p, lesions, rule, malignant)[several], y[several])
+    for name, (q, truth) in candidates.items():
+        referred = q[:, np.array(malignant)].sum(axis=1) >= (np.inf if threshold is None else threshold)
+        positive = np.array(malignant)[truth]
+        sensitivity = float(referred[positive].mean()) if positive.any() else None
+        specificity = float((~referred)[~positive].mean()) if not positive.all() else None
         result["compared"][name] = {
-            "nll": reliability.nll(q[rows], y[rows], w),
-            "balanced_accuracy": metrics.balanced_accuracy(q[rows], y[rows]),
+            "nll": reliability.nll(q, truth, metrics.equal_prevalence_weights(truth)),
+            "balanced_accuracy": metrics.balanced_accuracy(q, truth),
+            "sensitivity": None if threshold is None else sensitivity,
+            "specificity": None if threshold is None else specificity,
         }
-    result["rule"] = min(LESION_RULES, key=lambda rule: result["compared"][rule]["nll"])
     return result
 
 

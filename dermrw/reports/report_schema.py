@@ -212,12 +212,14 @@ class LesionRuleFigures(_Part):
 
     nll: float | None
     balanced_accuracy: float | None
+    sensitivity: float | None = None  # of triage; these two are absent from reports of dermrw before 27 November 2026
+    specificity: float | None = None
 
 
 class LesionRule(_Part):
     """The rule that combines the images of one lesion."""
 
-    rule: Literal["mean", "geometric"]
+    rule: Literal["mean", "geometric", "most_suspicious"]
     lesions_with_several_images: int
     compared: dict[str, LesionRuleFigures]
 

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +22,11 @@ from app.render import certainty, error_box, fixed_part, lesion_result, percent
 from app.table import _cell
 from app.uploads import Uploads
 from dermrw.config import load_config
+from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, combine_explanations
-from dermrw.inference.verdict import Verdict
+from dermrw.inference.verdict import Verdict, decide
 from dermrw.reports.report_schema import DefinedReport
 from export.card import model_card
 
@@ -118,14 +120,25 @@ def test_refused_pictures_have_no_say(model: Path) -> None:
 
 def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
     engine = with_info(model)
-    calm, alarming = explanation(engine, 0.1, 0.9), explanation(engine, 0.9, 0.1)
-    calm = calm._replace(verdict=calm.verdict._replace(refer=False))
-    lesion = combine_explanations([calm, calm, calm, alarming], engine.info)
-    assert lesion.verdict.refer and not combine_explanations([calm, calm], engine.info).verdict.refer
-    page = result_page(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
-    assert "4 images, combined as one lesion" in page and re.search(
-        r"threshold of .* in\s<bdi>d.jpg</bdi>, judged alone", page
+    assert engine.info.triage is not None
+    engine = with_info(model, triage=engine.info.triage.model_copy(update={"threshold": 0.3}), thresholds=(0.2,) * 7)
+    calm, alarming = (
+        picture._replace(verdict=decide(picture.probabilities, engine.info))
+        for picture in (explanation(engine, 0.001, 0.999), explanation(engine, 0.4, 0.6))
     )
+    lesion = combine_explanations([calm, calm, calm, alarming], engine.info)
+    assert calm.verdict.refer is False and combine_explanations([calm, calm], engine.info).verdict.refer is False
+    assert lesion.verdict.refer and lesion.probabilities is not None
+    assert lesion.verdict.classes == ("nv", "mel") and lesion.probabilities[DX.index("mel")] == pytest.approx(0.4)
+    page = result_page(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg").replace("\N{NO-BREAK SPACE}", " ")
+    assert "4 images, combined as one lesion" in page and "Each image alone, at equal prevalence." in page
+    for name, first, malignant, triage in (
+        ("a.jpg", "melanocytic nevus > 99 %", "< 1 %", "no reason to refer seen"),
+        ("d.jpg", "melanocytic nevus 60 %", "40 %", "refer"),
+    ):
+        cells = f"<td>{escape(first)}</td><td>{escape(malignant)}</td><td>{triage}</td>"
+        assert f'<th scope="row"><bdi>{name}</bdi></th>{cells}' in page
+    assert "Evidence for melanoma, the most probable (pre)malignant diagnosis" in page
     assert "combined as one lesion" not in result_page(engine, combine_explanations([calm], engine.info), "a.jpg")
 
 

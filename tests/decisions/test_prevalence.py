@@ -1,4 +1,4 @@
-"""Bayes' rule by sampling and by its properties; images of one lesion combined."""
+"""Bayes' rule by sampling and by its properties."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermrw.decisions.prevalence import at_prevalence, combine, parse_prevalence
+from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
 from dermrw.errors import UserError
 
 
@@ -73,14 +73,3 @@ def test_a_stated_prevalence() -> None:
 def test_a_prevalence_that_is_none(text: str) -> None:
     with pytest.raises(UserError, match="--prevalence"):
         parse_prevalence(text, ("mel", "nv"), {"mel": 0.2, "nv": 0.8})
-
-
-def test_images_of_a_lesion_are_combined() -> None:
-    p = np.array([[0.9, 0.1], [0.5, 0.5], [0.3, 0.7]])
-    lesions = ["b", "a", "b"]
-    np.testing.assert_allclose(combine(p, lesions, "mean"), [[0.6, 0.4], [0.5, 0.5], [0.6, 0.4]], rtol=1e-15)
-    odds = np.sqrt(9 * 3 / 7)  # the geometric mean of probabilities is that of their odds
-    expected = [odds / (1 + odds), 1 / (1 + odds)]
-    np.testing.assert_allclose(combine(p, lesions, "geometric"), [expected, [0.5, 0.5], expected], rtol=1e-12)
-    certain = combine([[1.0, 0.0], [0.2, 0.8]], ["a", "a"], "geometric")
-    assert np.isfinite(certain).all() and 0 < certain[0, 1] < 0.01

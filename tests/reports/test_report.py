@@ -81,7 +81,7 @@ def made(scored: ScoredSet, **about: Any) -> Report:
             "limits": {},
             "fitted": {"sets": {"coverage": 0.9, "validation_lesions": {}, "likely_coverage": {}}, "triage": None},
         },
-        "lesion_rule": {"rule": "mean", "lesions_with_several_images": 0, "compared": {}},
+        "lesion_rule": {"rule": "most_suspicious", "lesions_with_several_images": 0, "compared": {}},
         "checkpoint_sha256": "0" * 64,
         "evaluated": "2026-01-31",
         "environment": {"python": "3.11", "gpu": "none"},
