@@ -45,7 +45,7 @@ def find_cifar10(root: str | None) -> Path:
         CIFAR10(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"CIFAR-10 can't be downloaded ({error}): fetch cifar-10-python.tar.gz from "
+            f"CIFAR-10 can't be downloaded ({error}): download cifar-10-python.tar.gz from "
             f"https://www.cs.toronto.edu/~kriz/cifar.html and unpack it into {folder}"
         ) from None
     return folder
@@ -56,7 +56,7 @@ def _read(root: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         parts = [CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
-        raise UserError(f"{root / FOLDER} is incomplete or damaged ({error}): delete it to download it anew") from None
+        raise UserError(f"{root / FOLDER} is incomplete or damaged ({error}): delete it to download it again") from None
     return np.concatenate([p.data for p in parts]), np.concatenate([p.targets for p in parts])
 
 

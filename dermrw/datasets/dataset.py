@@ -116,6 +116,12 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None, annou
                 refuse_unreadable(table, root)
             reserved = table.iloc[:0] if data.reserve is None else listed(table, data.reserve, "the reserve")
             split = split_lesions(table, meta, data.validation, data.test, data.split_seed, reserved)
+        missing = table["image_id"][(table["path"] == "") & table["image_id"].isin(split["image_id"])]
+        if len(missing):
+            raise UserError(
+                f"{root} lacks {len(missing):,} of the {len(split):,} images in the run's split.csv, such as "
+                f"{missing.iloc[0]}: put them back, or start a new run"
+            )
         table = table.rename(columns={"path": "source"})
     odd = split["dx"][~split["dx"].isin(classes.codes)]
     if len(odd):

@@ -208,7 +208,7 @@ def _read_isic_training(truth: Path, files: list[Path], root: Path) -> pd.DataFr
     if found is None:
         raise UserError(
             f"{root} has no ISIC2018_Task3_Training_LesionGroupings.csv, without which images of one lesion could be "
-            "on both sides of the split: fetch it from the ISIC 2018 challenge's page"
+            "on both sides of the split: download it from the ISIC 2018 challenge's page"
         )
     groups = found.rows.set_index("image")
     without = table["image"][~table["image"].isin(groups.index)]

@@ -151,7 +151,7 @@ def refuse_unreadable(table: pd.DataFrame, root: Path) -> None:
         more = f"\n… and {len(bad) - 10:,} more" if len(bad) > 10 else ""
         listed = "\n".join(bad[:10])
         raise UserError(
-            f"{len(bad):,} of {len(table):,} images can't be read: fetch them anew, or leave them out with "
+            f"{len(bad):,} of {len(table):,} images can't be read: download them again, or leave them out with "
             f"data.skip_unreadable=true\n{listed}{more}"
         )
     for warning in unlike(decoded.pictures, root):

@@ -45,8 +45,8 @@ def check(folder: Path | None) -> None:
     print("\n".join(warnings), end="\n" if warnings else "")
     if missing or decoded.unreadable:
         raise UserError(
-            f"{root} lacks {len(missing):,} images and {len(decoded.unreadable):,} can't be read: fetch them anew, "
-            "`make data` does it"
+            f"{root} lacks {len(missing):,} images and {len(decoded.unreadable):,} can't be read: "
+            "download them again with `make data`"
         )
     print(f"Complete, with {len(warnings)} warning{'s' * (len(warnings) > 1)} (above)." if warnings else "Complete.")
 

@@ -1,5 +1,6 @@
 """Sets, caching, sampling and augmentation."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def test_a_stored_split_gives_the_same_sets(sample: Path, splits: Splits) -> Non
     stranger.loc[0, "image_id"] = "ISIC_9"
     with pytest.raises(UserError, match="ISIC_9"):
         load_splits(DATA, sample, stranger)
+
+
+def test_images_that_a_run_was_trained_on_and_that_are_gone(sample: Path, splits: Splits, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(sample, tmp_path / "ham"))
+    image = splits.test.table["image_id"].iloc[0]
+    next(root.rglob(f"{image}.jpg")).unlink()
+    with pytest.raises(UserError, match=f"lacks 1 of the [0-9]+ images in the run's split.csv, such as {image}: put"):
+        load_splits(DATA, root, splits.table)
 
 
 def test_evaluation_pixels_are_the_networks_input(splits: Splits) -> None:
