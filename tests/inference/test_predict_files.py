@@ -191,6 +191,15 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     assert verdict(p, fine, 300, 200, info.model_copy(update={"triage": None})).refer is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize(
+    "text", ["Image;lesion_id\r\na.jpg;L1\r\nb.HEIC;Rücken\r\n", "image_id,lesion_id,\na,L1,\nb,Rücken,\n"]
+)
+def test_lesions_of_other_programs(tmp_path: Path, text: str, encoding: str) -> None:
+    (tmp_path / "l.csv").write_bytes(text.encode(encoding))
+    assert read_lesions(tmp_path / "l.csv", ["a", "b"]) == ["L1", "Rücken"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
