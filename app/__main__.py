@@ -12,7 +12,7 @@ from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import open_regular
 from dermrw.inference.case_index import Index, index_path
-from dermrw.inference.classifier import Classifier
+from dermrw.inference.classifier import QUANTIZED, Classifier
 
 from .middleware import own_names
 from .uploads import clear_stale
@@ -130,6 +130,8 @@ def main() -> None:
         print(f"Model {info.name} of {info.created}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}")
         if info.warning:
             print(info.warning)
+        if classifier.quantized:
+            print(QUANTIZED)
         if index is not None:
             print(f"Showing the nearest of {len(index.ids):,} labelled cases")
         if not password and arguments.host not in ("127.0.0.1", "::1", "localhost"):

@@ -73,10 +73,26 @@ def build(network: Exported, info: ModelInfo) -> onnx.ModelProto:
         resize, net, [(resize.graph.output[0].name, "pixels")], outputs=list(OUTPUTS), producer_name="dermrw"
     )
     _rename_input(whole, INPUT)
+    remove_duplicates(whole)
     del whole.metadata_props[:]  # the exporter's
     onnx.helper.set_model_props(whole, info.to_props())
     onnx.checker.check_model(whole, full_check=True)
     return whole
+
+
+def remove_duplicates(model: onnx.ModelProto) -> None:
+    """Removes redundant entries, which ONNX Runtime's `quantize_dynamic` does not accept.
+
+    These are a second entry of an operator set, which `merge_models` leaves, and the shapes of constants, which are known
+    from the constants. The quantization transposes constants without changing those shapes.
+    """
+    versions = {(opset.domain, opset.version) for opset in model.opset_import}
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in sorted(versions))
+    constants = {constant.name for constant in model.graph.initializer}
+    shapes = [shape for shape in model.graph.value_info if shape.name not in constants]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(shapes)
 
 
 def _rename_input(model: onnx.ModelProto, name: str) -> None:

@@ -16,7 +16,7 @@ CHECKS = ("brightness", "overexposed", "contrast", "sharpness", "colour", "grain
 # may lie beyond the limit
 RULES: dict[str, tuple[str, str, float]] = {
     "brightness": ("low", "it is too dark", 0.001),
-    "overexposed": ("high", "it is overexposed", 0.001),
+    "overexposed": ("high", "it is mostly white: overexposed, or a document or screenshot", 0.001),
     "contrast": ("low", "it shows next to nothing: it is nearly of one colour", 0.001),
     "sharpness": ("low", "it is blurred", 0.001),
     "colour": ("low", "it is grey, or toned in one colour", 0.001),

@@ -25,6 +25,10 @@ onnxruntime.disable_telemetry_events()  # in case another module imported it fir
 
 BATCH = 32
 MODEL_BYTES = 2 * 2**30  # protobuf's own limit
+QUANTIZED = (
+    "The model file was quantized after its export: its thresholds and its scores are those of the original file, so "
+    "check its answers on labelled images"
+)
 
 # types with a length that are not sequences of pictures; `read_image` raises the error for the invalid ones
 NOT_SEQUENCES = (str, bytes, bytearray, memoryview, Mapping, Set, Path, Image.Image, np.ndarray)
@@ -108,6 +112,9 @@ class Classifier:
         self.path = path
         self.digest = hashlib.sha256(content).hexdigest()  # SHA-256 of the file
         self.info = ModelInfo.from_props(props, str(path))
+        self.quantized = (
+            props.get("onnx.infer") == "onnxruntime.quant"
+        )  # as ONNX Runtime's quantization marks its files
         self.device = "CUDA" if "CUDAExecutionProvider" in self._session.get_providers() else "CPU"
         if device == "cuda" and self.device != "CUDA":
             raise UserError("--device cuda: CUDA is installed but does not start; leave the option out to use the CPU")

@@ -17,7 +17,7 @@ from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError, first_of
 from dermrw.files import csv_text, predictions_csv, require_writable, walk, write_atomic
 from dermrw.images.formats import IMAGE_SUFFIXES, is_image_file
-from dermrw.inference.classifier import BATCH, Classifier, NetworkInput
+from dermrw.inference.classifier import BATCH, QUANTIZED, Classifier, NetworkInput
 from dermrw.inference.lesion import combine_images
 from dermrw.inference.model_file import ModelInfo
 from dermrw.inference.verdict import Verdict, verdict
@@ -285,6 +285,8 @@ def predict(
     )
     if info.warning:
         print(info.warning, flush=True)
+    if classifier.quantized:
+        print(QUANTIZED, flush=True)
 
     classified = _classify(classifier, inputs.images)
     unreadable = [*inputs.misnamed.values(), *classified.unreadable]

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from app.__main__ import SHIPPED_MODEL
 from dermrw.config import Model, load_config
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
@@ -136,6 +137,25 @@ def exported(model: nn.Module, backbone: str, size: int, folder: Path, every_vie
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny", "shufflenet_v2_x0_5", "alexnet"])
 def test_families_of_backbones_are_exported(backbone: str, tmp_path: Path) -> None:
     assert exported(network(backbone, 64), backbone, 64, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the quantization's own
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "convnext_tiny", "shipped"])
+def test_a_model_file_can_be_quantized(backbone: str, tmp_path: Path) -> None:
+    from onnxruntime.quantization import quantize_dynamic
+
+    path, quantized = tmp_path / "model.onnx", tmp_path / "quantized.onnx"
+    if backbone == "shipped":
+        shutil.copy(SHIPPED_MODEL, path)
+    else:
+        exported(network(backbone, 64), backbone, 64, tmp_path)
+    quantize_dynamic(path, quantized)
+    before, after = Classifier(path, "cpu"), Classifier(quantized, "cpu")
+    assert after.info == before.info and after.quantized and not before.quantized
+    assert quantized.stat().st_size < path.stat().st_size / 2
+    probabilities = after(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+    assert probabilities.shape == (1, 7) and probabilities.sum() == pytest.approx(1)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from PIL import Image, ImageDraw
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.refusal import RULES
@@ -99,6 +100,15 @@ def test_the_committed_answers_hold_refusals_and_referrals(committed: dict[str, 
     assert sum(row["refused"] is None for row in rows) >= 3
     assert {row["triage"] for row in rows} == {"", "refer", "no reason to refer seen"}
     assert len({row["refused"] for row in rows}) >= 5
+
+
+def test_a_screenshot_is_refused_as_one() -> None:
+    screenshot = Image.new("RGB", (1280, 800), "white")
+    pen = ImageDraw.Draw(screenshot)
+    for line in range(40):
+        pen.text((40, 20 + 19 * line), "Pathology report: compound nevus, fully excised. " * 3, fill="black")
+    reason = Classifier(MODEL, "cpu").explain(screenshot).verdict.refused
+    assert reason == "it is mostly white: overexposed, or a document or screenshot"
 
 
 def write() -> None:
