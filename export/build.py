@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.numpy_helper
 import torch
 from onnx import compose
 
@@ -73,26 +74,49 @@ def build(network: Exported, info: ModelInfo) -> onnx.ModelProto:
         resize, net, [(resize.graph.output[0].name, "pixels")], outputs=list(OUTPUTS), producer_name="dermrw"
     )
     _rename_input(whole, INPUT)
-    remove_duplicates(whole)
+    make_quantizable(whole)
     del whole.metadata_props[:]  # the exporter's
     onnx.helper.set_model_props(whole, info.to_props())
     onnx.checker.check_model(whole, full_check=True)
     return whole
 
 
-def remove_duplicates(model: onnx.ModelProto) -> None:
-    """Removes redundant entries, which ONNX Runtime's `quantize_dynamic` does not accept.
+def make_quantizable(model: onnx.ModelProto) -> None:
+    """Changes what ONNX Runtime's `quantize_dynamic` does not accept; the outputs stay the same.
 
-    These are a second entry of an operator set, which `merge_models` leaves, and the shapes of constants, which are known
-    from the constants. The quantization transposes constants without changing those shapes.
+    - A second entry of an operator set, which `merge_models` leaves, is removed.
+    - The shapes of constants are removed. The quantization transposes constants without changing these shapes.
+    - A constant that several nodes use is transposed here if `Gemm` transposes it (transB=1). The quantization would
+      transpose it once for each node.
     """
     versions = {(opset.domain, opset.version) for opset in model.opset_import}
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in sorted(versions))
-    constants = {constant.name for constant in model.graph.initializer}
-    shapes = [shape for shape in model.graph.value_info if shape.name not in constants]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(shapes)
+    graph = model.graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    shapes = [shape for shape in graph.value_info if shape.name not in constants]
+    del graph.value_info[:]
+    graph.value_info.extend(shapes)
+
+    for name, constant in constants.items():
+        users = [node for node in graph.node if name in node.input]
+        flags = {
+            node.name: flag
+            for node in users
+            if node.op_type == "Gemm" and node.input[1] == name
+            for flag in node.attribute
+            if flag.name == "transB" and flag.i
+        }
+        if not flags or len(users) == 1:
+            continue
+        transposed = np.ascontiguousarray(onnx.numpy_helper.to_array(constant).T)
+        graph.initializer.append(onnx.numpy_helper.from_array(transposed, f"{name}/transposed"))
+        for node in users:
+            if node.name in flags:
+                flags[node.name].i = 0
+                node.input[1] = f"{name}/transposed"
+        if not any(name in node.input for node in graph.node):
+            graph.initializer.remove(constant)
 
 
 def _rename_input(model: onnx.ModelProto, name: str) -> None:
