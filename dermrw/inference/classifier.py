@@ -112,9 +112,7 @@ class Classifier:
         self.path = path
         self.digest = hashlib.sha256(content).hexdigest()  # SHA-256 of the file
         self.info = ModelInfo.from_props(props, str(path))
-        self.quantized = (
-            props.get("onnx.infer") == "onnxruntime.quant"
-        )  # as ONNX Runtime's quantization marks its files
+        self.quantized = props.get("onnx.infer") == "onnxruntime.quant"  # the mark of ONNX Runtime's quantization
         self.device = "CUDA" if "CUDAExecutionProvider" in self._session.get_providers() else "CPU"
         if device == "cuda" and self.device != "CUDA":
             raise UserError("--device cuda: CUDA is installed but does not start; leave the option out to use the CPU")
