@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from tools.serving import Server
 
@@ -48,10 +49,24 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
-    """A newcomer's folder: the sample where `train` looks for it, a run, its evaluation and its model file."""
+def _trained(tmp_path_factory: pytest.TempPathFactory, sample: Path, worker_id: str) -> Path:
+    """A newcomer's folder: the sample where `train` looks for it, a run, its evaluation and its model file.
+
+    The processes of one test run share it. Tests use copies.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "trained"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "complete").exists():
+            _train(folder, sample)
+            (folder / "complete").touch()
+    return folder
+
+
+def _train(folder: Path, sample: Path) -> None:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("clone")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("HAM10000_DIR", raising=False)
@@ -59,7 +74,6 @@ def _trained(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> Path:
         command(patch, "train", *TINY)
         command(patch, "eval")
         export(latest_run(), [])
-    return folder
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", ["eval", "export"])
 @pytest.mark.parametrize("fault", DAMAGE)
 def test_damaged_runs(place: Path, run: Path, fault: str, tool: str, says: Callable[..., str],

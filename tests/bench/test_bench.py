@@ -32,6 +32,7 @@ def test_every_exact_method_gives_the_same_weights(name: str) -> None:
     torch.testing.assert_close(actual.detach(), true.detach(), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_costs() -> None:
     """Relative to plain training, FLOPs follow the cost model and memory is at most 1.3 times as much."""
     case = build("mobilenet_v2", 32, 64, 16, CPU)
@@ -48,12 +49,14 @@ def test_distance() -> None:
     assert distance(one, other)[0] == pytest.approx(1.5) and distance(one, other)[1] < 0
 
 
+@pytest.mark.slow
 def test_distances_on_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(run, batch=16, batches=2, refresh=(2,))
     assert set(found) == {"exact", "finite difference", "last stage", "exact, bf16", "refresh every 2 steps"}
     assert found["exact"]["l1"] < 0.05 < found["last stage"]["l1"]
 
 
+@pytest.mark.slow
 def test_the_command_keeps_what_it_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.GROWTH, "training batch", [{"batch": 4, "size": 32}])
     for what in set(module.GROWTH) - {"training batch"}:

@@ -107,6 +107,7 @@ def test_official_sets_are_scored_into_files_of_their_own(
     assert "incomplete" not in json.loads((copy / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_mistakes_end_in_one_sentence(
     place: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

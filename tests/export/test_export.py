@@ -177,6 +177,7 @@ def test_a_model_of_eight_views_answers_alike_for_each(tmp_path: Path) -> None:
     np.testing.assert_allclose(mirrored, found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_is_exported(tmp_path: Path) -> None:
     from torchvision.models import VisionTransformer
 
@@ -186,6 +187,7 @@ def test_a_vision_transformer_is_exported(tmp_path: Path) -> None:
     assert exported(model, "vit", 32, tmp_path) < 1e-4
 
 
+@pytest.mark.slow
 def test_every_backbone_has_a_family() -> None:
     """Their classes are all known to `cut`; nothing is computed."""
     with torch.device("meta"):
@@ -232,6 +234,7 @@ def test_the_metadata_tells_all(run: Path, model_file: Path) -> None:
     assert "Not a result" in card and f"{100 * report['balanced_accuracy']:.1f} %" in card
 
 
+@pytest.mark.slow
 def test_a_size_that_isnt_the_graphs_is_refused(tmp_path: Path) -> None:
     exported(network("small_cnn", 64), "small_cnn", 64, tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
@@ -370,6 +373,7 @@ def test_overrides_that_an_export_doesnt_take(run: Path, override: str) -> None:
     assert override in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_long_name_is_exported(run: Path) -> None:
     long = run.rename(run.with_name("r" * 240))
     assert Classifier(export(long, [f"data.root={run}"])).info.name == long.name

@@ -260,6 +260,7 @@ def changed(model_file: Path, out: Path, **props: str | None) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_foreign_and_forged_models(model_file: Path, tmp_path: Path) -> None:
     forged = tmp_path / "forged.onnx"
     for props in (

@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 
 import numpy as np
@@ -56,6 +57,7 @@ def case(noise: float, seed: int = 0) -> tuple[nn.Linear, torch.Tensor, torch.Te
     return nn.Linear(6, 3), x, given, meta_x, meta_y
 
 
+@functools.cache
 def fit(noise: float, seed: int = 0, *overrides: str) -> tuple[NoiseWeights, nn.Module, torch.Tensor, torch.Tensor]:
     model, x, y, meta_x, meta_y = case(noise, seed)
     config = load_config(
@@ -73,6 +75,7 @@ def fit(noise: float, seed: int = 0, *overrides: str) -> tuple[NoiseWeights, nn.
     return objective, model, x, y
 
 
+@pytest.mark.slow
 def test_the_odds_grow_with_the_noise_and_the_shares_become_the_true_ones() -> None:
     clean = np.mean([fit(0.0, seed)[0].odds for seed in range(3)])
     runs = [fit(0.4, seed) for seed in range(3)]
@@ -84,6 +87,7 @@ def test_the_odds_grow_with_the_noise_and_the_shares_become_the_true_ones() -> N
     assert np.abs(shares - true).sum() < np.abs(given - true).sum() / 2
 
 
+@pytest.mark.slow
 def test_between_refreshes_the_odds_stay_and_in_the_end_they_are_as_large() -> None:
     model, x, y, meta_x, meta_y = case(0.4)
     config = load_config(None, ["objective=noise_weights", "train.epochs=20", "objective.refresh_every=4"])

@@ -66,6 +66,7 @@ def test_last_stage_of_a_resnet() -> None:
     assert all(name.startswith(("layer4.1.", "fc.")) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way, most", [("finite difference", 1.51), ("last stage", 1.25)])
 def test_flops(way: str, most: float) -> None:
     """3F for plain training, less what the first layer is spared; one more F, or a little of it; the meta batch's."""

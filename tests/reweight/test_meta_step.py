@@ -55,6 +55,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "vit": (lambda: tv.VisionTransformer(32, 16, 2, 2, 32, 64, dropout=0.1, num_classes=CLASSES), 32),
     "dropout": (dropout_net, 12),
 }
+LARGE = ("efficientnet_b0", "convnext_tiny")
 
 
 def batches(size: int, b: int = 7, m: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,7 +77,7 @@ def build(name: str, train: bool) -> tuple[nn.Module, tuple[Tensor, Tensor, Tens
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in NETS])
 def test_weights_are_algorithm_1s(name: str, train: bool) -> None:
     model, data = build(name, train)
     torch.manual_seed(3)

@@ -256,6 +256,7 @@ def test_no_more_is_recorded_than_in_a_plain_pass() -> None:
     assert nodes(losses) == nodes(F.cross_entropy(model(x), y, reduction="none"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, most", [("resnet18", 1.83), ("efficientnet_b0", 1.83)])
 def test_flops(name: str, most: float) -> None:
     """3F for plain training, 5F and the meta batch's 3F·M/B for the weights: 1.67 + 21/128 at most."""
@@ -269,6 +270,7 @@ def test_flops(name: str, most: float) -> None:
     assert counted.get_total_flops() / plain.get_total_flops() <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "convnext_tiny", "vit"])
 def test_bfloat16(name: str) -> None:
     """Under autocast: the gradients of plain training in that precision; weights as near fp32's as double backward's.
@@ -285,7 +287,7 @@ def test_bfloat16(name: str) -> None:
         for p in model.parameters():
             if not p.any():
                 p.normal_(std=0.1)
-    x, y, meta_x, meta_y = (t.float() if t.is_floating_point() else t for t in batches(3, 32, 32, b=16, m=7))
+    x, y, meta_x, meta_y = (t.float() if t.is_floating_point() else t for t in batches(3, 32, 32, b=8, m=7))
     plain, exact = copy.deepcopy(model), copy.deepcopy(model)
     with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
         warnings.filterwarnings("error", "the weights come from")

@@ -51,6 +51,7 @@ def weigh(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_weights_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     mp.spawn(weigh, (2, str(tmp_path)), nprocs=2)
     model = network()

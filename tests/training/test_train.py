@@ -72,6 +72,7 @@ def test_the_run_folder(whole: Path, sample: Path) -> None:
     assert [r["epoch"] for r in rows if "validation" in r] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [3, 6, 9])
 def test_a_crash_at_any_step_and_a_resume_change_nothing(
     whole: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
@@ -96,6 +97,7 @@ def test_a_crash_at_any_step_and_a_resume_change_nothing(
     assert_same_end(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_resume_across_sizes_keeps_the_moving_average(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +125,7 @@ def test_a_resume_across_sizes_keeps_the_moving_average(
     assert any(not torch.equal(mean[f"module.{k}"], v) for k, v in last["model"].items())
 
 
+@pytest.mark.slow
 def test_the_first_epochs_see_smaller_images(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, seen = Loop.train_step, []
 
@@ -141,6 +144,7 @@ def test_the_first_images_are_never_the_larger_ones(size: int, epochs: int) -> N
     assert asked.first_epochs == epochs
 
 
+@pytest.mark.slow
 def test_the_time_left_knows_that_later_images_are_larger(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +165,7 @@ def test_the_time_left_knows_that_later_images_are_larger(
     assert f"About {2 * large - 9} min left on" in said
 
 
+@pytest.mark.slow
 def test_a_crash_between_the_last_step_and_validation(
     whole: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +222,7 @@ def test_a_finished_run_stays_as_it_is(whole: Path, sample: Path, capsys: pytest
     assert before == {p.name: p.read_bytes() for p in whole.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_config_in_the_folder_alone_reruns_the_run(whole: Path, tmp_path: Path) -> None:
     again = train(load_config(whole / "config.yaml"), tmp_path / "again")
     assert_same_end(whole, again)
@@ -240,6 +246,7 @@ def test_baselines_run_through_the_same_loop(sample: Path, tmp_path: Path, objec
     assert "class_weight" not in read_log(run)[0]
 
 
+@pytest.mark.slow
 def test_what_is_auto_is_resolved_and_may_be_asked_again(sample: Path, tmp_path: Path) -> None:
     auto = config(sample, "train.precision=auto", "train.channels_last=auto", "train.device=auto", "train.epochs=1")
     run = train(auto, tmp_path / "run")
