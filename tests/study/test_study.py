@@ -456,13 +456,13 @@ def test_the_whole_way_on_the_sample(
     assert [row.against is None for row in section.rows] == [True, False]
 
     # the benchmark's table is there where its file is
-    assert "What the weights cost" not in page
+    assert "Cost of the weights" not in page
     (tmp_path / "docs/bench.json").write_text("{}")
     with pytest.raises(UserError, match="was not written by `make bench`"):
         write_report("tiny")
     (tmp_path / "docs/bench.json").write_bytes((Path(__file__).parents[2] / "docs/bench.json").read_bytes())
     write_report("tiny")
-    assert "What the weights cost" in (tmp_path / "docs/study/tiny/report.html").read_text()
+    assert "Cost of the weights" in (tmp_path / "docs/study/tiny/report.html").read_text()
 
     # nor can a result of settings that the study no longer has
     path = result_path(runs[0])
