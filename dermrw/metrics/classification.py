@@ -49,6 +49,7 @@ class Group(NamedTuple):
     balanced_accuracy: float  # over the classes in the group only
     recalls: Floats  # [C], nan where absent
     present: Bools  # [C]
+    rows: Bools  # [N]: which images it has
 
 
 def checked_weights(weights: Weights, n: int) -> Floats:
@@ -132,6 +133,21 @@ def recalls(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weight
     table = confusion(probabilities, labels, weights)
     total = table.sum(axis=1)
     return np.divide(table.diagonal(), total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def precisions(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> Floats:
+    """Returns the precision [C] of each class, by weight; nan for a class that is never decided for."""
+    table = confusion(probabilities, labels, weights)[:, :-1]
+    total = table.sum(axis=0)
+    return np.divide(table.diagonal(), total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def f1_scores(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> Floats:
+    """Returns the F1 score [C] of each class: the harmonic mean of precision and recall; nan without images."""
+    table = confusion(probabilities, labels, weights)
+    support = table.sum(axis=1)
+    total = support + table[:, :-1].sum(axis=0)
+    return np.divide(2 * table.diagonal(), total, out=np.full(len(total), np.nan), where=support > 0)
 
 
 def balanced_accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None) -> float:
@@ -241,6 +257,51 @@ def specificity_at_sensitivity(
     return float(1 - curve[0][curve[1] >= sensitivity - 1e-12].min()) if curve else np.nan
 
 
+def roc_areas(
+    positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.ArrayLike, sensitivity: float = 0.0
+) -> Floats:
+    """Returns areas under the ROC of one score [N] for R sets of weights [R, N], as a bootstrap needs them.
+
+    An area is the integral of specificity over sensitivity, from `sensitivity` to 1: the AUC for 0. nan where a set of
+    weights has no positives or no negatives.
+    """
+    event, value = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
+    w = np.asarray(weights, dtype=np.float64)
+    if not len(value):
+        return np.full(len(w), np.nan)
+    order = np.argsort(-value, kind="stable")
+    event, value, w = event[order], value[order], w[:, order]
+    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])  # equal scores are one threshold
+    true = np.add.reduceat(w * event, starts, axis=1)  # [R, T]: weight of the positives at each threshold
+    false = np.add.reduceat(w * ~event, starts, axis=1)
+    total_true, total_false = true.sum(axis=1, keepdims=True), false.sum(axis=1, keepdims=True)
+    defined = (total_true > 0) & (total_false > 0)
+    kept = true.any(axis=0)  # the curve rises only at thresholds with positives
+    share_true, share_false = (
+        np.divide(part, total, out=np.zeros_like(part), where=defined)
+        for part, total in ((true, total_true), (false, total_false))
+    )
+    above = 1 - np.cumsum(share_false, axis=1)[:, kept]  # specificity at the upper end of each segment
+    share_true, share_false = share_true[:, kept], share_false[:, kept]
+    top = np.cumsum(share_true, axis=1)
+    bottom = np.maximum(top - share_true, sensitivity)
+    height = np.maximum(top - bottom, 0.0)  # of the part above `sensitivity`
+    slope = np.divide(share_false, share_true, out=np.zeros_like(share_true), where=share_true > 0)
+    areas = (height * (above + slope * height / 2)).sum(axis=1)
+    return np.where(defined[:, 0], areas, np.nan)
+
+
+def partial_auc(
+    positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights = None, *, sensitivity: float = 0.8
+) -> float:
+    """Returns the area under the ROC and above this sensitivity, between 0 and 1 - `sensitivity`.
+
+    It is the measure of ISIC 2024 (SLICE-3D), for `sensitivity` 0.8: 0.2 for a perfect score, 0.02 for a random one.
+    """
+    sides = _two_sides(positive, score, weights)
+    return float(roc_areas(sides[0], sides[1], sides[2][None], sensitivity)[0]) if sides else np.nan
+
+
 def per_class(
     measure: Callable[..., float],
     probabilities: npt.ArrayLike,
@@ -298,5 +359,5 @@ def by_group(
         share = recalls(p[rows], y[rows], w[rows])
         score = balanced_accuracy(p[rows], y[rows], w[rows])
         lesion_count = len(np.unique(lesion_of[counted]))
-        found.append(Group(name, int(counted.sum()), lesion_count, score, share, ~np.isnan(share)))
+        found.append(Group(name, int(counted.sum()), lesion_count, score, share, ~np.isnan(share), rows))
     return found

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.metrics import calibration_error as reliability
@@ -99,12 +99,13 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Axes],
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1).strip())
 
 
-def _unit_square(axes: Axes, x: str, y: str) -> None:
+def _unit_square(axes: Axes, x: str, y: str, diagonal: bool = True) -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, aspect="equal")
     ticks = np.linspace(0, 1, 6)
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, dashes=(3, 3), alpha=0.55)
+    if diagonal:
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, dashes=(3, 3), alpha=0.55)
 
 
 def _roc(positive: npt.NDArray[np.bool_], score: Floats, weights: Floats) -> tuple[Floats, Floats] | None:
@@ -129,6 +130,29 @@ def roc(probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, classe
                     line.set_dashes(style.dashes)
 
     return draw("roc", "ROC curves of each class against the rest; their areas are in the legend", HALF, paint)
+
+
+def precision_recall(
+    probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, classes: Sequence[ClassStyle]
+) -> Markup:
+    """Precision-recall curves of each class against the rest, as steps: their areas are the average precisions."""
+
+    def paint(axes: Axes) -> None:
+        _unit_square(axes, "recall (sensitivity)", "precision", diagonal=False)
+        kept = weights > 0
+        for c, style in enumerate(classes):
+            positive = labels[kept] == c
+            if not positive.any() or positive.all():
+                continue
+            precision, recall, _ = precision_recall_curve(
+                positive, probabilities[kept, c], sample_weight=weights[kept], drop_intermediate=True
+            )
+            line = axes.step(recall, precision, where="post", color=style.colour)[0]
+            if style.dashes:
+                line.set_dashes(style.dashes)
+
+    alt = "Precision-recall curves of each class against the rest; the average precisions are in the table of classes"
+    return draw("precision-recall", alt, HALF, paint)
 
 
 def malignant_roc(probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, report: Malignant) -> Markup | None:

@@ -120,6 +120,7 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
         "confusion": confusion_rows(counts, styles),
         "undecided": any(row[-1] for row in counts),
         "roc": figures.roc(p, y, weights, styles),
+        "precision_recall": figures.precision_recall(p, y, weights, styles),
         "malignant_roc": figures.malignant_roc(p, y, weights, report.malignant) if report.malignant else None,
         "reliability": [
             (name, figures.reliability_diagram(name, q, y, w, styles, BINS))

@@ -1,7 +1,8 @@
 """The figures of report.json, computed from the probabilities and labels of a set of images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,25 @@ from dermrw.decisions.prevalence import at_prevalence
 from dermrw.diagnoses import DX, Classes
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
+from dermrw.metrics.intervals import area_intervals, replicates_for, score_intervals
 from dermrw.reports.report_schema import Decided, Report, SetFigures
 
 BINS = 15
 REPLICATES = 2000
+# of one class against the rest, or malignant against the rest
+RANKING: dict[str, Callable[..., float]] = {
+    "auc": metrics.auc,
+    "average_precision": metrics.average_precision,
+    **{
+        f"sensitivity_at_{level}_specificity": partial(metrics.sensitivity_at_specificity, specificity=level / 100)
+        for level in (95, 90, 80)
+    },
+    **{
+        f"specificity_at_{level}_sensitivity": partial(metrics.specificity_at_sensitivity, sensitivity=level / 100)
+        for level in (95, 90)
+    },
+    "partial_auc": metrics.partial_auc,
+}
 AGE_BANDS = [(0, 30, "0–29"), (30, 45, "30–44"), (45, 60, "45–59"), (60, 75, "60–74"), (75, 200, "75 and over")]
 
 
@@ -52,22 +68,21 @@ def set_figures(scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarra
     p, y, table = scored.probabilities, scored.labels, scored.table
     lesions = table["lesion_id"].to_numpy()
     weights = metrics.score_weights(table["image_id"].to_numpy())
-    interval = metrics.bootstrap_interval(p, y, lesions, weights, replicates=REPLICATES)
-    raw = metrics.bootstrap_interval(as_trained, y, lesions, weights, replicates=REPLICATES)
+    interval = score_intervals(p, y, lesions, weights, replicates=REPLICATES)
+    raw = score_intervals(as_trained, y, lesions, weights, replicates=REPLICATES)
     recalls = metrics.recalls(p, y, weights)
-    measures = {
-        "auc": metrics.per_class(metrics.auc, p, y, weights),
-        "average_precision": metrics.per_class(metrics.average_precision, p, y, weights),
-        "sensitivity_at_95_specificity": metrics.per_class(
-            metrics.sensitivity_at_specificity, p, y, weights, specificity=0.95
-        ),
-    }
+    measures = {name: metrics.per_class(measure, p, y, weights) for name, measure in RANKING.items()}
+    measures |= {"precision": metrics.precisions(p, y, weights), "f1": metrics.f1_scores(p, y, weights)}
+    replicates = replicates_for(len(y), REPLICATES)
+    each_class = y[:, None] == np.arange(p.shape[1])
+    auc_intervals = area_intervals(each_class, p, lesions, weights, replicates=replicates)
     classes = {
         code: {
             "images": int(((y == c) & (weights > 0)).sum()),
             "lesions": int(interval.lesions[c]),
             "recall": recalls[c],
             "recall_interval_95": list(interval.recalls[c]),
+            "auc_interval_95": list(auc_intervals[c]),
             **{name: values[c] for name, values in measures.items()},
         }
         for c, code in enumerate(scored.classes.codes)
@@ -76,6 +91,7 @@ def set_figures(scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarra
         "balanced_accuracy": metrics.balanced_accuracy(p, y, weights),
         "interval_95": list(interval.balanced_accuracy),
         "interval": f"percentile bootstrap over lesions within classes, {REPLICATES} replicates, seed 0",
+        "auc_interval": f"percentile bootstrap over lesions, {replicates} replicates, seed 0",
         "scored_on": scored.title,
         "images": int((weights > 0).sum()),
         "lesions": int(pd.Series(lesions[weights > 0]).nunique()),
@@ -94,7 +110,7 @@ def set_figures(scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarra
         "calibration_error": _calibration_error(p, y, weights, prevalence),
     }
     if scored.classes.codes == DX:
-        figures["malignant"] = _malignant(p, y, weights)
+        figures["malignant"] = _malignant(p, y, lesions, weights)
         figures["groups"] = _groups(scored, weights)
     return SetFigures.model_validate_json(_json(figures))
 
@@ -128,20 +144,21 @@ def _calibration_error(p: np.ndarray, y: np.ndarray, weights: np.ndarray, preval
     return errors
 
 
-def _malignant(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+def _malignant(p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
     positive, score = metrics.malignant(p, y)
+    curve = (positive[:, None], score[:, None], lesions, weights)
+    replicates = replicates_for(len(y), REPLICATES)
     return {
         "what": "melanoma, basal cell carcinoma, actinic keratosis / intraepithelial carcinoma against the rest",
-        "auc": metrics.auc(positive, score, weights),
-        "average_precision": metrics.average_precision(positive, score, weights),
-        "sensitivity_at_90_specificity": metrics.sensitivity_at_specificity(positive, score, weights, specificity=0.9),
-        "specificity_at_95_sensitivity": metrics.specificity_at_sensitivity(positive, score, weights, sensitivity=0.95),
+        **{name: measure(positive, score, weights) for name, measure in RANKING.items()},
+        "auc_interval_95": list(area_intervals(*curve, replicates=replicates)[0]),
+        "partial_auc_interval_95": list(area_intervals(*curve, sensitivity=0.8, replicates=replicates)[0]),
     }
 
 
 def _groups(scored: ScoredSet, weights: np.ndarray) -> dict[str, list[dict[str, Any]]]:
     """Balanced accuracy and counts by sex, age, site and confirmation, over the classes present in each group."""
-    table = scored.table
+    p, y, table, codes = scored.probabilities, scored.labels, scored.table, scored.classes.codes
     columns = {
         "sex": table["sex"].tolist(),
         "age": [age_band(value) for value in table["age"]],
@@ -149,19 +166,22 @@ def _groups(scored: ScoredSet, weights: np.ndarray) -> dict[str, list[dict[str, 
         "confirmation": table["dx_type"].tolist(),
     }
     lesions = table["lesion_id"].to_numpy()
+
+    def row(g: metrics.Group) -> dict[str, Any]:
+        inside = g.rows
+        interval = score_intervals(p[inside], y[inside], lesions[inside], weights[inside], replicates=REPLICATES)
+        return {
+            "name": g.name,
+            "images": g.images,
+            "lesions": g.lesions,
+            "classes": [code for code, present in zip(codes, g.present, strict=True) if present],
+            "balanced_accuracy": g.balanced_accuracy,
+            "interval_95": list(interval.balanced_accuracy),
+            "recalls": dict(zip(codes, g.recalls.tolist(), strict=True)),
+        }
+
     return {
-        name: [
-            {
-                "name": g.name,
-                "images": g.images,
-                "lesions": g.lesions,
-                "classes": [code for code, present in zip(scored.classes.codes, g.present, strict=True) if present],
-                "balanced_accuracy": g.balanced_accuracy,
-                "recalls": dict(zip(scored.classes.codes, g.recalls.tolist(), strict=True)),
-            }
-            for g in metrics.by_group(scored.probabilities, scored.labels, lesions, values, weights)
-        ]
-        for name, values in columns.items()
+        name: [row(g) for g in metrics.by_group(p, y, lesions, values, weights)] for name, values in columns.items()
     }
 
 

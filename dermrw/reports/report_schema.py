@@ -42,6 +42,15 @@ class ClassRow(_Part):
     auc: float | None
     average_precision: float | None
     sensitivity_at_95_specificity: float | None
+    # the figures below are absent from reports of dermrw before 27 November 2026
+    auc_interval_95: Interval = (None, None)
+    precision: float | None = None
+    f1: float | None = None
+    sensitivity_at_90_specificity: float | None = None
+    sensitivity_at_80_specificity: float | None = None
+    specificity_at_95_sensitivity: float | None = None
+    specificity_at_90_sensitivity: float | None = None
+    partial_auc: float | None = None  # above 80 % sensitivity, 0..0.2
 
 
 class Confusion(_Part):
@@ -76,6 +85,13 @@ class Malignant(_Part):
     average_precision: float | None
     sensitivity_at_90_specificity: float | None
     specificity_at_95_sensitivity: float | None
+    # the figures below are absent from reports of dermrw before 27 November 2026
+    auc_interval_95: Interval = (None, None)
+    sensitivity_at_95_specificity: float | None = None
+    sensitivity_at_80_specificity: float | None = None
+    specificity_at_90_sensitivity: float | None = None
+    partial_auc: float | None = None  # ISIC 2024's measure: above 80 % sensitivity, 0..0.2
+    partial_auc_interval_95: Interval = (None, None)
 
 
 class GroupRow(_Part):
@@ -87,6 +103,7 @@ class GroupRow(_Part):
     classes: list[str]
     balanced_accuracy: float | None
     recalls: dict[str, float | None]
+    interval_95: Interval = (None, None)  # of balanced accuracy; absent from reports before 27 November 2026
 
 
 class Refused(ShareWithInterval):
@@ -143,6 +160,7 @@ class SetFigures(_Part):
     balanced_accuracy: float | None = Field(ge=0, le=1)
     interval_95: Interval
     interval: str
+    auc_interval: str | None = None  # how the intervals of AUCs were computed; absent before 27 November 2026
     scored_on: str
     images: int
     lesions: int

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import f1_score, precision_score
 
 from dermrw.datasets.cifar10 import CIFAR_CLASSES
 from dermrw.diagnoses import HAM_CLASSES, Classes
@@ -146,6 +147,58 @@ def test_ham_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     assert all(image.attrib["alt"] for image in root.iter(f"{HTML}img"))
     assert "Not a result" not in text
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_precision_operating_points_and_intervals_are_in_the_report(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, 84)
+    report = made(scored)
+    row, p, y = report.classes["mel"], scored.probabilities, scored.labels
+    decided = p.argmax(1)
+    assert row.precision == pytest.approx(precision_score(y == 0, decided == 0))
+    assert row.f1 == pytest.approx(f1_score(y == 0, decided == 0))
+    assert row.auc is not None and row.auc_interval_95[0] is not None and row.auc_interval_95[1] is not None
+    assert row.auc_interval_95[0] < row.auc < row.auc_interval_95[1]
+    assert row.sensitivity_at_95_specificity is not None and row.sensitivity_at_90_specificity is not None
+    assert row.sensitivity_at_80_specificity is not None
+    assert row.sensitivity_at_95_specificity <= row.sensitivity_at_90_specificity <= row.sensitivity_at_80_specificity
+    assert report.malignant is not None and report.malignant.partial_auc is not None
+    assert 0 < report.malignant.partial_auc < 0.2
+    assert report.groups is not None
+    for group in (g for members in report.groups.values() for g in members):
+        low, high = group.interval_95
+        assert low is not None and high is not None and low < high
+    text = words(parse(html(tmp_path, report, scored)))
+    for title in ("Precision", "F1", "Partial AUC above 80", "Precision and recall"):
+        assert title in text
+
+
+def test_a_class_of_few_images_has_no_interval_of_width_zero(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, 14)
+    scored = scored._replace(probabilities=np.eye(7)[scored.labels] * 0.93 + 0.01)  # all right
+    report = made(scored)
+    ends = [row.recall_interval_95 for row in report.classes.values()] + [report.interval_95]
+    ends += [row.auc_interval_95 for row in report.classes.values()]
+    assert report.groups is not None
+    ends += [g.interval_95 for members in report.groups.values() for g in members]
+    for low, high in ends:
+        assert low is not None and high is not None and low < high
+    assert "An interval of width 0" not in words(parse(html(tmp_path, report, scored)))
+
+
+def test_reports_without_the_newer_figures_load(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES, 28)
+    old = made(scored).to_dict()
+    newer = ("auc_interval", "precision", "f1", "specificity_at_90", "sensitivity_at_80", "partial_auc")
+    del old["auc_interval"]
+    for row in [*old["classes"].values(), old["malignant"]]:
+        for key in [key for key in row if key.startswith(newer)]:
+            del row[key]
+    for row in (row for rows in old["groups"].values() for row in rows):
+        del row["interval_95"]
+    report = Report.model_validate_json(json.dumps(old))
+    assert report.to_dict() == old
+    text = words(parse(html(tmp_path, report, scored)))
+    assert "Partial AUC" not in text and "F1" not in text
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""Confidence intervals over groups (lesions or patients) for areas under ROC curves and for classes of few images.
+
+Inputs and conventions as in `dermrw.metrics.classification`: `groups` [N] names the lesion or patient of each image.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import beta
+
+from dermrw.metrics.classification import (
+    Bools,
+    Bootstrap,
+    Floats,
+    Interval,
+    Ints,
+    Weights,
+    balanced_accuracy,
+    bootstrap_interval,
+    checked_weights,
+    recalls,
+    roc_areas,
+)
+
+FEW = 10  # groups below which a bootstrap interval is extended by Clopper and Pearson's
+CELLS = 1_000_000  # of the replicates' weights at a time, so that memory does not grow with the images
+ROUNDING = 1e-9  # replicates that differ by less do not vary
+UNDEFINED = Interval(np.nan, np.nan)
+
+
+def clopper_pearson(share: float, groups: float, level: float = 0.95) -> Interval:
+    """Returns the exact interval of a share observed on independent groups (Clopper, Pearson, Biometrika 1934).
+
+    `groups` need not be an integer (an effective sample size), nor `share * groups`. The width is above 0 for any
+    finite number of groups. nan without groups or with an undefined share.
+    """
+    if not groups > 0 or not np.isfinite(share):
+        return UNDEFINED
+    tail, right = (1 - level) / 2, min(max(share, 0.0), 1.0) * groups
+    wrong = groups - right
+    low = beta.ppf(tail, right, wrong + 1) if right > 1e-9 else 0.0
+    high = beta.ppf(1 - tail, right + 1, wrong) if wrong > 1e-9 else 1.0
+    return Interval(float(low), float(high))
+
+
+def extend_if_few(interval: Interval, share: float, groups: float, level: float = 0.95) -> Interval:
+    """Returns the union of a bootstrap interval and Clopper and Pearson's, if the bootstrap cannot be trusted.
+
+    It cannot if there are fewer than `FEW` groups, or if its replicates do not vary: a class of which all images are
+    right has a bootstrap interval of width 0, but its recall is not known exactly.
+    """
+    exact = clopper_pearson(share, groups, level)
+    if not np.isfinite(exact.low) or (groups >= FEW and interval.high - interval.low > ROUNDING):
+        return interval
+    return Interval(float(np.fmin(interval.low, exact.low)), float(np.fmax(interval.high, exact.high)))
+
+
+def score_intervals(
+    probabilities: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    weights: Weights = None,
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+) -> Bootstrap:
+    """Returns `bootstrap_interval`'s intervals, extended by `extend_if_few` where a class has few groups.
+
+    For balanced accuracy, the number of groups is the effective one of a mean of C recalls: C² / Σ 1/L, where L are the
+    classes' numbers of groups. It is used only if the bootstrap interval has width 0, or if there are few groups
+    altogether.
+    """
+    drawn = bootstrap_interval(probabilities, labels, groups, weights, replicates=replicates, level=level)
+    shares = recalls(probabilities, labels, weights)
+    classes = zip(drawn.recalls, shares, drawn.lesions, strict=True)
+    each_class = tuple(extend_if_few(ends, float(share), float(n), level) for ends, share, n in classes)
+    present = drawn.lesions[drawn.lesions > 0]
+    effective = len(present) ** 2 / np.sum(1 / present) if len(present) else 0.0
+    overall = extend_if_few(
+        drawn.balanced_accuracy, balanced_accuracy(probabilities, labels, weights), effective, level
+    )
+    return Bootstrap(overall, each_class, drawn.lesions)
+
+
+def area_intervals(
+    positive: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    groups: npt.ArrayLike,
+    weights: Weights = None,
+    *,
+    sensitivity: float = 0.0,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Interval]:
+    """Returns percentile intervals of K areas under ROC curves, from one bootstrap of whole groups.
+
+    Groups are drawn with replacement from all groups, so that a patient with positive and negative images stays whole.
+    Replicates without positives or negatives are left out. With few positive or negative groups, or replicates that do
+    not vary, the interval is extended by Clopper and Pearson's for the smaller number of groups. An area is the mean
+    over the positive images of a share, so that its variance is at most that of a binomial share.
+
+    Args:
+        positive: bool `[N, K]`.
+        scores: `[N, K]`.
+        groups: `[N]`.
+        weights: `[N]`.
+        sensitivity: 0 for the AUC; otherwise as of `partial_auc`.
+        replicates: number of bootstrap samples.
+        level: of the intervals.
+        seed: of the draws.
+
+    Returns:
+        K intervals; nan where a curve has no positives or no negatives.
+    """
+    event, score, names = np.asarray(positive, dtype=bool), np.asarray(scores, dtype=np.float64), np.asarray(groups)
+    if event.ndim != 2 or score.shape != event.shape or names.shape != event.shape[:1]:
+        raise ValueError(f"positive, scores and groups have shapes {event.shape}, {score.shape} and {names.shape}")
+    w = checked_weights(weights, len(names))
+    event, score, names, w = event[w > 0], score[w > 0], names[w > 0], w[w > 0]
+    _, group = np.unique(names, return_inverse=True)
+    values = _replicated_areas(event, score, group, w, sensitivity, replicates, seed)
+    intervals = []
+    for k in range(event.shape[1]):
+        fewest = min(len(np.unique(group[event[:, k]])), len(np.unique(group[~event[:, k]])))
+        defined = values[np.isfinite(values[:, k]), k]
+        if not fewest:
+            intervals.append(UNDEFINED)
+            continue
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        area = float(roc_areas(event[:, k], score[:, k], w[None], sensitivity)[0])
+        low, high = np.quantile(defined, tails) if len(defined) else (area, area)
+        top = 1 - sensitivity  # the largest possible area
+        scaled = extend_if_few(Interval(float(low) / top, float(high) / top), area / top, float(fewest), level)
+        intervals.append(Interval(scaled.low * top, scaled.high * top))
+    return intervals
+
+
+def _replicated_areas(
+    event: Bools, score: Floats, group: Ints, w: Floats, sensitivity: float, replicates: int, seed: int
+) -> Floats:
+    """The areas `[replicates, K]`; nan where a replicate has no positives or no negatives."""
+    rng = np.random.default_rng(seed)
+    count = int(group.max(initial=-1)) + 1
+    values = np.full((replicates, event.shape[1]), np.nan)
+    step = max(1, CELLS // max(1, len(group)))
+    for start in range(0, replicates if count else 0, step):
+        size = min(step, replicates - start)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, group] * w  # [size, N]
+        for k in range(event.shape[1]):
+            if event[:, k].any() and not event[:, k].all():
+                values[start : start + size, k] = roc_areas(event[:, k], score[:, k], drawn, sensitivity)
+    return values
+
+
+def replicates_for(images: int, most: int) -> int:
+    """Returns the number of bootstrap samples of areas for a set of this size: `most`, fewer beyond 20,000 images."""
+    return max(min(most, 200), min(most, 40_000_000 // max(1, images)))
