@@ -178,7 +178,7 @@ def _ambiguous(root: Path, paths: list[Path], ids: list[str]) -> str:
     one, other = paths[0], next(path for path in paths[1:] if not _identical([paths[0], path]))
     more = f" (and of {len(ids) - 1:,} more images)" if len(ids) > 1 else ""
     folders = [relative(path.parent, root) for path in (one, other) if path.parent != root]
-    if one.parent == other.parent:
+    if len(folders) < 2 or one.parent == other.parent:  # the folder of the other images must stay
         fix = f"delete one of them, or move it out of {root}"
     else:
         fix = f"move {' or '.join(folders)} out of {root}"

@@ -74,6 +74,13 @@ def test_a_different_file_of_the_same_id_is_an_error_that_names_both(
     check(copy)
 
 
+def test_the_folder_of_the_other_images_is_not_to_be_moved(copy: Path) -> None:
+    image = first_image(copy)
+    mask(copy / f"{image.stem}.png")
+    with pytest.raises(UserError, match=f"{image.stem}.png .*: delete one of them, or move it out of"):
+        read_ham10000(copy)
+
+
 def test_many_ambiguous_images_are_counted(copy: Path) -> None:
     for image in sorted(copy.rglob("*.jpg"))[:7]:
         mask(copy / "masks" / f"{image.stem}.png")
