@@ -7,8 +7,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 FULL = 65535
-# largest values of 8, 12 and 14 bits, which cameras and converters store in 16-bit words without scaling them
-NARROW = {255: 8, 4095: 12, 16383: 14}
+# largest values of 8, 10, 12 and 14 bits, which cameras and converters store in 16-bit words without scaling them
+NARROW = {255: 8, 1023: 10, 4095: 12, 16383: 14}
 
 
 def eight_bits(values: npt.NDArray[np.uint16], top: int = FULL) -> tuple[npt.NDArray[np.uint8], str | None]:

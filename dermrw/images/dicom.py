@@ -107,6 +107,8 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
                 # Whether a JPEG holds RGB or YCbCr is written in its markers and component names, which libjpeg reads.
                 # PhotometricInterpretation is often wrong about it.
                 return _finished(inside.convert("RGB"), data)
+        if str(kind).startswith("YBR_FULL") and _stores_rgb(frame):
+            data.PhotometricInterpretation = "RGB"  # else pydicom would convert the colours a second time
     elif syntax not in (*UNCOMPRESSED, RLELossless):
         raise UserError(f"the image {name} is a DICOM file in {syntax.name}, which isn't read here: save it as JPEG")
     if syntax in UNCOMPRESSED and kind == "YBR_FULL_422" and len(data.PixelData) >= 3 * width * height:
@@ -125,6 +127,18 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
         raise ValueError(f"{values.dtype} of {bits} bits")
     eight, note = eight_bits(values, 2**bits - 1)
     return _finished(Image.fromarray(eight), data, [note] if note else [])
+
+
+def _stores_rgb(frame: bytes) -> bool:
+    """Whether a JPEG 2000 frame states RGB, by its component transformation or its JP2 header (T.800, G and I).
+
+    Converters from JPEG often keep its PhotometricInterpretation, YBR_FULL_422, which is then wrong.
+    """
+    stream = max(frame.find(b"\xff\x4f\xff\x51"), 0)
+    if b"colr\1\0\0\0\0\0\x10" in frame[:stream]:  # sRGB
+        return True
+    style = frame.find(b"\xff\x52", stream)  # COD, in the main header
+    return 0 <= style < len(frame) - 8 and frame[style + 8] == 1
 
 
 def _finished(image: Image.Image, data: pydicom.Dataset, notes: list[str] | None = None) -> Image.Image:

@@ -66,7 +66,9 @@ def difference(file: io.BytesIO, expected: np.ndarray) -> int:
     return int(np.abs(actual - expected).max())
 
 
-@pytest.mark.parametrize(("largest", "top"), [(0, 65535), (200, 255), (255, 255), (4000, 4095), (9000, 16383)])
+@pytest.mark.parametrize(
+    ("largest", "top"), [(0, 65535), (200, 255), (255, 255), (900, 1023), (4000, 4095), (9000, 16383)]
+)
 def test_the_number_of_bits_that_values_use(largest: int, top: int) -> None:
     values = np.linspace(0, largest, 48).astype(np.uint16).reshape(4, 4, 3)
     eight, note = eight_bits(values)
@@ -139,7 +141,7 @@ def test_a_compressed_tiff_of_twelve_bits_is_named() -> None:
     assert difference(io.BytesIO(data.tobytes()), PIXELS) == 0
 
 
-@pytest.mark.parametrize("bits", [8, 12, 14])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
 def test_a_png_whose_values_use_fewer_bits(bits: int) -> None:
     alpha = np.full((60, 80, 1), 65535, np.uint16)
     for file, expected in (

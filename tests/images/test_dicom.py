@@ -215,3 +215,20 @@ def test_pydicoms_own_samples_are_read_or_refused(path: Path, capfd: pytest.Capt
     else:
         assert image.mode == "RGB" and path.name.startswith(("SC_", "examples_", "ExplVR"))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("options", [{"mct": 1, "no_jp2": True}, {"mct": 1}, {"mct": 0}])
+@pytest.mark.parametrize("kind", ["YBR_FULL", "YBR_FULL_422"])
+def test_jpeg_2000_that_states_rgb_against_the_tag(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    frame = encapsulate([encoded("JPEG2000", irreversible=False, **options)])
+    image = read_image(dicom(tmp_path / "a.dcm", frame, JPEG2000Lossless, PhotometricInterpretation=kind))
+    assert np.array_equal(np.asarray(image), PIXELS)
+
+
+def test_jpeg_2000_of_ycbcr(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    ycbcr = np.asarray(Image.fromarray(PIXELS).convert("YCbCr"))
+    Image.fromarray(ycbcr).save(out, "JPEG2000", irreversible=False, mct=0, no_jp2=True)
+    frame = encapsulate([out.getvalue()])
+    image = read_image(dicom(tmp_path / "a.dcm", frame, JPEG2000Lossless, PhotometricInterpretation="YBR_FULL"))
+    assert np.abs(np.asarray(image, dtype=int) - PIXELS).mean() < 2
