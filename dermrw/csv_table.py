@@ -15,6 +15,7 @@ from typing import NamedTuple
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 
+MOST_BYTES = 200_000_000  # a table of a million images has fewer
 SEPARATORS = ",;\t|"
 MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -47,9 +48,12 @@ def read_csv_table(path: str | os.PathLike[str], comments: bool = False) -> CsvT
     """
     try:
         with open_regular(path) as file:
-            text = _decode(file.read(), path)
+            data = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror})") from None
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path} has more than {MOST_BYTES // 10**6} MB, too many for a table of images: is it one?")
+    text = _decode(data, path)
     text, separator = _excel_separator(text)
     rows = _parse(text, separator or _separator(text, comments), path, comments)
     if not rows:

@@ -82,3 +82,10 @@ def test_what_is_no_table_is_named(tmp_path: Path, data: bytes, message: str) ->
     with pytest.raises(UserError, match=message) as caught:
         read_csv_table(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_huge_file_is_named(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("wb") as file:
+        file.truncate(2**36)  # sparse
+    with pytest.raises(UserError, match="has more than 200 MB"):
+        read_csv_table(tmp_path / "a.csv")

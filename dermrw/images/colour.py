@@ -13,6 +13,8 @@ Without any of them the picture is taken as sRGB, as browsers do (CSS Color 4, s
 
 import io
 import struct
+import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,7 +43,10 @@ CURVES = (1, 2, 6, 13, 14, 15)
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 HDR_CURVES = {16: "PQ", 18: "HLG"}  # no one conversion to sRGB exists
 
+DAMAGED = "its colour profile is damaged or does not fit and was ignored"
 LARGEST_PROFILE = 4_000_000  # bytes; printers' profiles have about a million
+# A profile whose black and white, or whose most and least saturated colours, are closer than this is damaged.
+LEAST_RANGE = 64
 # A profile that moves no colour of a 17 x 17 x 17 grid by more than this many of 255 levels is sRGB under another name.
 SAME = 2
 
@@ -80,13 +85,27 @@ def _transform(profile: bytes, mode: str) -> _Transform:
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
     flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
     apply = ImageCms.buildTransform(source, _srgb(), mode, "RGB", intent, flags)
+    if mode in ("L", "CMYK"):
+        black, white = ((0,), (255,)) if mode == "L" else ((255,) * 4, (0,) * 4)
+        dark, light = (_moved(Image.new(mode, (1, 1), colour), apply).mean() for colour in (black, white))
+        if light - dark < LEAST_RANGE:
+            raise ValueError("the profile makes white as dark as black")
     if mode == "RGB":
         steps = np.linspace(0, 255, 17).round().astype(np.uint8)
         grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(17, -1, 3)
-        moved = ImageCms.applyTransform(Image.fromarray(grid), apply)
-        if moved is not None and np.abs(np.asarray(moved, dtype=int) - grid).max() <= SAME:
+        moved = _moved(Image.fromarray(grid), apply)
+        if np.abs(moved - grid).max() <= SAME:
             return _Transform(None, mode)
+        if moved[-1, -1].mean() - moved[0, 0].mean() < LEAST_RANGE or np.ptp(moved, axis=2).max() < LEAST_RANGE:
+            raise ValueError("the profile makes all colours alike")
     return _Transform(apply, mode)
+
+
+def _moved(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> npt.NDArray[np.int64]:
+    """The converted levels of a small picture."""
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None
+    return np.asarray(converted, dtype=np.int64)
 
 
 def by_profile(image: Image.Image, profile: bytes) -> Converted:
@@ -118,7 +137,7 @@ def by_profile(image: Image.Image, profile: bytes) -> Converted:
             return Converted(image, None)
         converted = ImageCms.applyTransform(pixels, transform.apply)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, KeyError, SyntaxError, MemoryError):
-        return Converted(image, "its colour profile is damaged or does not fit and was ignored")
+        return Converted(image, DAMAGED)
     if converted is None:
         return Converted(image, "its colour profile could not be applied and was ignored")
     if alpha is not None:
@@ -169,17 +188,63 @@ def by_primaries(image: Image.Image, primaries: Chromaticities, gamma: float | N
     return Image.fromarray(result, image.mode)
 
 
-def png_cicp(content: bytes) -> tuple[int, int] | None:
-    """Colour primaries and transfer characteristics of a PNG's cICP chunk, which comes before its pixels."""
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, beginning and end of each chunk of a PNG before its pixels; length and checksum are included."""
     at = 8
     while at + 12 <= len(content):
         (length,), kind = struct.unpack_from(">I", content, at), content[at + 4 : at + 8]
-        if kind == b"cICP" and length == 4:
-            return content[at + 8], content[at + 9]
         if kind in (b"IDAT", b"IEND"):
-            return None
+            return
+        yield kind, at, at + 12 + length
         at += 12 + length
+
+
+def png_cicp(content: bytes) -> tuple[int, int] | None:
+    """Colour primaries and transfer characteristics of a PNG's cICP chunk, which comes before its pixels."""
+    for kind, start, end in _png_chunks(content):
+        if kind == b"cICP" and end - start == 16:
+            return content[start + 8], content[start + 9]
     return None
+
+
+def png_profile(content: bytes) -> tuple[bytes, bytes | None]:
+    """A PNG without its iCCP chunks, and its ICC profile: None without a chunk, empty if the chunk is damaged.
+
+    Pillow refuses the picture if the chunk has a wrong checksum or a profile of over a megabyte, and it drops one that
+    cannot be decompressed without a word.
+    """
+    chunks = [(start, end) for kind, start, end in _png_chunks(content) if kind == b"iCCP"]
+    if not chunks:
+        return content, None
+    start, end = chunks[0]
+    profile = _decompressed(content[start + 4 : end])
+    for start, end in reversed(chunks):
+        content = content[:start] + content[end:]
+    return content, profile
+
+
+def _decompressed(chunk: bytes) -> bytes:
+    """The profile in an iCCP chunk (type, name, NUL, method 0, zlib stream, checksum); empty if it is damaged."""
+    _, _, rest = chunk[4:-4].partition(b"\0")
+    if zlib.crc32(chunk[:-4]) != int.from_bytes(chunk[-4:], "big") or rest[:1] != b"\0":
+        return b""
+    stream = zlib.decompressobj()
+    try:
+        profile = stream.decompress(rest[1:], LARGEST_PROFILE + 1)
+    except zlib.error:
+        return b""
+    return profile if stream.eof and len(profile) <= LARGEST_PROFILE else b""
+
+
+def jpeg_states_profile(content: bytes) -> bool:
+    """Whether a JPEG has a segment of an ICC profile. Pillow drops an incomplete one without a word."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+        if content[at + 1] == 0xE2 and content[at + 4 : at + 16] == b"ICC_PROFILE\0":
+            return True
+        # fill bytes may come before a marker
+        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return False
 
 
 def bmp_profile(content: bytes) -> bytes | None:

@@ -5,7 +5,9 @@ bilinear filter (Pillow's) so that its shorter side is `size`, and cut to the `s
 Resizing without antialiasing differs from this by up to 163 grey levels, so nothing else may resize.
 """
 
+import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,15 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.images.bombs import of_tiff, reason
-from dermrw.images.colour import HDR_CURVES, bmp_profile, png_cicp, to_srgb
+from dermrw.images.colour import (
+    DAMAGED,
+    HDR_CURVES,
+    bmp_profile,
+    jpeg_states_profile,
+    png_cicp,
+    png_profile,
+    to_srgb,
+)
 from dermrw.images.depth import grey_in_eight_bits, narrow_png
 from dermrw.images.formats import HEAD, format_of, jpeg_fault
 from dermrw.images.iso_media import nclx, turned
@@ -31,6 +41,7 @@ STD = (0.229, 0.224, 0.225)
 # Pillow's other formats are rare here, and some call other programs; pi_heif adds HEIF
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "AVIF")
 MOST_PIXELS = 50_000_000  # more than dermatoscopes have; what says so with a few bytes is a decompression bomb
+MOST_BYTES = 500_000_000  # as many as the largest picture has with 16 bits a channel, transparency and smaller copies
 SAVE_AS = "save it as JPEG or PNG"
 LEAST_SIDE = 16  # pixels; on less no lesion can be seen
 MOST_EXIF_TEXT = 200_000  # characters of EXIF that ImageMagick writes into a PNG's texts as hexadecimal digits
@@ -125,6 +136,8 @@ def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
     Raises:
         UserError: it is a decompression bomb, an animation, a TIFF of several pages, or a format that is not read.
     """
+    if file.seek(0, os.SEEK_END) > MOST_BYTES:  # before any of it is read into memory
+        raise UserError(f"the image {name} has more than {MOST_BYTES // 10**6} MB, too many for a photo: shrink it")
     file.seek(0)  # as Pillow does: a file that was read before is at its end
     head = file.read(HEAD)
     file.seek(0)
@@ -142,6 +155,10 @@ def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
         raise UserError(f"the image {name} {wrong}: it isn't opened")
     if unread := (fault(content) if kind == "TIFF" else jpeg_fault(content) if kind == "JPEG" else None):
         raise UserError(f"the image {name} {unread}")
+    profile = None
+    if kind == "PNG":
+        content, profile = png_profile(content)
+        file = file if profile is None else io.BytesIO(content)
     formats: tuple[str, ...] = FORMATS
     if kind == "HEIC":
         import pi_heif  # needed by few pictures
@@ -180,8 +197,14 @@ def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
                     "standard dynamic range, as JPEG or PNG"
                 )
             image.info["cicp"] = cicp
-        if kind == "BMP" and (profile := bmp_profile(content)):
+        if kind == "BMP":
+            profile = bmp_profile(content)
+        elif kind == "JPEG" and not image.info.get("icc_profile") and jpeg_states_profile(content):
+            profile = b""
+        if profile:
             image.info["icc_profile"] = profile
+        elif profile is not None:
+            image.info["notes"] = [*image.info.get("notes", []), DAMAGED]
         if kind == "HEIC" and (pictures := getattr(image, "n_frames", 1)) > 1:
             image.info["notes"] = [f"it holds {pictures} pictures, of which the primary one was read"]
         if kind == "HEIC" and image.info.get("original_orientation") not in (None, 1) and not turned(content):

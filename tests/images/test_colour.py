@@ -1,6 +1,7 @@
 """Colours: the same picture in other colour spaces gives the same sRGB pixels."""
 
 import io
+import re
 import struct
 import zlib
 from typing import Any
@@ -178,3 +179,58 @@ def test_white_stays_white_and_grey_grey() -> None:
     for primaries in (P3, ADOBE_RGB, PROPHOTO):
         actual = np.asarray(by_primaries(Image.fromarray(ramp), primaries, None), dtype=int)
         assert np.abs(actual - ramp).max() <= 1
+
+
+def with_chunk(profile: bytes, change: Any) -> io.BytesIO:
+    """A PNG whose iCCP chunk is `change` of its body, with a right checksum."""
+    content = saved(Image.fromarray(lesion()), "PNG").getvalue()
+    body = b"iCCP" + change(b"P3\0\0" + zlib.compress(profile))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return io.BytesIO(content[:33] + chunk + content[33:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: b"",
+        lambda body: b"no end of the name",
+        lambda body: b"P3\0\1" + body[4:],
+        lambda body: body[:20] + b"xx" + body[22:],
+        lambda body: body[: len(body) // 2],
+        lambda body: b"P3\0\0" + zlib.compress(bytes(5_000_000)),
+    ],
+)
+def test_a_png_with_a_damaged_profile_is_read_with_a_note(change: Any) -> None:
+    image = read_image(with_chunk(icc(P3, 2.2), change))
+    assert difference(image, lesion()) == 0
+    assert image.info["notes"] == ["its colour profile is damaged or does not fit and was ignored"]
+
+
+def test_a_png_whose_profile_has_a_wrong_checksum_is_read_with_a_note() -> None:
+    content = bytearray(with_chunk(icc(P3, 2.2), lambda body: body).getvalue())
+    content[content.index(b"iCCP") + 20] ^= 1
+    image = read_image(io.BytesIO(bytes(content)))
+    assert difference(image, lesion()) == 0 and len(image.info["notes"]) == 1
+
+
+def test_a_png_with_a_profile_of_over_a_megabyte() -> None:
+    profile = icc(P3, 2.2)
+    profile = struct.pack(">I", 1_500_000) + profile[4:].ljust(1_500_000 - 4, b"\0")
+    image = read_image(saved(stored_as(lesion(), P3, 2.2), "PNG", icc_profile=profile))
+    assert difference(image, lesion()) < 1 and not image.info
+
+
+def test_a_jpeg_with_a_part_of_a_profile_is_read_with_a_note() -> None:
+    content = saved(Image.fromarray(lesion()), "JPEG", quality=100, subsampling=0).getvalue()
+    segment = b"ICC_PROFILE\0\1\2" + icc(P3, 2.2)[:200]
+    segment = b"\xff\xe2" + struct.pack(">H", len(segment) + 2) + segment
+    image = read_image(io.BytesIO(content[:20] + segment + content[20:]))
+    assert image.info["notes"] == ["its colour profile is damaged or does not fit and was ignored"]
+
+
+def test_a_profile_that_makes_all_colours_alike_is_ignored_with_a_note() -> None:
+    profile = icc(P3, 2.2)
+    black = profile[:132] + re.sub(rb"XYZ \0{4}.{12}", b"XYZ " + bytes(16), profile[132:], flags=re.DOTALL)
+    for kind in ("PNG", "TIFF"):
+        image = read_image(saved(Image.fromarray(lesion()), kind, icc_profile=black))
+        assert difference(image, lesion()) == 0 and len(image.info["notes"]) == 1

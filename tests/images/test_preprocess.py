@@ -171,3 +171,12 @@ def test_whatever_a_decoder_raises_is_a_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(PngImageFile, "load", broken)
     with pytest.raises(UserError, match="damaged or unreadable: required argument"):
         read_image(saved(picture()))
+
+
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    for name, head in (("a.jpg", b"\xff\xd8\xff"), ("a.tif", b"II*\0"), ("a.dcm", bytes(128) + b"DICM")):
+        with (tmp_path / name).open("wb") as file:
+            file.write(head)
+            file.truncate(2**36)  # sparse
+        with pytest.raises(UserError, match=f"{name} has more than 500 MB"):
+            read_image(tmp_path / name)
