@@ -97,6 +97,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         prevalence=arguments.prevalence,
         lesions=arguments.lesions,
         device=arguments.device,
+        workers=arguments.workers,
     )
 
 
@@ -150,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
         "--lesions", type=Path, help="a CSV with the columns image and lesion_id; images of one lesion are combined"
     )
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    predict.add_argument(
+        "--workers", type=int, metavar="N", help="processes for many images (default: the CPUs that may be used)"
+    )
     return parser
 
 

@@ -48,10 +48,25 @@ def write_atomic(path: Path, data: bytes) -> None:
         UserError: the folder is absent or not writable, the disk is full, or the path is not a regular file. The old
             file is kept.
     """
-    target = _target(path)
+    target = resolved_target(path)
     try:
         with replacing(target) as file:
             file.write(data)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+@contextlib.contextmanager
+def writing_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Context manager that yields a file to write to, for content that is too large for `write_atomic`.
+
+    Raises:
+        UserError: as of `write_atomic`.
+    """
+    target = resolved_target(path)
+    try:
+        with replacing(target) as file:
+            yield file
     except OSError as error:
         raise _unwritable(path, error) from None
 
@@ -96,7 +111,7 @@ def require_writable(path: Path) -> None:
     Raises:
         UserError: the path can't be written.
     """
-    target = _target(path)
+    target = resolved_target(path)
     trial = target.with_name(f".{target.name}.attempt")
     try:
         trial.open("wb").close()
@@ -106,7 +121,7 @@ def require_writable(path: Path) -> None:
         remove_partial(trial)
 
 
-def _target(path: Path) -> Path:
+def resolved_target(path: Path) -> Path:
     """Returns the file to replace when `path` is written, with links resolved.
 
     Raises:

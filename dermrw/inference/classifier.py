@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, overload
 
 # since 1.29 ONNX Runtime's official builds report each session to Microsoft; the variable is read on import
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -18,12 +18,12 @@ from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.images.preprocess import evaluation_pixels, read_image
+from dermrw.inference.image_rows import BATCH, classify_table
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
 from dermrw.inference.verdict import Verdict, verdict
 
 onnxruntime.disable_telemetry_events()  # in case another module imported it first
 
-BATCH = 32
 MODEL_BYTES = 2 * 2**30  # protobuf's own limit
 QUANTIZED = (
     "The model file was quantized after its export: its thresholds and its scores are those of the original file, so "
@@ -33,6 +33,15 @@ QUANTIZED = (
 # types with a length that are not sequences of pictures; `read_image` raises the error for the invalid ones
 NOT_SEQUENCES = (str, bytes, bytearray, memoryview, Mapping, Set, Path, Image.Image, np.ndarray)
 Picture = str | Path | BinaryIO | Image.Image | npt.NDArray[np.uint8]
+
+
+class Origin(NamedTuple):
+    """How a classifier was loaded, so that another process can load it too."""
+
+    path: str  # of the model file, absolute
+    device: str
+    threads: int
+    digest: str  # SHA-256 of the file
 
 
 class NetworkInput(NamedTuple):
@@ -110,6 +119,7 @@ class Classifier:
         except Exception as error:  # ONNX Runtime's errors have no common base class
             raise UserError(f"{path} is not a model that can be loaded: {_short(error)}") from None
         self.path = path
+        self._device, self._threads = device, threads
         self.digest = hashlib.sha256(content).hexdigest()  # SHA-256 of the file
         self.info = ModelInfo.from_props(props, str(path))
         self.quantized = props.get("onnx.infer") == "onnxruntime.quant"  # the mark of ONNX Runtime's quantization
@@ -123,12 +133,35 @@ class Classifier:
             )
         self._require_size()
 
-    def __call__(self, pictures: Picture | Sequence[Picture]) -> npt.NDArray[np.float32]:
+    @property
+    def origin(self) -> Origin:
+        """How this classifier was loaded."""
+        return Origin(str(self.path.absolute()), self._device, self._threads, self.digest)
+
+    def __reduce__(self) -> tuple[Callable[[Origin], "Classifier"], tuple[Origin]]:
+        """Pickled by the path of the model file, which the other process loads."""
+        return load, (self.origin,)
+
+    @overload
+    def __call__(self, pictures: Picture | Sequence[Picture]) -> npt.NDArray[np.float32]: ...
+
+    @overload
+    def __call__(self, pictures: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]: ...
+
+    def __call__(
+        self, pictures: Picture | Sequence[Picture] | Mapping[str, Any]
+    ) -> npt.NDArray[np.float32] | dict[str, npt.NDArray[Any]]:
         """Probabilities `[N, C]` at equal prevalence of N pictures: files, PIL images or arrays uint8 `[H, W, 3]`.
+
+        A table with the column `path`, as Ray Data's `map_batches` passes it, is returned with the columns of
+        `dermrw predict`: `image`, one per class, `refused`, `set`, `triage`, `not_ruled_out`, and `error`. A file that
+        can't be read has an error, and nan as its probabilities.
 
         Raises:
             UserError: a picture can't be read.
         """
+        if isinstance(pictures, Mapping) and "path" in pictures:
+            return classify_table(self, pictures)
         if isinstance(pictures, NOT_SEQUENCES) or not hasattr(pictures, "__len__") or hasattr(pictures, "read"):
             pictures = [pictures]  # type: ignore[list-item]
         batches = [np.zeros((0, len(self.info.codes)), np.float32)]
@@ -191,6 +224,18 @@ class Classifier:
         raw, resized = (self.run(pixels[None], *OUTPUTS)[2] for pixels in (noise, self.pixels(noise)))
         if raw.shape != resized.shape or np.abs(raw - resized).max(initial=0) > 1e-3 * np.abs(raw).max(initial=0):
             raise UserError(f"{self.path} has another input size than {side}, as in its metadata: export it again")
+
+
+def load(origin: Origin) -> Classifier:
+    """Loads the same model file again, such as in another process.
+
+    Raises:
+        UserError: as of `Classifier`; or the file has changed.
+    """
+    classifier = Classifier(origin.path, origin.device, origin.threads)
+    if classifier.digest != origin.digest:
+        raise UserError(f"the model {origin.path} has changed since it was first loaded: start again")
+    return classifier
 
 
 def _fault(name: str, value: Any, rows: int, classes: int) -> str | None:

@@ -1,9 +1,11 @@
 """`dermrw predict`: files and folders to a CSV in ISIC's format. No torch in here."""
 
+import hashlib
+import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,107 +13,26 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+import dermrw
 from dermrw.csv_table import read_csv_table
 from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
-from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError, first_of
-from dermrw.files import csv_text, predictions_csv, require_writable, walk, write_atomic
-from dermrw.images.formats import IMAGE_SUFFIXES, is_image_file
-from dermrw.inference.classifier import BATCH, QUANTIZED, Classifier, NetworkInput
+from dermrw.files import csv_text, require_writable, resolved_target, writing_atomic
+from dermrw.images.formats import IMAGE_SUFFIXES
+from dermrw.inference.classifier import QUANTIZED, Classifier
+from dermrw.inference.find_images import find_images
+from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
 from dermrw.inference.lesion import combine_images
 from dermrw.inference.model_file import ModelInfo
-from dermrw.inference.verdict import Verdict, verdict
+from dermrw.inference.partial_rows import RowFile
+from dermrw.inference.verdict import Verdict
+from dermrw.inference.workers import FEW, choose_workers, classify_files
 
 MOST_NOTES = 20  # that are printed
+WRITTEN_AT_ONCE = 1024  # rows of the CSV files
 
-
-class InputFiles(NamedTuple):
-    """The files at the paths that a user named."""
-
-    images: dict[str, Path]  # by id: the file name without its suffix, or the path of files that share that name
-    misnamed: dict[Path, UserError]  # images whose names cannot be ids
-    skipped: list[Path]  # files in folders that are not images by their content
-    by_path: list[str]  # the ids that are paths
-
-
-def image_id(path: Path) -> str:
-    """The file name without its suffix, as UTF-8, the encoding of the CSV, in any locale.
-
-    A suffix begins with a letter: the names of an archive's files are often UIDs such as 1.2.840.7, without a suffix.
-
-    Raises:
-        UserError: the name isn't UTF-8.
-    """
-    return _utf8(path.stem if re.fullmatch(r"\.[A-Za-z]\w{1,5}", path.suffix) else path.name, path)
-
-
-def _utf8(name: str, path: Path) -> str:
-    try:
-        name.encode()
-        return name
-    except UnicodeEncodeError:
-        try:
-            return os.fsencode(name).decode()  # in an ASCII locale
-        except UnicodeError:
-            raise UserError(f"the name of the image {path} is not UTF-8, the encoding of the CSV: rename it") from None
-
-
-def find_images(paths: Iterable[Path]) -> InputFiles:
-    """Images among files and, recursively, in folders.
-
-    In a folder a file is an image by its content, or, if its content is unknown, by its suffix: then it is damaged, and
-    reading it gives an error that names it. A file named by itself is read in any case. Files that share a name, such
-    as `a.jpg` and `a.png` or one in each of two folders, get their paths below the named folder as ids.
-
-    Raises:
-        UserError: a path is absent.
-    """
-    found: list[tuple[str, ...]] = []  # possible ids of each image: its name, its path below the folder, its whole path
-    files: list[Path] = []
-    misnamed: dict[Path, UserError] = {}
-    skipped: list[Path] = []
-
-    def add(path: Path, folder: Path) -> None:
-        try:
-            below, whole = path.relative_to(folder).as_posix(), path.resolve().as_posix()
-            found.append((image_id(path), _utf8(below, path), _utf8(whole, path)))
-            files.append(path)
-        except UserError as error:
-            misnamed[path] = error
-
-    for path in paths:
-        if path.is_dir():
-            for file in sorted(walk(path)):
-                if is_image_file(file):
-                    add(file, path)
-                else:
-                    skipped.append(file)
-        elif path.exists():
-            add(path, path.parent)
-        else:
-            raise UserError(f"there is no file or folder {path}")
-    ids = _distinct_ids(found)
-    images: dict[str, Path] = {}
-    for name, path in zip(ids, files, strict=True):
-        images.setdefault(name, path)  # a file that is named twice is one image
-    names = {name for name, (short, _, _) in zip(ids, found, strict=True) if name != short}
-    return InputFiles(images, misnamed, skipped, [name for name in images if name in names])
-
-
-def _distinct_ids(candidates: Sequence[tuple[str, ...]]) -> list[str]:
-    """The first possible id of each image that no other image has; the last one identifies its file."""
-    level = [0] * len(candidates)
-    while True:
-        files_of: dict[str, set[str]] = {}
-        for names, n in zip(candidates, level, strict=True):
-            files_of.setdefault(names[n], set()).add(names[-1])
-        shared = [
-            i for i, names in enumerate(candidates) if len(files_of[names[level[i]]]) > 1 and level[i] + 1 < len(names)
-        ]
-        if not shared:
-            return [names[n] for names, n in zip(candidates, level, strict=True)]
-        for i in shared:
-            level[i] += 1
+Rows = list[ImageRow] | RowFile
+Answer = tuple[npt.NDArray[np.float64], Verdict]  # probabilities [C], at equal prevalence
 
 
 def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
@@ -140,20 +61,6 @@ def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
     return [lesion[i] for i in image_ids]
 
 
-def _prepare_all(classifier: Classifier, paths: Sequence[Path]) -> Iterator[NetworkInput | UserError]:
-    """The network's input from each file, or the error, in order; reads one batch ahead."""
-
-    def prepare(path: Path) -> NetworkInput | UserError:
-        try:
-            return classifier.prepare(path)
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), BATCH):
-            yield from pool.map(prepare, paths[start : start + BATCH])
-
-
 def _require_output(out: Path, sources: Iterable[Path]) -> None:
     """Refuses, before anything is computed, an output file that cannot be written or that is one of the inputs."""
     if not out.parent.is_dir() or out.is_dir():
@@ -164,84 +71,137 @@ def _require_output(out: Path, sources: Iterable[Path]) -> None:
             raise UserError(f"--csv {out} would replace {source}, which is read: name another file for the CSV")
 
 
-class Classified(NamedTuple):
-    """The N images that could be read, and the errors of the others."""
-
-    ids: list[str]
-    probabilities: npt.NDArray[np.float64]  # [N, C], at equal prevalence
-    verdicts: list[Verdict]
-    unreadable: list[UserError]
-    notes: list[str]  # on images that could be read
-
-
-def _classify(classifier: Classifier, images: dict[str, Path]) -> Classified:
-    """Probabilities and verdict of each image by itself."""
-    ids: list[str] = []
-    sizes: list[tuple[int, int]] = []  # width and height
-    unreadable: list[UserError] = []
-    notes: list[str] = []
-    outputs = [(np.zeros((0, len(classifier.info.codes)), np.float32), np.zeros((0, len(CHECKS)), np.float32))]
-    batch: list[npt.NDArray[np.uint8]] = []
-
-    def run_batch() -> None:
-        if batch:
-            probabilities, checks = classifier.run(np.stack(batch), "probabilities", "checks")
-            outputs.append((probabilities, checks))
-            batch.clear()
-
-    inputs = _prepare_all(classifier, list(images.values()))
-    for name, network_input in zip(tqdm(images, "Predicting", unit="image", leave=False), inputs, strict=True):
-        if isinstance(network_input, UserError):
-            unreadable.append(network_input)
-            continue
-        ids.append(name)
-        notes += [f"image {name}: {note}" for note in network_input.notes]
-        sizes.append((network_input.width, network_input.height))
-        batch.append(network_input.pixels)
-        if len(batch) == BATCH:
-            run_batch()
-    run_batch()
-    probabilities, checks = (np.concatenate(parts).astype(np.float64) for parts in zip(*outputs, strict=True))
-    rows = zip(probabilities, checks, sizes, strict=True)
-    verdicts = [verdict(p, image_checks, *size, classifier.info) for p, image_checks, size in rows]
-    return Classified(ids, probabilities, verdicts, unreadable, notes)
+def settings_digest(classifier: Classifier, images: Mapping[str, Path]) -> str:
+    """A digest of everything that determines the rows: model, device, and id, path, size and time of each image."""
+    digest = hashlib.sha256(json.dumps([dermrw.__version__, classifier.digest, classifier.device]).encode())
+    for name, path in images.items():
+        try:
+            status = path.stat()
+            state = [status.st_size, status.st_mtime_ns]
+        except OSError:
+            state = []
+        digest.update(json.dumps([name, str(path), *state]).encode() + b"\n")
+    return digest.hexdigest()
 
 
-def _combine_lesions(classified: Classified, lesion_of: dict[str, str], info: ModelInfo) -> tuple[Classified, int]:
-    """The images with the answers of their lesions, and the number of lesions that have an answer.
+def classify_missing(classifier: Classifier, images: Mapping[str, Path], rows: Rows, workers: int) -> None:
+    """Classifies the images that `rows` lacks at its end, and extends it batch by batch.
 
-    Refused images keep their own answer and do not affect their lesion's.
-    """
-    rows_of: dict[str, list[int]] = {}
-    for row, name in enumerate(classified.ids):
-        rows_of.setdefault(lesion_of[name], []).append(row)
-    values, verdicts, answered = classified.probabilities.copy(), list(classified.verdicts), 0
-    for rows in rows_of.values():
-        image_verdicts = [classified.verdicts[row] for row in rows]
-        combined, lesion_verdict = combine_images(classified.probabilities[rows], image_verdicts, info)
-        if combined is None:
-            continue
-        answered += 1
-        for row, image_verdict in zip(rows, image_verdicts, strict=True):
-            if not image_verdict.refused:
-                values[row], verdicts[row] = combined, lesion_verdict
-    return classified._replace(probabilities=values, verdicts=verdicts), answered
-
-
-def _shift_prevalence(classified: Classified, prevalence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The probabilities `[N, C]` at this prevalence `[C]`.
+    Args:
+        classifier: the model.
+        images: paths by id.
+        rows: of the first images; afterwards of all.
+        workers: processes; 1: this one.
 
     Raises:
-        UserError: the prevalence is 0 for every diagnosis to which an image gives any probability.
+        UserError: a worker process was killed, or the model cannot be run.
+        KeyboardInterrupt: Ctrl-C, with a hint if the rows are in a file.
     """
-    totals = classified.probabilities @ prevalence
-    impossible = [name for name, total in zip(classified.ids, totals, strict=True) if not total > 0]
-    if impossible:
-        raise UserError(
-            f"image {first_of(impossible)}: all of the probability is on classes to which --prevalence gives no "
-            "share: state shares above 0"
-        )
-    return at_prevalence(classified.probabilities, prevalence)
+    done = len(rows)
+    missing = islice(images.items(), done, None)
+    names, paths = map(list, zip(*missing, strict=True)) if done < len(images) else ([], [])
+    # on a terminal only, with the time left
+    bar = tqdm(total=len(images), initial=done, desc="Predicting", unit="image", leave=False, disable=None)
+    try:
+        with bar, closing(classify_files(classifier, names, paths, workers)) as batches:
+            for batch in batches:
+                rows.extend(batch)
+                bar.update(len(batch))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(*(["the same command continues"] if isinstance(rows, RowFile) else [])) from None
+
+
+def _combine_lesions(
+    rows: Rows, lesion_of: Mapping[str, str], info: ModelInfo
+) -> dict[str, tuple[npt.NDArray[np.float64] | None, Verdict]]:
+    """The answer of each lesion, from its images that are not refused; without probabilities if all are refused."""
+    probabilities = np.zeros((len(rows), len(info.codes)))
+    verdicts: list[Verdict] = []
+    known: dict[Verdict, Verdict] = {}  # there are few different ones
+    rows_of: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        verdicts.append(known.setdefault(row.verdict, row.verdict))
+        if not row.error:
+            probabilities[i] = row.probabilities
+            rows_of.setdefault(lesion_of[row.image_id], []).append(i)
+    return {
+        lesion: combine_images(probabilities[members], [verdicts[i] for i in members], info)
+        for lesion, members in rows_of.items()
+    }
+
+
+class Written(NamedTuple):
+    """What was written, for the summary."""
+
+    images: int
+    refused: int
+    notes: list[str]  # at most `MOST_NOTES`
+    all_notes: int  # their number
+    unreadable: list[str]  # errors
+
+
+def _write(
+    out: Path,
+    rows: Rows,
+    info: ModelInfo,
+    prevalence: npt.NDArray[np.float64] | None,
+    answer: Callable[[ImageRow], Answer],
+    unreadable: list[str],
+) -> Written:
+    """Writes both files from the rows, atomically; neither is changed if this fails.
+
+    Args:
+        out: the CSV of probabilities; the decisions are written to `decisions_file(out)`.
+        rows: of all images.
+        info: the model's metadata.
+        prevalence: `[C]`; None: equal.
+        answer: the probabilities and verdict to write for a row.
+        unreadable: errors on images without a row; those of the rows are added.
+
+    Raises:
+        UserError: no image could be read; the prevalence is 0 for every diagnosis to which an image gives any
+            probability; or a file cannot be written.
+    """
+    images = refused = all_notes = 0
+    notes: list[str] = []
+    impossible: list[str] = []
+    readable = (row for row in rows if _is_readable(row, unreadable))
+    with writing_atomic(decisions_file(out)) as decisions, writing_atomic(out) as table:
+        table.write(csv_text([["image", *info.columns]]).encode())
+        decisions.write(csv_text([["image", *DECISION_COLUMNS]]).encode())
+        while chunk := list(islice(readable, WRITTEN_AT_ONCE)):
+            answers = [answer(row) for row in chunk]
+            names, values = [row.image_id for row in chunk], np.array([values for values, _ in answers])
+            if prevalence is not None:
+                totals = values @ prevalence
+                impossible += [name for name, total in zip(names, totals, strict=True) if not total > 0]
+                if impossible:
+                    continue  # to name them all
+                values = at_prevalence(values, prevalence)
+            shares = np.clip(values, 0.0, 1.0).tolist()
+            table.write(csv_text([name, *row] for name, row in zip(names, shares, strict=True)).encode())
+            cells = [[name, *decision_cells(v)] for name, (_, v) in zip(names, answers, strict=True)]
+            decisions.write(csv_text(cells).encode())
+            images += len(chunk)
+            refused += sum(v.refused is not None for _, v in answers)
+            for name, note in ((row.image_id, note) for row in chunk for note in row.notes):
+                all_notes += 1
+                if len(notes) < MOST_NOTES:
+                    notes.append(f"image {name}: {note}")
+        if impossible:
+            raise UserError(
+                f"image {first_of(impossible)}: all of the probability is on classes to which --prevalence gives no "
+                "share: state shares above 0"
+            )
+        if not images:
+            raise UserError("\n".join([f"no image could be read, so {out} is not written:", *unreadable]))
+    return Written(images, refused, notes, all_notes, unreadable)
+
+
+def _is_readable(row: ImageRow, unreadable: list[str]) -> bool:
+    if row.error:
+        unreadable.append(row.error)
+    return not row.error
 
 
 def predict(
@@ -252,10 +212,12 @@ def predict(
     prevalence: str = "equal",
     lesions: Path | None = None,
     device: str = "auto",
+    workers: int | None = None,
 ) -> None:
     """Writes the probabilities of every readable image in `paths` to `out`, in ISIC's format.
 
-    A second file, `decisions_file(out)`, holds refusal, prediction set and triage of each image.
+    A second file, `decisions_file(out)`, holds refusal, prediction set and triage of each image. With many images, rows
+    are first written to `partial_file(out)` as they are computed, and the same call continues an interrupted run.
 
     Args:
         model: the .onnx file.
@@ -264,6 +226,8 @@ def predict(
         prevalence: `equal`, `training`, or shares such as `mel=0.05,nv=0.8,…`.
         lesions: a CSV with each image's lesion. All images of a lesion that are not refused get the lesion's answer.
         device: `auto`, `cpu` or `cuda`.
+        workers: processes for many images; None: one for each CPU that this process may use. The files do not depend
+            on it.
 
     Raises:
         UserError: an argument is wrong; or, after both files are written, some images could not be read.
@@ -271,6 +235,7 @@ def predict(
     classifier = Classifier(model, device)
     info = classifier.info
     target_prevalence = parse_prevalence(prevalence, info.codes, info.prevalence)
+    choose_workers(classifier, 0, workers)  # an impossible number is refused before the images are looked for
     inputs = find_images(paths)
     decisions_out = decisions_file(out)
     sources = [model, *([lesions] if lesions else []), *inputs.images.values(), *inputs.misnamed]
@@ -280,44 +245,61 @@ def predict(
         raise UserError(f"there is no image at {', '.join(map(str, paths))} ({len(inputs.skipped)} other files)")
     ids = list(inputs.images)
     lesion_of = dict(zip(ids, read_lesions(lesions, ids), strict=True)) if lesions else {}
-    print(
-        f"Model {info.name} of {info.created}, sha256 {classifier.digest[:12]}, on the {classifier.device}", flush=True
-    )
+    processes = choose_workers(classifier, len(ids), workers)
+    where = f"on the {classifier.device}" + (f", in {processes} processes" if processes > 1 else "")
+    print(f"Model {info.name} of {info.created}, sha256 {classifier.digest[:12]}, {where}", flush=True)
     if info.warning:
         print(info.warning, flush=True)
     if classifier.quantized:
         print(QUANTIZED, flush=True)
 
-    classified = _classify(classifier, inputs.images)
-    unreadable = [*inputs.misnamed.values(), *classified.unreadable]
-    if not classified.ids:
-        raise UserError("\n".join([f"no image could be read, so {out} is not written:", *map(str, unreadable)]))
-    combined = 0
-    if lesion_of:
-        classified, combined = _combine_lesions(classified, lesion_of, info)
-    values = classified.probabilities
-    if target_prevalence is not None:
-        values = _shift_prevalence(classified, target_prevalence)
+    with _rows(classifier, inputs.images, out) as rows:
+        classify_missing(classifier, inputs.images, rows, processes)
+        answers = _combine_lesions(rows, lesion_of, info) if lesion_of else {}
 
-    write_atomic(out, predictions_csv(classified.ids, info.columns, np.clip(values, 0.0, 1.0).tolist()))
-    write_atomic(decisions_out, _decisions_csv(classified.ids, classified.verdicts))
-    summary = f"{len(classified.ids):,} images into {out}, probabilities at {_prevalence_name(prevalence)}"
+        def answer(row: ImageRow) -> Answer:
+            if lesion_of and not row.verdict.refused:
+                combined, lesion_verdict = answers[lesion_of[row.image_id]]
+                if combined is not None:
+                    return combined, lesion_verdict
+            return np.array(row.probabilities), row.verdict
+
+        written = _write(out, rows, info, target_prevalence, answer, [str(error) for error in inputs.misnamed.values()])
+        if isinstance(rows, RowFile):
+            rows.finish()
+
+    summary = f"{written.images:,} images into {out}, probabilities at {_prevalence_name(prevalence)}"
     if lesion_of:
-        summary += f", the images of {combined:,} lesions combined"
+        answered = sum(combined is not None for combined, _ in answers.values())
+        summary += f", the images of {answered:,} lesions combined"
     if inputs.skipped:
         names = first_of([path.name for path in inputs.skipped])
         summary += f"; {len(inputs.skipped):,} files that aren't images skipped ({names})"
     print(summary)
     if inputs.by_path:
         print(f"{len(inputs.by_path):,} files share a name, so their paths are their ids ({first_of(inputs.by_path)})")
-    refused = sum(image_verdict.refused is not None for image_verdict in classified.verdicts)
-    print(f"Refusals ({refused:,}), prediction sets and triage into {decisions_out}")
-    for note in classified.notes[:MOST_NOTES]:
+    print(f"Refusals ({written.refused:,}), prediction sets and triage into {decisions_out}")
+    for note in written.notes:
         print(note)
-    if len(classified.notes) > MOST_NOTES:
-        print(f"… and {len(classified.notes) - MOST_NOTES:,} more notes on images")
-    if unreadable:
-        raise UserError("\n".join([f"{len(unreadable):,} images are not in {out}:", *map(str, unreadable)]))
+    if written.all_notes > MOST_NOTES:
+        print(f"… and {written.all_notes - MOST_NOTES:,} more notes on images")
+    if written.unreadable:
+        raise UserError("\n".join([f"{len(written.unreadable):,} images are not in {out}:", *written.unreadable]))
+
+
+@contextmanager
+def _rows(classifier: Classifier, images: Mapping[str, Path], out: Path) -> Iterator[Rows]:
+    """The rows that are there at the start: for many images those of an interrupted run, and otherwise none."""
+    if len(images) < FEW:
+        yield []
+        return
+    path = partial_file(out)
+    with RowFile(path, settings_digest(classifier, images), list(images)) as file:
+        if len(file):
+            print(f"Continuing after {len(file):,} of {len(images):,} images, which are in {path}", flush=True)
+        elif file.other:
+            print(f"{path} is of another model or of other images: starting again", flush=True)
+        yield file
 
 
 def _prevalence_name(prevalence: str) -> str:
@@ -330,10 +312,7 @@ def decisions_file(out: Path) -> Path:
     return out.with_name(f"{out.stem}_decisions{out.suffix or '.csv'}")
 
 
-def _decisions_csv(image_ids: Sequence[str], verdicts: Sequence[Verdict]) -> bytes:
-    """The columns `image, refused, set, triage, not_ruled_out`; the last three are empty if the image is refused."""
-    rows = [
-        [image_id, v.refused or "", " ".join(v.classes), v.triage, " ".join(v.not_ruled_out)]
-        for image_id, v in zip(image_ids, verdicts, strict=True)
-    ]
-    return csv_text([["image", "refused", "set", "triage", "not_ruled_out"], *rows]).encode()
+def partial_file(out: Path) -> Path:
+    """The path of the rows of an unfinished run: `NAME.csv.partial` in the folder of the CSV `out`."""
+    target = resolved_target(out)
+    return target.with_name(f"{target.name}.partial")

@@ -23,7 +23,7 @@ from dermrw.datasets.readable import read_all
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
-from dermrw.inference.predict_files import _classify
+from dermrw.inference.image_rows import classify_batch
 
 MODEL = Path(__file__).parents[2] / "app/model.onnx"
 LESION = draw_lesion("mel", np.random.default_rng(3), np.random.default_rng(4), 96, 128)
@@ -80,7 +80,7 @@ def test_the_same_pixels_four_ways(
     page = PageEvents(engine, PageCache(), PageCache())
     for index, (path, _) in enumerate(made):
         seen.clear()
-        assert not _classify(engine.classifier, {"x": path}).unreadable, path.name
+        assert not classify_batch(engine.classifier, ["x"], [path])[0].error, path.name
         # a browser sends no type, or a wrong one, for most of these endings
         answer = client.post("/classify", files={"image": (path.name, path.read_bytes(), "application/octet-stream")})
         assert answer.status_code == 200, answer.text
@@ -112,7 +112,7 @@ def test_a_heic_and_notes_reach_every_answer(
     page = PageEvents(engine, PageCache(), PageCache())
     html, _ = page._classify_lesion([uploaded(HEIC), uploaded(noted)], {}, "equal", ())
     assert html.count("Note on") == 1 and f"Note on <bdi>noted.HEIC</bdi>: {note}." in html
-    assert _classify(engine.classifier, {"noted": noted}).notes == [f"image noted: {note}"]
+    assert classify_batch(engine.classifier, ["noted"], [noted])[0].notes == (note,)
     table = "".join(
         classify_many(engine, [uploaded(noted)], take_upload, UPLOADS.drop, UPLOADS.touch, "equal", None, {})
     )

@@ -15,7 +15,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
-from dermrw.inference.predict_files import find_images
+from dermrw.inference.find_images import find_images
 
 PIXELS = draw_lesion("nv", np.random.default_rng(0), np.random.default_rng(1), 60, 80)
 STORAGE = "1.2.840.10008.5.1.4.1.1."

@@ -23,9 +23,10 @@ from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX, MALIGNANT
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier, Picture
+from dermrw.inference.find_images import find_images
 from dermrw.inference.lesion import combine_explanations
 from dermrw.inference.model_file import ModelInfo
-from dermrw.inference.predict_files import decisions_file, find_images, read_lesions
+from dermrw.inference.predict_files import decisions_file, read_lesions
 from dermrw.inference.verdict import verdict
 
 
@@ -332,7 +333,7 @@ def test_what_a_classifier_takes(model_file: Path, pictures: Path) -> None:
         classifier("absent.png")
     for odd in (5, None, path.read_bytes(), {"a": path}, [None], object(), io.StringIO("x")):
         with pytest.raises(UserError, match=r"picture is a path|not an image|damaged"):
-            classifier(odd)  # type: ignore[arg-type]
+            classifier(odd)  # type: ignore[call-overload]
 
 
 RIGHT = {
@@ -429,7 +430,7 @@ def test_the_csv_replaces_nothing_that_is_read(
 def test_a_place_that_cant_be_written_is_found_before_the_images_are_read(
     model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dermrw.inference.predict_files._prepare_all", lambda *_: pytest.fail("an image was read"))
+    monkeypatch.setattr("dermrw.inference.predict_files.classify_missing", lambda *_: pytest.fail("an image was read"))
     said = sentence(model_file, pictures, "--csv", pictures / f"{'n' * 251}.csv")
     assert "can't be written" in said and "choose a shorter" in said and "space" not in said
     if sys.platform == "linux":  # where not even root can make a file
