@@ -59,7 +59,7 @@ def find_images(paths: Iterable[Path]) -> InputFiles:
 
     def add(path: Path, folder: Path) -> None:
         try:
-            below, whole = path.relative_to(folder).as_posix(), path.resolve().as_posix()
+            below, whole = path.relative_to(folder).as_posix(), Path(os.path.realpath(path)).as_posix()
             found.append((image_id(path), _utf8(below, path), _utf8(whole, path)))
             files.append(path)
         except UserError as error:

@@ -90,14 +90,16 @@ def test_a_disc(
     printed = capsys.readouterr().out
     assert "3 images into" in printed and "18 files that aren't images skipped" in printed and "Mary" not in printed
     assert f"2 files share a name, so their paths are their ids ({series}1/IM000001 and 1 more)" in printed
-    # a picture that is cut short is named, and the others are in the CSV
+    # a picture that is cut short and a link to itself are named, and the others are in the CSV
+    (root / "SELF.jpg").symlink_to(root / "SELF.jpg")
     whole = (root / f"{series}1/IM000002").read_bytes()
     (root / f"{series}1/IM000002").write_bytes(whole[:-9000])
     with pytest.raises(SystemExit) as caught:
         command(monkeypatch, "predict", str(model_file), str(root), "--csv", str(out))
     error = capsys.readouterr().err
     assert caught.value.code == 2 and len(ids(out)) == 2
-    assert "1 images are not in" in error and "IM000002 is a DICOM file that is damaged" in error
+    assert "2 images are not in" in error and "SELF.jpg" in error
+    assert "IM000002 is a DICOM file that is damaged" in error
 
 
 def test_a_phones_folder(
