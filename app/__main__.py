@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dermrw.diagnoses import DX
@@ -13,19 +14,19 @@ from dermrw.errors import UserError, plain_endings
 from dermrw.files import open_regular
 from dermrw.inference.case_index import Index, index_path
 from dermrw.inference.classifier import QUANTIZED, Classifier
+from dermrw.inference.shipped import shipped_model
 
 from .middleware import own_names
 from .uploads import clear_stale
 
 HOST, PORT = "127.0.0.1", 7860
 GRACE_SECONDS = 10  # that running requests have to finish when the server stops
-SHIPPED_MODEL = Path(__file__).with_name("model.onnx")
 
 
 def find_model(named: Path | None) -> Path:
     """Returns the path of the named model file, or of a run folder's; None gives the one shipped with dermrw."""
     if named is None:
-        return SHIPPED_MODEL
+        return shipped_model()
     return named / "model.onnx" if named.is_dir() else named
 
 
@@ -88,9 +89,14 @@ def bind_socket(host: str, port: int | None) -> socket.socket:
     raise UserError(f"no port from {PORT} to {PORT + 99} of {host} can be used: choose one with --port")
 
 
-def main() -> None:
-    """Runs the command. A user's mistake ends it with one sentence and status 2."""
-    parser = argparse.ArgumentParser("app", description="Serve a model as a web page on this machine.")
+def main(command_line: Sequence[str] | None = None, program: str = "app") -> None:
+    """Runs the command. A user's mistake ends it with one sentence and status 2.
+
+    Args:
+        command_line: the arguments; default: those of the process.
+        program: the name of the command, for messages.
+    """
+    parser = argparse.ArgumentParser(program, description="Serve a model as a web page on this machine.")
     parser.add_argument(
         "model", nargs="?", type=Path, help="model file (.onnx) or run folder (default: the model shipped with dermrw)"
     )
@@ -107,8 +113,8 @@ def main() -> None:
         "--password-file", metavar="FILE", type=Path, help="require the password in the first line of FILE"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    arguments = parser.parse_args()
-    with plain_endings("app"):
+    arguments = parser.parse_args(command_line)
+    with plain_endings(program, "demo"):
         classifier = Classifier(find_model(arguments.model), arguments.device)
         if classifier.info.codes != DX:
             raise UserError(

@@ -1,9 +1,10 @@
-"""The command line: download, check, train, eval, audit and predict.
+"""The command line: download, check, train, eval, audit, compare, export, predict and demo.
 
-Each command imports its modules when it runs, so that predict needs no torch.
+Each command imports its modules when it runs, so that compare, predict and demo need no torch.
 """
 
 import argparse
+import importlib
 import os
 import sys
 import warnings
@@ -15,6 +16,14 @@ from dermrw.errors import UserError, plain_endings
 
 if TYPE_CHECKING:
     from dermrw.config import Config
+
+# commands that are a package of their own, in the checkout's folder of that name and in the wheel below dermrw
+PACKAGES = {"demo": "app", "export": "export"}
+EXTRAS = {
+    "demo": "demo",
+    "predict": "demo",
+    "compare": "score",
+}  # the extra that a command needs; the others need train
 
 SAMPLE_NOTICE = """\
 ****************************************************************************************************************
@@ -88,17 +97,35 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from dermrw.inference.find_images import model_and_paths
     from dermrw.inference.predict_files import predict
 
+    model, paths = model_and_paths(arguments.paths)
     predict(
-        arguments.model,
-        arguments.paths,
+        model,
+        paths,
         arguments.csv,
         prevalence=arguments.prevalence,
         lesions=arguments.lesions,
         device=arguments.device,
         workers=arguments.workers,
     )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from dermrw.evaluation.compare import print_comparison
+
+    print_comparison(arguments.runs, arguments.truth, arguments.lesions)
+
+
+def _run_package(command: str, command_line: list[str]) -> None:
+    """Runs `main` of the package behind a command."""
+    name, here = PACKAGES[command], Path(dermrw.__file__).resolve().parent
+    if (here / name).is_dir():  # installed from a wheel
+        name = f"dermrw.{name}"
+    else:
+        sys.path.insert(0, str(here.parent))
+    importlib.import_module(f"{name}.__main__").main(command_line, f"dermrw {command}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -137,10 +164,31 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("run", nargs="?", type=Path, help="default: the latest run")
     audit.add_argument("--count", type=int, default=100, help="number of images (default: %(default)s)")
 
+    compare = commands.add_parser("compare", help="compare runs: their configs, and their scores on the same images")
+    compare.set_defaults(func=_compare)
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="runs or files such as predictions.csv; the first is the baseline",
+    )
+    compare.add_argument(
+        "--truth", type=Path, help="the true classes of the images in files, as a CSV in the ISIC format"
+    )
+    compare.add_argument(
+        "--lesions", type=Path, help="a CSV with the columns image and lesion_id, for the intervals of files"
+    )
+
     predict = commands.add_parser("predict", help="classify images with a model file; needs no torch")
     predict.set_defaults(func=_predict)
-    predict.add_argument("model", type=Path, help="the .onnx file that `make export` wrote")
-    predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="images, or folders of images")
+    predict.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="images or folders of images, after a model file (.onnx) or run (default: the model shipped with dermrw)",
+    )
     predict.add_argument("--csv", required=True, type=Path, help="the CSV file to write, in the ISIC format")
     predict.add_argument(
         "--prevalence",
@@ -154,6 +202,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--workers", type=int, metavar="N", help="processes for many images (default: the CPUs that may be used)"
     )
+
+    # `main` runs these two; they have parsers of their own
+    commands.add_parser("export", add_help=False, help="write a run's model as one .onnx file, with its model card")
+    commands.add_parser("demo", add_help=False, help="serve a model as a web page on this machine; needs no torch")
     return parser
 
 
@@ -162,7 +214,11 @@ def main() -> None:
     if os.environ.get("RANK", "0") != "0":  # only the first of several processes shows progress bars
         os.environ["TQDM_DISABLE"] = "1"
     warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # raised by torch when it imports functorch
-    with plain_endings("dermrw"):
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    with plain_endings("dermrw", EXTRAS.get(command, "train")):
+        if command in PACKAGES:
+            _run_package(command, sys.argv[2:])
+            return
         parser = _parser()
         arguments, rest = parser.parse_known_args()
         # with subcommands, argparse does not accept positional arguments on both sides of an option

@@ -25,7 +25,8 @@ CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / 
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy, torch and scikit-learn all accept
 # keys that change where and how fast a run is computed, but not its result
 NOT_PART_OF_A_RESULT = {
-    "data.root", "model.weights", "train.checkpoint_seconds", "data.workers", "train.device", "name",
+    "data.root", "model.weights", "train.checkpoint_seconds", "train.tensorboard", "data.workers", "train.device",
+    "name",
 }  # fmt: skip
 
 
@@ -157,6 +158,7 @@ class Train(_Section):
     checkpoint_seconds: float = Field(
         120.0, gt=0, description="time between checkpoints: the work lost at most when a run is killed"
     )
+    tensorboard: bool = Field(False, description="write the values of metrics.jsonl for TensorBoard, too")
 
 
 class Config(_Section):

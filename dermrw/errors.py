@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -34,11 +35,18 @@ def printable(text: str) -> str:
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match[0])[1:-1], text)
 
 
+def install_command(extra: str) -> str:
+    """Returns the command that installs the packages of an extra: pip's, or `make install` in a checkout."""
+    in_checkout = (Path(__file__).parents[1] / "pyproject.toml").is_file()
+    return "make install" if in_checkout else f"pip install 'dermrw[{extra}]'"
+
+
 @contextmanager
-def plain_endings(program: str) -> Iterator[None]:
+def plain_endings(program: str, extra: str = "train") -> Iterator[None]:
     """Context manager that ends `program` without a traceback.
 
-    A `UserError` prints its message and exits with status 2. Ctrl-C exits with status 130.
+    A `UserError` prints its message and exits with status 2, and so does a missing package, with the command that
+    installs `extra`, which the program needs. Ctrl-C exits with status 130.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
@@ -58,7 +66,7 @@ def plain_endings(program: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("dermrw", "app", "export"):
             raise
-        print(f"{program}: the Python package {error.name} is missing: run `make install`", file=sys.stderr)
+        print(f"{program}: the Python package {error.name} is missing: run `{install_command(extra)}`", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # an error that no other code handles: a full disk, a folder without permission, a removed drive

@@ -164,17 +164,22 @@ def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], s
     return drawn, "drawn pictures"
 
 
-def main() -> None:
-    """Runs the export. A user error prints one sentence and exits with status 2."""
-    parser = argparse.ArgumentParser("export", description="Write a run's model as one .onnx file.")
+def main(command_line: Sequence[str] | None = None, program: str = "export") -> None:
+    """Runs the export. A user error prints one sentence and exits with status 2.
+
+    Args:
+        command_line: the arguments; default: those of the process.
+        program: the name of the command, for messages.
+    """
+    parser = argparse.ArgumentParser(program, description="Write a run's model as one .onnx file.")
     parser.add_argument("run", nargs="?", help="the run's folder (default: the latest)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER if the data has moved")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     overrides = list(arguments.overrides)
     if arguments.run and "=" in arguments.run:
         overrides.insert(0, arguments.run)
         arguments.run = None
-    with plain_endings("export"):
+    with plain_endings(program):
         export(Path(arguments.run) if arguments.run else latest_run(), overrides)
 
 

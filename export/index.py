@@ -18,10 +18,10 @@ from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.case_index import CASES, Index, index_path
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import INPUT
+from dermrw.inference.shipped import shipped_model
 from dermrw.training.run_folder import read_split
 
 BATCH = 32
-IN_THE_BOX = Path("app/model.onnx")
 
 
 def embedder(content: bytes) -> onnxruntime.InferenceSession:
@@ -80,12 +80,12 @@ def main() -> None:
         "export.index", description="Index HAM10000 so that the demo shows the nearest labelled cases."
     )
     parser.add_argument(
-        "model", nargs="?", type=Path, default=IN_THE_BOX, help="an .onnx file or a run (default: %(default)s)"
+        "model", nargs="?", type=Path, help="an .onnx file or a run (default: the model shipped with dermrw)"
     )
     parser.add_argument("--data", help="HAM10000's folder (default: HAM10000_DIR, then data/ham10000)")
     arguments = parser.parse_args()
     with plain_endings("export.index"):
-        model: Path = arguments.model
+        model: Path = arguments.model or shipped_model()
         write_index(model / "model.onnx" if model.is_dir() else model, arguments.data)
 
 

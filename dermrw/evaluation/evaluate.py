@@ -175,6 +175,9 @@ def _score(
     write_predictions(run / f"ground_truth{suffix}.csv", ids, classes, np.eye(len(classes.codes))[images.labels])
     as_trained = softmax(logits)
     write_predictions(run / f"predictions{suffix}_as_trained.csv", ids, classes, as_trained)
+    if suffix:  # split.csv holds the lesions of the run's own images; `dermrw compare` needs them
+        lesions = images.table[["image_id", "lesion_id"]].rename(columns={"image_id": "image"})
+        write_atomic(run / f"lesions{suffix}.csv", lesions.to_csv(index=False, lineterminator="\n").encode())
 
     probabilities = read_predictions(path, ids, classes)
     scored = ScoredSet(title, images.table, images.labels, images.sources, classes, probabilities)

@@ -20,6 +20,7 @@ from dermrw.files import open_regular
 from dermrw.images.preprocess import evaluation_pixels, read_image
 from dermrw.inference.image_rows import BATCH, classify_table
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
+from dermrw.inference.shipped import shipped_model
 from dermrw.inference.verdict import Verdict, verdict
 
 onnxruntime.disable_telemetry_events()  # in case another module imported it first
@@ -80,22 +81,22 @@ def _providers(device: str) -> list[str]:
 class Classifier:
     """A model file, ready to classify pictures.
 
-    >>> classifier = Classifier("runs/mine/model.onnx")
+    >>> classifier = Classifier()  # the model shipped with dermrw; Classifier("runs/mine/model.onnx") loads another
     >>> classifier(["one.jpg", "two.png"])  # [2, 7], at equal prevalence; the classes are classifier.info.codes
     """
 
-    def __init__(self, model: str | Path, device: str = "auto", threads: int = 0) -> None:
+    def __init__(self, model: str | Path | None = None, device: str = "auto", threads: int = 0) -> None:
         """Loads a model file that `make export` wrote.
 
         Args:
-            model: the .onnx file.
+            model: the .onnx file; default: the model shipped with dermrw.
             device: `auto` (a GPU if ONNX Runtime can use one), `cpu` or `cuda`.
             threads: threads of one inference; 0: one per core.
 
         Raises:
             UserError: the file is absent, damaged or not a dermrw model; CUDA cannot be used; or `threads` < 0.
         """
-        path = Path(model)
+        path = shipped_model() if model is None else Path(model)
         try:
             with open_regular(path) as file:
                 if os.fstat(file.fileno()).st_size > MODEL_BYTES:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dermrw.errors import UserError
 from dermrw.files import walk
 from dermrw.images.formats import is_image_file
+from dermrw.inference.shipped import shipped_model
 
 
 class InputFiles(NamedTuple):
@@ -18,6 +19,26 @@ class InputFiles(NamedTuple):
     misnamed: dict[Path, UserError]  # images whose names cannot be ids
     skipped: list[Path]  # files in folders that are not images by their content
     by_path: list[str]  # the ids that are paths
+
+
+def model_and_paths(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
+    """Returns the model file and the images among the paths that a user named.
+
+    The first path names the model, a file or a run folder, unless it is an image or another folder, or unless it is the
+    only path. Then the model is the one shipped with dermrw, which is printed.
+
+    Raises:
+        UserError: a model is named, but no image.
+    """
+    first, others = paths[0], list(paths[1:])
+    if (first / "config.yaml").is_file() or (first / "model.onnx").is_file():  # a run folder
+        first = first / "model.onnx"
+    if first.suffix == ".onnx" or (others and not first.is_dir() and not is_image_file(first)):
+        if not others:
+            raise UserError(f"name the images to classify with {first}, or a folder of them")
+        return first, others
+    print("Using the model shipped with dermrw")
+    return shipped_model(), list(paths)
 
 
 def image_id(path: Path) -> str:

@@ -26,7 +26,8 @@ from dermrw.training.distributed import Job
 from dermrw.training.logits import predict_logits
 from dermrw.training.optim import build_optimizer, build_schedule, moving_average
 from dermrw.training.progress import TimeEstimate, average, describe, stoppable
-from dermrw.training.run_folder import Log
+from dermrw.training.run_folder import Log, read_log
+from dermrw.training.tensorboard import TensorBoard
 
 LOG_EVERY = 10  # steps averaged in one row of metrics.jsonl
 COUNTERS = ("epoch", "step", "best", "best_epoch", "all_zero", "seconds", "rows", "origin")  # keys of a checkpoint
@@ -72,6 +73,7 @@ class Loop:
         self.images: EpochImages | None = None
         self.validation: ImageDataset | None = None
         self.log: Log | None = None  # only on the leading process
+        self.tensorboard: TensorBoard | None = None
         self.time = TimeEstimate(config, self.steps)
 
     @property
@@ -90,12 +92,16 @@ class Loop:
         own_part = self.splits.validation.part(self.job.part)
         self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
         self.log = Log(self.run / "metrics.jsonl", log_offset) if self.job.leads else None
+        if self.log and self.config.train.tensorboard:
+            self.tensorboard = TensorBoard(self.run, self.splits.classes.codes, read_log(self.run))
         self.saved = time.monotonic()
         self.time.start(self.steps_done)
         with stoppable(patient=self.job.world > 1) as stop:
             while self.epoch < self.config.train.epochs:
                 self.train_epoch(stop)
                 self.validate()
+        if self.tensorboard:
+            self.tensorboard.close()
         print(
             f"Best epoch {self.best_epoch} of {self.epoch}: balanced validation accuracy {self.best:.3f}, "
             f"in {duration(self.seconds)}. Next: `make eval RUN={self.run}`."
@@ -258,6 +264,8 @@ class Loop:
         """Appends a row to metrics.jsonl, on the leading process."""
         if self.log:
             self.log.write(row)
+        if self.tensorboard:
+            self.tensorboard.write(row)
 
     def save(self, name: str) -> None:
         """Writes the checkpoint `name`, on the leading process."""
@@ -266,6 +274,8 @@ class Loop:
         self.saved = now
         if not self.log:
             return
+        if self.tensorboard:
+            self.tensorboard.flush()
         last = name == "last.pt"
         save_checkpoint(
             self.run / name,

@@ -84,14 +84,15 @@ def start_run(path: Path, config: Config, split: pd.DataFrame) -> None:
 
 
 def resume_config(path: Path, asked: Config) -> Config:
-    """Returns the stored config of the run, with the keys from `asked` that affect only the speed.
+    """Returns the stored config of the run, with the keys from `asked` that do not affect the result.
 
     A value that the run resolved from `auto` may be `auto` in `asked`.
 
     Raises:
         UserError: any other key differs.
     """
-    data, train = {"workers": asked.data.workers}, {"checkpoint_seconds": asked.train.checkpoint_seconds}
+    data = {"workers": asked.data.workers}
+    train = {"checkpoint_seconds": asked.train.checkpoint_seconds, "tensorboard": asked.train.tensorboard}
     stored = open_run(path)
     stored = stored.model_copy(
         update={"data": stored.data.model_copy(update=data), "train": stored.train.model_copy(update=train)}

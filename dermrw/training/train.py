@@ -16,6 +16,7 @@ from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, sole_training, start_run
+from dermrw.training.tensorboard import require_tensorboard
 
 
 def train(asked: Config, run: Path | None = None) -> Path:
@@ -26,6 +27,8 @@ def train(asked: Config, run: Path | None = None) -> Path:
         run: the folder of the run. If it holds a run with the same config, that run is resumed. None creates a new
             folder.
     """
+    if asked.train.tensorboard:
+        require_tensorboard()
     keep_freed_memory()
     with join() as job:
         root = job.in_turn(lambda: resolve_root(asked.data))

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from app.__main__ import SHIPPED_MODEL
 from dermrw.config import Model, load_config
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
@@ -27,6 +26,7 @@ from dermrw.evaluation.ood_score import Familiarity, Watch, describe, middle
 from dermrw.images.preprocess import center_crop, evaluation_pixels, resize
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import ModelInfo, Score
+from dermrw.inference.shipped import shipped_model
 from dermrw.models import backbones, build_model, to_input
 from dermrw.training.checkpoint import load_checkpoint
 from export.__main__ import export, main
@@ -147,7 +147,7 @@ def test_a_model_file_can_be_quantized(backbone: str, tmp_path: Path) -> None:
 
     path, quantized = tmp_path / "model.onnx", tmp_path / "quantized.onnx"
     if backbone == "shipped":
-        shutil.copy(SHIPPED_MODEL, path)
+        shutil.copy(shipped_model(), path)
     else:
         exported(network(backbone, 64), backbone, 64, tmp_path)
     quantize_dynamic(path, quantized)

@@ -1,0 +1,64 @@
+"""The difference of two models' balanced accuracy on the same images, with an interval over lesions."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dermrw.metrics.classification import Weights, balanced_accuracy, checked, decide
+
+
+class Difference(NamedTuple):
+    """Balanced accuracy of A minus that of B, and the ends of its interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def paired_difference(
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    lesions: npt.ArrayLike,
+    weights: Weights = None,
+    *,
+    replicates: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """Returns the difference in balanced accuracy of A and B, and its percentile interval.
+
+    The bootstrap is that of `classification.bootstrap_interval`: lesions are drawn within classes. Each replicate draws
+    the same lesions for both models, so that variation which both share cancels. The interval covers the choice of
+    lesions, not the variation between training runs of different seeds.
+
+    Args:
+        a: probabilities `[N, C]` of one model.
+        b: those of the other, for the same images.
+        labels: true classes `[N]`.
+        lesions: the lesion of each image `[N]`.
+        weights: weight of each image `[N]`.
+        replicates: number of bootstrap replicates.
+        level: coverage of the interval.
+        seed: of the replicates.
+    """
+    pa, y, w = checked(a, labels, weights)
+    pb, _, _ = checked(b, labels, weights)
+    lesion_of = np.asarray(lesions)
+    if pa.shape != pb.shape or lesion_of.shape != y.shape:
+        raise ValueError(f"a, b [N, C] and lesions [N] have shapes {pa.shape}, {pb.shape} and {lesion_of.shape}")
+    gain = w * ((decide(pa) == y).astype(np.float64) - (decide(pb) == y))
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for c in np.unique(y[w > 0]):
+        mine = (y == c) & (w > 0)
+        _, lesion = np.unique(lesion_of[mine], return_inverse=True)
+        sums = np.column_stack([np.bincount(lesion, gain[mine]), np.bincount(lesion, w[mine])])
+        kinds, number = np.unique(sums, axis=0, return_counts=True)  # lesions with the same sums are equivalent
+        totals = rng.multinomial(number.sum(), number / number.sum(), size=replicates) @ kinds
+        drawn.append(totals[:, 0] / totals[:, 1])
+    if not drawn:
+        return Difference(np.nan, np.nan, np.nan)
+    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])
+    return Difference(balanced_accuracy(pa, y, w) - balanced_accuracy(pb, y, w), float(low), float(high))
