@@ -27,6 +27,7 @@ from dermrw.inference.find_images import find_images
 from dermrw.inference.lesion import combine_explanations
 from dermrw.inference.model_file import ModelInfo
 from dermrw.inference.predict_files import decisions_file, read_lesions
+from dermrw.inference.shipped import shipped_model
 from dermrw.inference.verdict import verdict
 
 
@@ -228,13 +229,17 @@ def test_two_files_of_one_name(pictures: Path) -> None:
 def test_mistakes_are_a_sentence(
     model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    empty = pictures / "empty"
+    empty, run, notes = pictures / "empty", pictures / "run", pictures / "notes.txt"
     empty.mkdir()
+    run.mkdir()
+    (run / "config.yaml").touch()
+    notes.write_text("not a model")
     out = str(pictures / "out.csv")
     cases = [
         (["absent.onnx", str(pictures), "--csv", out], "no model absent.onnx"),
-        ([str(pictures / "a.png"), str(pictures), "--csv", out], "a.png is not a model"),
-        ([str(pictures), str(pictures), "--csv", out], "can't be read"),
+        ([str(notes), str(pictures), "--csv", out], "notes.txt is not a model"),
+        ([str(run), str(pictures), "--csv", out], f"no model {run / 'model.onnx'}"),
+        ([str(model_file), "--csv", out], f"name the images to classify with {model_file}"),
         ([str(model_file), "nowhere", "--csv", out], "no file or folder nowhere"),
         ([str(model_file), str(empty), "--csv", out], "there is no image at"),
         ([str(model_file), str(pictures), "--csv", str(pictures)], "--csv takes a file"),
@@ -249,6 +254,28 @@ def test_mistakes_are_a_sentence(
         error = capsys.readouterr().err
         assert caught.value.code == 2 and said in error and "Traceback" not in error, (arguments, error)
     assert not (pictures / "out.csv").exists()
+
+
+def test_without_a_model_the_one_shipped_with_dermrw_is_used(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, folder, box = (tmp_path / f"{name}.csv" for name in ("first", "folder", "box"))
+    command(monkeypatch, "predict", str(pictures / "a.png"), str(pictures / "b.jpg"), "--csv", str(first))
+    assert "Using the model shipped with dermrw\nModel ham_balanced_softmax" in capsys.readouterr().out
+    command(monkeypatch, "predict", str(pictures), "--csv", str(folder))
+    command(monkeypatch, "predict", str(shipped_model()), str(pictures), "--csv", str(box))
+    assert "Using the model" not in capsys.readouterr().out.partition(str(folder))[2]
+    assert folder.read_bytes() == box.read_bytes()
+    assert first.read_text().splitlines() == box.read_text().splitlines()[:3]
+
+
+def test_a_run_folder_stands_for_its_model(
+    model_file: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, run = tmp_path / "file.csv", tmp_path / "run.csv"
+    command(monkeypatch, "predict", str(model_file), str(pictures), "--csv", str(file))
+    command(monkeypatch, "predict", str(model_file.parent), str(pictures), "--csv", str(run))
+    assert file.read_bytes() == run.read_bytes()
 
 
 def changed(model_file: Path, out: Path, **props: str | None) -> Path:
@@ -473,7 +500,7 @@ def test_pipes_and_devices_are_not_waited_for(model_file: Path, pictures: Path, 
     pipe, out = pictures / "pipe.jpg", pictures / "out.csv"
     os.mkfifo(pipe)
     said = f"{pipe} is a pipe or a device"
-    assert said in sentence(pipe, pictures, "--csv", out)
+    assert said in sentence(pipe, pictures, "--csv", pictures / "first.csv")
     assert "/dev/zero is a pipe or a device" in sentence("/dev/zero", pictures, "--csv", out)
     assert said in sentence(model_file, pictures / "a.png", "--csv", out, "--lesions", pipe)
     assert said in sentence(model_file, pipe, "--csv", out) and not out.exists()
