@@ -3,6 +3,7 @@
 `python -m dermrw.datasets.split [ROOT] > configs/ham10000_meta_3_per_class.csv` reproduces the curated list.
 """
 
+import argparse
 import hashlib
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from dermrw.config import CONFIGS
 from dermrw.datasets.folder import read_frame, require_columns
 from dermrw.datasets.ham10000 import find_ham10000, read_ham10000
 from dermrw.diagnoses import DX
-from dermrw.errors import UserError
+from dermrw.errors import UserError, plain_endings
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "dx", "split"]
 RULE = """\
@@ -187,14 +188,13 @@ def curated_list(table: pd.DataFrame, per_class: int = 3) -> str:
 
 def main() -> None:
     """Prints the curated list for the HAM10000 folder given on the command line."""
-    folder = find_ham10000(sys.argv[1] if len(sys.argv) > 1 else None)
-    if folder is None:
-        sys.exit("name the folder of HAM10000")
-    try:
+    with plain_endings("dermrw.datasets.split"):
+        parser = argparse.ArgumentParser("python -m dermrw.datasets.split", description="Print the curated meta set.")
+        parser.add_argument("folder", nargs="?", help="HAM10000's folder (default: HAM10000_DIR, then data/ham10000)")
+        folder = find_ham10000(parser.parse_args().folder)
+        if folder is None:
+            raise UserError("HAM10000 was not found: name its folder, or download it with `make data`")
         sys.stdout.write(curated_list(read_ham10000(folder)))
-    except UserError as error:
-        print(f"dermrw: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":
