@@ -279,10 +279,10 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the configuration"
+        where = ".".join(str(part) for part in first["loc"]) + ": " if first["loc"] else ""
         given = "" if isinstance(first["input"], dict) else f", not {short.repr(first['input'])}"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{source}: {where}: {reason[0].lower()}{reason[1:]}{given}") from None
+        reason = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+        raise UserError(f"{source}: {where}{reason[0].lower()}{reason[1:]}{given}") from None
 
 
 def dump(config: Config) -> str:
