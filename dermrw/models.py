@@ -1,5 +1,6 @@
 """Networks by their torchvision names, with a head for our classes and a description of where the weights come from."""
 
+import difflib
 import hashlib
 from pathlib import Path
 from urllib.error import URLError
@@ -105,14 +106,24 @@ def _load_file(model: nn.Module, path: Path) -> str:
     return f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
 
 
+def check_backbone(config: Model) -> None:
+    """Checks that the backbone's name is known.
+
+    Raises:
+        UserError: the name is unknown; the message names similar ones.
+    """
+    if config.backbone not in backbones():
+        similar = difflib.get_close_matches(config.backbone, backbones(), n=3) or backbones()
+        raise UserError(f"model.backbone={config.backbone} is unknown: choose one of {', '.join(similar)}")
+
+
 def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
     """Returns the network `[N, 3, H, W] -> [N, classes]` and a phrase that describes where its weights come from.
 
     Raises:
         UserError: the name is unknown, the file does not fit, or the ImageNet weights can't be downloaded.
     """
-    if config.backbone not in backbones():
-        raise UserError(f"model.backbone={config.backbone} is unknown: choose one of {', '.join(backbones())}")
+    check_backbone(config)
     if config.backbone in OWN and config.weights != "none":
         raise UserError(f"model.backbone={config.backbone} has no pretrained weights: add model.weights=none")
     origin = "trained from scratch"

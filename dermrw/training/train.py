@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.datasets.dataset import load_splits, resolve_root, steps_per_epoch
 from dermrw.errors import UserError
-from dermrw.models import build_model, check_fit, freeze, has_batch_norm
+from dermrw.models import build_model, check_backbone, check_fit, freeze, has_batch_norm
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join
@@ -31,6 +31,7 @@ def train(asked: Config, run: Path | None = None) -> Path:
         require_tensorboard()
     keep_freed_memory()
     with join() as job:
+        check_backbone(asked.model)  # before the data is read, which can take minutes
         root = job.in_turn(lambda: resolve_root(asked.data))
         asked = asked.model_copy(update={"data": asked.data.model_copy(update={"root": str(root)})})
         run = job.same(lambda: run or new_run(asked.name))
