@@ -46,7 +46,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from dermrw.training.distributed import launched, speaks
+    from dermrw.training.distributed import launched, prints_messages
     from dermrw.training.launch import launch
 
     if arguments.processes < 1:
@@ -60,7 +60,7 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.overrides.insert(0, arguments.config)
         arguments.config = "configs/ham.yaml"
     config = _training_config(arguments.config, arguments.overrides)
-    notice = config.data.name == "sample" and speaks()
+    notice = config.data.name == "sample" and prints_messages()
     if notice:
         print(SAMPLE_NOTICE, flush=True)
     train(config, arguments.run)

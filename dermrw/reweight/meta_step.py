@@ -214,8 +214,8 @@ def _along(
             if not (scripted or isinstance(error, NotImplementedError)) or way + 1 == len(_WAYS):
                 raise
             _WAY[model] = len(_WAYS) - 1 if scripted or isinstance(error, OnlyInReverse) else way + 1
-            told = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[_WAY[model]]
-            warnings.warn(f"the weights come from {told}: {str(error).splitlines()[0]}", stacklevel=4)
+            method = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[_WAY[model]]
+            warnings.warn(f"the weights come from {method}: {str(error).splitlines()[0]}", stacklevel=4)
         buffers.put_back()
         torch.set_rng_state(stream)
         for device, state in streams.items():

@@ -174,13 +174,13 @@ def _elementwise(func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     if _hooked():
         stream = torch.get_rng_state()
         apart = {**kwargs, "inplace": False} if kwargs.get("inplace") else kwargs
-        there = _elsewhere(lambda copy: func(copy, *args, **apart), x, tangent)
+        tangent_out = _elsewhere(lambda copy: func(copy, *args, **apart), x, tangent)
         if not torch.equal(stream, torch.get_rng_state()) or func.__name__.endswith("_") or x.is_cuda:
             raise UnknownOperator(f"{func.__name__} in a checkpointed part has no rule")
         y = func(x, *args, **kwargs)
         if y is x:
             _changeable(input)
-        return _changed(input, there) if y is x else _result(y, there)
+        return _changed(input, tangent_out) if y is x else _result(y, tangent_out)
     edge, before = get_gradient_edge(x), x._version
     y = func(x, *args, **kwargs)
     if y is x:

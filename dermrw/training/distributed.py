@@ -92,7 +92,7 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def speaks() -> bool:
+def prints_messages() -> bool:
     """Returns whether this process prints messages for the whole job."""
     return not launched() or os.environ["RANK"] == "0"
 
