@@ -16,6 +16,7 @@ from dermrw.inference.case_index import Case
 from dermrw.inference.classifier import Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
 from dermrw.inference.model_file import ModelInfo, Proportion
+from dermrw.inference.verdict import malignant_share
 
 from .engine import Engine
 from .heatmap import SIDE, colour_scale, data_uri, overlay
@@ -123,11 +124,10 @@ def own_result(picture: Explanation, info: ModelInfo, shares: npt.NDArray[np.flo
     except UserError:
         return {"first": "none at this prevalence", "share": "", "malignant": "", "triage": picture.verdict.triage}
     first = int(np.argmax(p))
-    malignant = sum(float(p[c]) for c, code in enumerate(info.codes) if code in MALIGNANT)
     return {
         "first": info.names[first],
         "share": percent(float(p[first])),
-        "malignant": percent(malignant),
+        "malignant": percent(malignant_share(p, info)),
         "triage": picture.verdict.triage,
     }
 
@@ -171,6 +171,7 @@ def lesion_result(
         }
         for c in order
     ]
+    phrase = prevalence_phrase(prevalence, shares, info)
     mapped = mapped_class(order, info, refer=verdict.refer is True)
     pictures = [
         {
@@ -192,9 +193,9 @@ def lesion_result(
         sentence=sentence,
         rows=rows,
         mapped=info.names[mapped],
-        malignant_sum=percent(float(sum(probabilities[info.codes.index(code)] for code in MALIGNANT))),
-        prevalence=prevalence_phrase(prevalence, shares, info),
-        short_prevalence=prevalence_phrase(prevalence, shares, info).partition(" (")[0],
+        malignant_sum=percent(malignant_share(probabilities, info)),
+        prevalence=phrase,
+        short_prevalence=phrase.partition(" (")[0],
         pictures=pictures,
         scale=colour_scale(np.stack([picture.pixels for _, picture in accepted])),
         refused=refused,

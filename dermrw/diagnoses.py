@@ -4,6 +4,7 @@ The order of `DIAGNOSES` is the order of the classes everywhere: labels, logits,
 Source: Tschandl, Rosendahl, Kittler, Sci. Data 5:180161 (2018), table 2.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -29,6 +30,13 @@ DIAGNOSES = (
 DX = tuple(d.dx for d in DIAGNOSES)
 COLUMNS = tuple(d.column for d in DIAGNOSES)
 MALIGNANT = frozenset(d.dx for d in DIAGNOSES if d.malignant)  # or pre-malignant
+
+
+def are_malignant(codes: Iterable[str]) -> list[bool]:
+    """Returns whether each class is malignant or pre-malignant `[C]`, from HAM10000's codes."""
+    return [code in MALIGNANT for code in codes]
+
+
 ABOUT = {  # one-line description of each class
     "mel": "A malignant tumour of pigment cells. Taken out early it is cured; delay can kill.",
     "nv": "A mole, a harmless growth of pigment cells; by far the commonest of the seven.",

@@ -55,19 +55,19 @@ def find_official(root: Path, part: str) -> OfficialSet | None:
         UserError: a ground truth can't be read, or two contradict each other.
     """
     folders = [root, *sorted(p for p in root.parent.iterdir() if p.is_dir() and "isic" in p.name.lower() and p != root)]
+    files_of = {folder: data_files(folder) for folder in folders}
     sets: list[OfficialSet] = []
-    for folder in folders:
-        files = data_files(folder)
+    for folder, files in files_of.items():
         truths = matching(files, folder, f"*Task3_{part}_GroundTruth")
         found = choose_table(truths, folder, _read_truth, ["image_id", "dx"])
         if found is None:
             continue
         ids = found.rows["image_id"].tolist()
         paths = dict(image_paths(files, folder, ids, found.path).paths)
-        for other in folders:
+        for other, others in files_of.items():
             absent = [image for image in ids if image not in paths]
             if absent and other != folder:
-                paths |= find_images(data_files(other), other, absent).paths
+                paths |= find_images(others, other, absent).paths
         table = found.rows.assign(path=[str(paths.get(image, "")) for image in ids])[TABLE_COLUMNS]
         table = table.sort_values("image_id", ignore_index=True)
         present = table[table["path"] != ""].reset_index(drop=True)

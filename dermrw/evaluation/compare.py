@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dermrw.config import NOT_PART_OF_A_RESULT, differences
-from dermrw.csv_table import read_csv_table
+from dermrw.datasets.folder import read_frame
 from dermrw.errors import UserError
 from dermrw.formatting import percent
 from dermrw.metrics.classification import balanced_accuracy, score_weights
@@ -240,8 +240,7 @@ def _true_classes(path: Path) -> pd.Series:
 
 def _read_numbers(path: Path) -> pd.DataFrame:
     """Returns the numbers of a CSV with the column `image`, by image."""
-    table = read_csv_table(path)
-    frame = pd.DataFrame(table.rows, columns=table.columns, dtype=str)
+    frame = read_frame(path)
     if "image" not in frame.columns or len(frame.columns) < 3:
         raise UserError(f"{path} must have the column image and a column for each class")
     frame = frame.set_index("image")
@@ -258,8 +257,7 @@ def _read_numbers(path: Path) -> pd.DataFrame:
 
 def _read_lesions(path: Path) -> pd.Series:
     """Returns the lesion of each image in a CSV with the columns image and lesion_id."""
-    table = read_csv_table(path)
-    if not {"image", "lesion_id"} <= set(table.columns):
+    frame = read_frame(path)
+    if not {"image", "lesion_id"} <= set(frame.columns):
         raise UserError(f"{path} must have the columns image and lesion_id")
-    frame = pd.DataFrame(table.rows, columns=table.columns, dtype=str).drop_duplicates("image")
-    return frame.set_index("image")["lesion_id"]
+    return frame.drop_duplicates("image").set_index("image")["lesion_id"]

@@ -12,7 +12,7 @@ from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.lesion_rule import combine
 from dermrw.decisions.refusal import fit_limits, refusal
 from dermrw.decisions.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
-from dermrw.diagnoses import DX, MALIGNANT, Classes
+from dermrw.diagnoses import DX, Classes, are_malignant
 from dermrw.metrics.classification import malignant
 from dermrw.reports.report_schema import (
     ByLesion,
@@ -110,7 +110,7 @@ def _by_lesion(rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesion
     one_of_each, several = first[images > 1], images[lesion] > 1
     if not len(one_of_each):
         return None
-    combined = combine(p, lesion, malignant=[code in MALIGNANT for code in rules.thresholds])
+    combined = combine(p, lesion, malignant=are_malignant(rules.thresholds))
     return ByLesion(
         together=_judge(rules, combined[one_of_each], y[one_of_each], lesions[one_of_each]),
         one_by_one=_judge(rules, p[several], y[several], lesions[several]),

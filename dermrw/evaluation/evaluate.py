@@ -19,7 +19,7 @@ from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, image_set, load_splits, resolve_root, true_labels
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
-from dermrw.diagnoses import DIAGNOSES, MALIGNANT, Classes
+from dermrw.diagnoses import DIAGNOSES, Classes, are_malignant
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
@@ -120,7 +120,7 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     probabilities = fitted.calibration(logits)
     decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes)
     lesion_rule = compare_lesion_rules(
-        probabilities, valid.labels, lesions, [code in MALIGNANT for code in classes.codes], decisions.triage_threshold
+        probabilities, valid.labels, lesions, are_malignant(classes.codes), decisions.triage_threshold
     )
     counts = np.bincount(true_labels(splits.train.table, classes), minlength=len(classes.codes))
     prevalence = counts / len(splits.train)

@@ -50,12 +50,16 @@ def verdict(
     return Verdict(reason, (), None) if reason else decide(probabilities, info)
 
 
+def malignant_share(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> float:
+    """Returns the summed probability of the malignant and pre-malignant classes, from probabilities `[C]`."""
+    return sum(float(p) for p, code in zip(probabilities, info.codes, strict=True) if code in MALIGNANT)
+
+
 def decide(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:
     """Prediction set and triage from probabilities at equal prevalence `[C]`, of an image or lesion not refused."""
     in_set = prediction_sets(probabilities[None], info.thresholds)[0]
     order = [c for c in np.argsort(-probabilities, kind="stable") if in_set[c]]
     refer = None
     if info.triage is not None:
-        score = sum(float(p) for p, code in zip(probabilities, info.codes, strict=True) if code in MALIGNANT)
-        refer = score >= info.triage.threshold
+        refer = malignant_share(probabilities, info) >= info.triage.threshold
     return Verdict(None, tuple(info.codes[c] for c in order), refer)

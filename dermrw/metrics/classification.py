@@ -160,6 +160,29 @@ def balanced_accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weigh
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
 
 
+def replicated_means(
+    values: Floats, weights: Floats, lesions: npt.NDArray[Any], replicates: int, rng: np.random.Generator
+) -> tuple[Floats, int]:
+    """Returns bootstrap replicates `[replicates]` of Σ values / Σ weights, and the number of lesions drawn from.
+
+    Whole lesions are drawn with replacement. Lesions with the same (Σ values, Σ weights) are equivalent. The draw is
+    therefore multinomial over these kinds, which gives the same distribution and is fast.
+
+    Args:
+        values: of the images of one class, times their weights `[N]`.
+        weights: their weights, above 0 `[N]`.
+        lesions: the lesion of each image `[N]`.
+        replicates: their number.
+        rng: draws the lesions.
+    """
+    _, lesion = np.unique(lesions, return_inverse=True)
+    sums = np.column_stack([np.bincount(lesion, values), np.bincount(lesion, weights)])
+    kinds, number = np.unique(sums, axis=0, return_counts=True)
+    count = int(number.sum())
+    totals = rng.multinomial(count, number / count, size=replicates) @ kinds
+    return totals[:, 0] / totals[:, 1], count
+
+
 def bootstrap_interval(
     probabilities: npt.ArrayLike,
     labels: npt.ArrayLike,
@@ -178,10 +201,9 @@ def bootstrap_interval(
     many lesions of a class as the class has. Its recall is the correctly decided weight divided by the drawn weight. A
     lesion with images of two classes counts as one lesion in each.
 
-    Lesions of a class with the same (weight right, weight) are equivalent. The draw is therefore multinomial over these
-    kinds, which gives the same distribution and is fast. The interval has width 0 for a class with one lesion, and for
-    a class whose lesions are all right or all wrong. It then means that the bootstrap saw no variation, not that the
-    recall is known. With L lesions the variance is about (L - 1) / L of the true one.
+    The interval has width 0 for a class with one lesion, and for a class whose lesions are all right or all wrong. It
+    then means that the bootstrap saw no variation, not that the recall is known. With L lesions the variance is about
+    (L - 1) / L of the true one.
     """
     p, y, w = checked(probabilities, labels, weights)
     lesion_of, right = np.asarray(lesions), w * (decide(p) == y)
@@ -192,12 +214,7 @@ def bootstrap_interval(
     count = np.zeros(p.shape[1], dtype=np.int64)
     for c in np.unique(y[w > 0]):
         mine = (y == c) & (w > 0)
-        _, lesion = np.unique(lesion_of[mine], return_inverse=True)
-        sums = np.column_stack([np.bincount(lesion, right[mine]), np.bincount(lesion, w[mine])])
-        kinds, number = np.unique(sums, axis=0, return_counts=True)
-        count[c] = number.sum()
-        totals = rng.multinomial(count[c], number / count[c], size=replicates) @ kinds
-        drawn[:, c] = totals[:, 0] / totals[:, 1]
+        drawn[:, c], count[c] = replicated_means(right[mine], w[mine], lesion_of[mine], replicates, rng)
 
     def interval(values: Floats) -> Interval:
         low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])

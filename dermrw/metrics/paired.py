@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.metrics.classification import Weights, balanced_accuracy, checked, decide
+from dermrw.metrics.classification import Weights, balanced_accuracy, checked, decide, replicated_means
 
 
 class Difference(NamedTuple):
@@ -53,11 +53,7 @@ def paired_difference(
     drawn = []
     for c in np.unique(y[w > 0]):
         mine = (y == c) & (w > 0)
-        _, lesion = np.unique(lesion_of[mine], return_inverse=True)
-        sums = np.column_stack([np.bincount(lesion, gain[mine]), np.bincount(lesion, w[mine])])
-        kinds, number = np.unique(sums, axis=0, return_counts=True)  # lesions with the same sums are equivalent
-        totals = rng.multinomial(number.sum(), number / number.sum(), size=replicates) @ kinds
-        drawn.append(totals[:, 0] / totals[:, 1])
+        drawn.append(replicated_means(gain[mine], w[mine], lesion_of[mine], replicates, rng)[0])
     if not drawn:
         return Difference(np.nan, np.nan, np.nan)
     low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])

@@ -125,13 +125,18 @@ def test_a_png_that_states_its_primaries_in_chunks() -> None:
     assert difference(read_image(with_chunks(Image.fromarray(pixels), srgb, gama, chrm)), pixels) == 0
 
 
-def test_a_png_with_cicp() -> None:
-    pixels = lesion()
+def in_display_p3(pixels: np.ndarray) -> Image.Image:
+    """The picture stored in Display P3 with the curve of sRGB."""
     v = pixels / 255
     light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
     light = (light @ (np.linalg.inv(_to_xyz(P3)) @ _to_xyz(PRIMARIES[1])).T).clip(0, 1)
     curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    other = Image.fromarray((255 * curve).round().astype(np.uint8))
+    return Image.fromarray((255 * curve).round().astype(np.uint8))
+
+
+def test_a_png_with_cicp() -> None:
+    pixels = lesion()
+    other = in_display_p3(pixels)
     file = with_chunks(other, chunk(b"cICP", bytes([12, 13, 0, 1])))
     assert png_cicp(file.getvalue()) == (12, 13)
     assert difference(read_image(file), pixels) < 1
@@ -144,11 +149,7 @@ def test_a_png_with_cicp() -> None:
 
 def test_an_avif_that_states_its_primaries() -> None:
     pixels = lesion()
-    v = pixels / 255
-    light = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
-    light = (light @ (np.linalg.inv(_to_xyz(P3)) @ _to_xyz(PRIMARIES[1])).T).clip(0, 1)
-    curve = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    other = Image.fromarray((255 * curve).round().astype(np.uint8))
+    other = in_display_p3(pixels)
     content = saved(other, "AVIF", quality=100, subsampling="4:4:4").getvalue()
     assert nclx(content) == (1, 13)
 
