@@ -210,8 +210,8 @@ def compare_lesion_rules(
     for rule in LESION_RULES:
         candidates[rule] = (combine(p, lesions, rule, malignant)[several], y[several])
     for name, (q, truth) in candidates.items():
-        referred = q[:, np.array(malignant)].sum(axis=1) >= (np.inf if threshold is None else threshold)
-        positive = np.array(malignant)[truth]
+        positive, score = metrics.malignant(q, truth, malignant)
+        referred = score >= (np.inf if threshold is None else threshold)
         sensitivity = float(referred[positive].mean()) if positive.any() else None
         specificity = float((~referred)[~positive].mean()) if not positive.all() else None
         result["compared"][name] = {
