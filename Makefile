@@ -6,6 +6,7 @@ RUN ?=
 NGPU ?= 1
 BUDGET ?= cpu
 MODEL ?=
+DATA ?=
 ARGS ?=
 # a stamp, so that the environment is made once for each state of its two files
 READY := $(VENV)/.ready
@@ -14,7 +15,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint docs package format clean
+.PHONY: help install data check train-ham train-cifar eval score audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint docs package format clean
 
 help: ## list the targets
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -62,6 +63,9 @@ train-cifar: $(READY) ## the toy problem: CIFAR-10 with 50 to 90 % birds, reweig
 
 eval: $(READY) ## evaluate a run (default: the latest): balanced accuracy, report.json, report.html
 	$(PY) -m dermrw eval $(if $(RUN),"$(RUN)") $(ARGS)
+
+score: $(READY) ## score a model (default: the one shipped) on DATA=table.csv or a folder per class (MODEL=, ARGS="--map …")
+	$(PY) -m dermrw score $(if $(MODEL),"$(MODEL)") $(if $(DATA),"$(DATA)") $(ARGS)
 
 audit: $(READY) ## show the training images with the lowest weights in a run (default: the latest)
 	$(PY) -m dermrw audit $(if $(RUN),"$(RUN)") $(ARGS)

@@ -1,6 +1,6 @@
-"""The command line: download, check, train, eval, audit, compare, export, predict and demo.
+"""The command line: download, check, train, eval, audit, compare, export, predict, score and demo.
 
-Each command imports its modules when it runs, so that compare, predict and demo need no torch.
+Each command imports its modules when it runs, so that compare, predict, score and demo need no torch.
 """
 
 import argparse
@@ -23,6 +23,7 @@ EXTRAS = {
     "demo": "demo",
     "predict": "demo",
     "compare": "score",
+    "score": "score",
 }  # the extra that a command needs; the others need train
 
 SAMPLE_NOTICE = """\
@@ -118,6 +119,29 @@ def _compare(arguments: argparse.Namespace) -> None:
     print_comparison(arguments.runs, arguments.truth, arguments.lesions)
 
 
+def _score(arguments: argparse.Namespace) -> None:
+    from dermrw.inference.shipped import shipped_model
+    from dermrw.scoring.score import score
+
+    model = arguments.model
+    if model is None:
+        print("Using the model shipped with dermrw")
+        model = shipped_model()
+    elif model.is_dir():  # a run
+        model /= "model.onnx"
+    score(
+        model,
+        arguments.data,
+        images=arguments.images,
+        label_map=arguments.map,
+        binary=arguments.binary,
+        by=arguments.by,
+        out=arguments.out,
+        device=arguments.device,
+        workers=arguments.workers,
+    )
+
+
 def _run_package(command: str, command_line: list[str]) -> None:
     """Runs `main` of the package behind a command."""
     name, here = PACKAGES[command], Path(dermrw.__file__).resolve().parent
@@ -200,6 +224,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     predict.add_argument(
+        "--workers", type=int, metavar="N", help="processes for many images (default: the CPUs that may be used)"
+    )
+
+    score = commands.add_parser("score", help="score a model file on your labelled images; needs no torch")
+    score.set_defaults(func=_score)
+    score.add_argument(
+        "model", nargs="?", type=Path, help="an .onnx file or a run (default: the model shipped with dermrw)"
+    )
+    score.add_argument(
+        "data",
+        type=Path,
+        metavar="TABLE_OR_FOLDER",
+        help="a CSV with the columns image and label, optionally group, or a folder with a folder per class",
+    )
+    score.add_argument("--images", type=Path, metavar="FOLDER", help="the images (default: the folder of the table)")
+    score.add_argument(
+        "--map",
+        metavar="MAP",
+        help="your labels: mel=melanoma,nv=nevus|naevus, with SCC= to leave SCC out; or a CSV with label and code",
+    )
+    score.add_argument(
+        "--binary", action="store_true", help="score malignant against benign; the labels 1 and 0 mean these two"
+    )
+    score.add_argument("--by", action="append", default=[], metavar="COLUMN", help="show subgroups of this column, too")
+    score.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to write into (default: score/NAME)")
+    score.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    score.add_argument(
         "--workers", type=int, metavar="N", help="processes for many images (default: the CPUs that may be used)"
     )
 

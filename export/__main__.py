@@ -13,7 +13,7 @@ from pydantic import ValidationError
 import dermrw
 from dermrw.config import Config
 from dermrw.datasets.cifar10 import CIFAR_CLASSES
-from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.datasets.dataset import Splits, load_splits, resolve_root
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.lesion_rule import LESION_RULE
 from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
@@ -25,6 +25,7 @@ from dermrw.evaluation.ood_score import Familiarity
 from dermrw.evaluation.predict import load_best
 from dermrw.files import open_regular, require_writable, write_atomic
 from dermrw.images.preprocess import read_image
+from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault
 from dermrw.reports.report_schema import DefinedReport, ShareWithInterval
 from dermrw.training.run_folder import latest_run, open_run, read_split
@@ -34,6 +35,7 @@ from .card import model_card
 from .diagram import reliability_diagram
 from .network import Exported
 from .report import official_reports, report_of
+from .training_images import PARTS, add_list, known_images
 
 PICTURES = 12  # number of images in the comparison
 HAM_LICENCE = (
@@ -65,14 +67,18 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     network = Exported(model, calibration, Checks(_familiarity(run)), config.data.views == 8)
     info = _info(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
+    splits = _splits(run, config)
+    known = _known_images(run, config, splits)
     content = build(network, info).SerializeToString()
+    if known is not None:
+        content = add_list(content, known)
     official = official_reports(run, report.checkpoint_sha256, classes)
     text = model_card(report, info, hashlib.sha256(content).hexdigest(), config, official=official)
 
     candidate = run / ".model.onnx.unchecked"
     write_atomic(candidate, content)
     try:
-        pictures, kind = _pictures(run, config)
+        pictures, kind = _pictures(splits)
         worst = check(candidate, network, pictures)
         write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
@@ -149,14 +155,36 @@ def _familiarity(run: Path) -> Familiarity:
         raise UserError(f"{path} can't be read ({error}): write it again with `make eval RUN={run}`") from None
 
 
-def _pictures(run: Path, config: Config) -> tuple[list[npt.NDArray[np.uint8]], str]:
+def _splits(run: Path, config: Config) -> Splits | None:
+    """The run's image sets; None, with a message, if the images cannot be read."""
+    try:
+        return load_splits(config.data, resolve_root(config.data), read_split(run))
+    except UserError as error:
+        print(f"The images of the run can't be read: {error}", flush=True)
+        return None
+
+
+def _known_images(run: Path, config: Config, splits: Splits | None) -> KnownImages | None:
+    """The list of the run's training images: without the images, of their ids alone; None for CIFAR-10's numbers."""
+    if config.data.name == "cifar10":
+        return None
+    if splits is not None:
+        return known_images(splits, config.data.size)
+    table = read_split(run)
+    print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
+    return KnownImages.of(table["image_id"][table["split"].isin(PARTS)], [])
+
+
+def _pictures(splits: Splits | None) -> tuple[list[npt.NDArray[np.uint8]], str]:
     """Returns images of the run's validation split, or drawn ones if the data is not available, and a description."""
     try:
-        sources = load_splits(config.data, resolve_root(config.data), read_split(run)).validation.sources
-        chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, min(PICTURES, len(sources))).astype(int)]
-        return [np.asarray(read_image(source)) for source in chosen], "validation images"
+        if splits is not None:
+            sources = splits.validation.sources
+            chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, min(PICTURES, len(sources))).astype(int)]
+            return [np.asarray(read_image(source)) for source in chosen], "validation images"
     except UserError as error:
-        print(f"The check uses drawn pictures, because the images of the run can't be read: {error}", flush=True)
+        print(f"The images of the run can't be read: {error}", flush=True)
+    print("The check uses drawn pictures.", flush=True)
     drawn = [
         draw_lesion(DX[i % len(DX)], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 200 + 9 * i, 270)
         for i in range(PICTURES)

@@ -57,6 +57,7 @@ refuses "run \`pip install 'dermrw[train]'\`" "$dermrw" train ham
 refuses "run \`pip install 'dermrw[train]'\`" "$dermrw" export
 refuses "run \`pip install 'dermrw[demo]'\`" "$dermrw" demo
 refuses "run \`pip install 'dermrw[score]'\`" "$dermrw" compare one two
+refuses "run \`pip install 'dermrw[score]'\`" "$dermrw" score one.csv
 refuses 'no model absent.onnx' "$dermrw" predict absent.onnx . --csv out.csv
 
 environment demo demo
@@ -65,6 +66,9 @@ absent "$place/demo/bin/python" torch onnx
 server=$!
 for _ in $(seq 120); do curl -fs --noproxy '*' http://127.0.0.1:17861/health && break; sleep 1; done
 curl -fs --noproxy '*' -F image=@one.jpg http://127.0.0.1:17861/classify | grep -q '"probabilities"' || { cat log >&2; exit 1; }
+printf 'image,label\none.jpg,mel\ntwo.png,nv\n' > mine.csv
+"$place/demo/bin/dermrw" score mine.csv
+[ -s score/mine/report.html ]
 curl -fs --noproxy '*' http://127.0.0.1:17861/ | grep -qi '<html' || { cat log >&2; exit 1; }
 kill -TERM $server && wait $server
 server=

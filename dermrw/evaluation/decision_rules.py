@@ -3,6 +3,7 @@
 `DecisionRules` holds everything that a model file needs to decide in the same way.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,19 +66,23 @@ def fit_decisions(valid: Predicted, classes: Classes) -> DecisionRules:
     )
 
 
-def measure_decisions(rules: DecisionRules, predicted: Predicted, weights: Floats) -> Decided:
+def measure_decisions(
+    rules: DecisionRules, predicted: Predicted, weights: Floats, reasons: Sequence[str | None] | None = None
+) -> Decided:
     """Refusal, prediction sets and triage on a set; images of weight 0 are left out.
 
     Coverage and triage are measured on all images. Refused images are included, so the figures do not depend on
     refusal. `by_lesion` covers the lesions with several images, combined to one answer each, with the thresholds for
-    single images.
+    single images. `reasons` are the images' refusals `[N]`, if they are known already: then the checks are not used.
     """
     kept = weights > 0
     p, y, lesions = predicted.probabilities[kept], predicted.labels[kept], predicted.lesions[kept]
     if not len(y):
         return Decided(refused=None, sets=None, triage=None, by_lesion=None)
     codes = tuple(rules.thresholds)
-    reasons = [refusal(row, rules.limits) for row in predicted.checks[kept]]
+    if reasons is None:
+        reasons = [refusal(row, rules.limits) for row in predicted.checks]
+    reasons = [reason for reason, keep in zip(reasons, kept, strict=True) if keep]
     refused = np.array([reason is not None for reason in reasons])
     sets = prediction_sets(p, list(rules.thresholds.values()))
     covered = sets[np.arange(len(y)), y]

@@ -12,26 +12,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, image_set, load_splits, resolve_root, true_labels
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
-from dermrw.diagnoses import DIAGNOSES, Classes, are_malignant
+from dermrw.diagnoses import Classes, are_malignant
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
 from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
 from dermrw.evaluation.predict import Predictor, load_best, softmax
 from dermrw.files import require_writable, write_atomic
-from dermrw.formatting import number, percent
 from dermrw.metrics.classification import balanced_accuracy, bootstrap_interval, score_weights
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import TrainingHistory, write_html
 from dermrw.reports.report_json import ScoredSet, build_report, compare_lesion_rules
 from dermrw.reports.report_schema import DecisionRules, Report
+from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment, keep_freed_memory
 from dermrw.training.run_folder import open_run, read_log, read_split
@@ -226,37 +224,3 @@ def with_overrides(config: Config, run: Path, overrides: Sequence[str], program:
                 f"{program} can't change {item} of a run: override only data.root=FOLDER and train.device=NAME"
             )
     return load_config(run / "config.yaml", overrides) if overrides else config
-
-
-def print_report(report: Report) -> None:
-    """Prints the figures as a table."""
-    names = {d.dx: d.name for d in DIAGNOSES}
-
-    def interval(ends: tuple[float | None, float | None]) -> str:
-        return f"{percent(ends[0])} to {percent(ends[1])}"
-
-    table = Table(title=f"{report.run} on {report.scored_on}", caption_justify="left")
-    lesions = report.groups is not None  # of CIFAR-10 each image counts as its own
-    counts = ["images", "lesions"] if lesions else ["images"]
-    for heading in ("class", *counts, "recall", "95 % interval", "AUC", "average precision"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
-    for code, row in report.classes.items():
-        table.add_row(
-            f"{code}  {names[code]}" if code in names else code,
-            *[str(getattr(row, key)) for key in counts],
-            percent(row.recall),
-            interval(row.recall_interval_95),
-            number(row.auc),
-            number(row.average_precision),
-        )
-    console = Console(width=None if Console().is_terminal else 110)
-    console.print(table)
-    console.print(
-        f"[bold]Balanced accuracy {percent(report.balanced_accuracy)}[/] (95 % interval "
-        f"{interval(report.interval_95)}; before calibration {percent(report.as_trained.balanced_accuracy)})"
-    )
-    if report.validation:
-        console.print(
-            f"On the {report.validation.images:,} validation images, which chose the epoch, before calibration: "
-            f"{percent(report.validation.balanced_accuracy_as_trained)} ({interval(report.validation.interval_95)})"
-        )

@@ -19,6 +19,7 @@ from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.images.preprocess import evaluation_pixels, read_image
 from dermrw.inference.image_rows import BATCH, classify_table
+from dermrw.inference.known_images import KEY, KnownImages
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
 from dermrw.inference.shipped import shipped_model
 from dermrw.inference.verdict import Verdict, verdict
@@ -123,6 +124,7 @@ class Classifier:
         self._device, self._threads = device, threads
         self.digest = hashlib.sha256(content).hexdigest()  # SHA-256 of the file
         self.info = ModelInfo.from_props(props, str(path))
+        self._known_images = {KEY: props[KEY]} if KEY in props else {}
         self.quantized = props.get("onnx.infer") == "onnxruntime.quant"  # the mark of ONNX Runtime's quantization
         self.device = "CUDA" if "CUDAExecutionProvider" in self._session.get_providers() else "CPU"
         if device == "cuda" and self.device != "CUDA":
@@ -133,6 +135,14 @@ class Classifier:
                 f"{path} has other inputs or outputs than a dermrw model: export it again with `make export`"
             )
         self._require_size()
+
+    def known_images(self) -> KnownImages | None:
+        """The images that the model was trained and calibrated on; None if the file does not list them.
+
+        Raises:
+            UserError: the list is damaged.
+        """
+        return KnownImages.from_props(self._known_images, str(self.path))
 
     @property
     def origin(self) -> Origin:

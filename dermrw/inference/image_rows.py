@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from dermrw.errors import UserError
 from dermrw.inference.find_images import image_id
+from dermrw.inference.known_images import ImageHash, image_hash
 from dermrw.inference.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -29,10 +30,15 @@ class ImageRow(NamedTuple):
     verdict: Verdict
     notes: tuple[str, ...] = ()  # on how the image was read
     error: str = ""  # empty if the image can be read
+    hashes: ImageHash | None = None  # perceptual hashes, if they are asked for
 
 
 def classify_batch(
-    classifier: "Classifier", image_ids: Sequence[str], paths: Sequence[str | Path], readers: Executor | None = None
+    classifier: "Classifier",
+    image_ids: Sequence[str],
+    paths: Sequence[str | Path],
+    readers: Executor | None = None,
+    hashed: bool = False,
 ) -> list[ImageRow]:
     """The rows of at most `BATCH` image files, in order, from one call of the network.
 
@@ -41,6 +47,7 @@ def classify_batch(
         image_ids: of the images.
         paths: of their files.
         readers: threads that read the files; None: this one.
+        hashed: whether to compute perceptual hashes.
 
     Raises:
         UserError: the model cannot be run.
@@ -65,7 +72,8 @@ def classify_batch(
             continue
         p, image_checks = next(outputs)
         image_verdict = verdict(p, image_checks, network_input.width, network_input.height, classifier.info)
-        rows.append(ImageRow(name, tuple(p.tolist()), image_verdict, network_input.notes))
+        hashes = image_hash(network_input.pixels) if hashed else None
+        rows.append(ImageRow(name, tuple(p.tolist()), image_verdict, network_input.notes, hashes=hashes))
     return rows
 
 

@@ -54,7 +54,7 @@ def choose_workers(classifier: Classifier, images: int, workers: int | None) -> 
 
 
 def classify_files(
-    classifier: Classifier, image_ids: Sequence[str], paths: Sequence[Path], workers: int = 1
+    classifier: Classifier, image_ids: Sequence[str], paths: Sequence[Path], workers: int = 1, hashed: bool = False
 ) -> Generator[list[ImageRow], None, None]:
     """Yields the rows of the images in order, `BATCH` images at a time.
 
@@ -65,6 +65,7 @@ def classify_files(
         image_ids: of the images.
         paths: of their files.
         workers: processes; 1: this one alone, with threads.
+        hashed: whether to compute perceptual hashes.
 
     Raises:
         UserError: a worker process was killed, or the model cannot be run.
@@ -74,7 +75,7 @@ def classify_files(
         with ThreadPoolExecutor(min(8, usable_cpus())) as readers:
             for start in starts:
                 end = start + BATCH
-                yield classify_batch(classifier, image_ids[start:end], paths[start:end], readers)
+                yield classify_batch(classifier, image_ids[start:end], paths[start:end], readers, hashed)
         return
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, classifier.origin._replace(threads=1)
@@ -83,7 +84,7 @@ def classify_files(
     try:
         for start in starts:
             end = start + BATCH
-            batch = image_ids[start:end], [str(path) for path in paths[start:end]]
+            batch = image_ids[start:end], [str(path) for path in paths[start:end]], hashed
             with contextlib.nullcontext() if start else _interrupts_ignored():  # the processes start with the first
                 waiting.append(pool.submit(_classify_in_worker, *batch))
             if len(waiting) > AHEAD * workers:
@@ -133,5 +134,5 @@ def _loaded() -> Classifier:
     return load(_origin)
 
 
-def _classify_in_worker(image_ids: Sequence[str], paths: Sequence[str]) -> list[ImageRow]:
-    return classify_batch(_loaded(), image_ids, paths)
+def _classify_in_worker(image_ids: Sequence[str], paths: Sequence[str], hashed: bool) -> list[ImageRow]:
+    return classify_batch(_loaded(), image_ids, paths, hashed=hashed)

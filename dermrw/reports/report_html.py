@@ -19,8 +19,9 @@ from dermrw.images.thumbnail import thumbnail
 from dermrw.metrics import classification as metrics
 from dermrw.reports import figures
 from dermrw.reports.figures import ClassStyle
-from dermrw.reports.report_json import BINS, ScoredSet, both_prevalences
+from dermrw.reports.report_json import BINS, ScoredSet, at_own_prevalence, both_prevalences
 from dermrw.reports.report_schema import Report
+from dermrw.reports.report_text import left_out_sentences
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MISTAKES, MISSED = 12, 6
@@ -97,45 +98,56 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
     weights = metrics.score_weights(scored.table["image_id"].to_numpy())
     prevalence = np.array([report.training_prevalence[style.code] for style in styles])
     prevalence = prevalence / prevalence.sum()  # a report may hold rounded shares; `at_prevalence` needs a sum of 1
-    rows = [{"style": style, **report.classes[style.code].model_dump()} for style in styles]
-    commonest = max(rows, key=lambda row: row["images"])
+    external = report.external
+    binary = external is not None and external.binary
+    rows = [] if binary else [{"style": style, **report.classes[style.code].model_dump()} for style in styles]
+    nothing: dict[str, Any] = {"style": styles[0], "images": 0}
+    commonest: dict[str, Any] = max(rows, key=lambda row: row["images"], default=nothing)
     dermatology = any(style.name for style in styles)
+    unit = external.unit if external else "lesions" if dermatology else "images"
     counts = report.confusion.counts
+    panels = both_prevalences(p, y, weights, prevalence)
+    if external:
+        panels["table_prevalence"] = at_own_prevalence(p, y, weights)
     return {
         "report": report,
         "SPACE": NO_BREAK,
         "dermatology": dermatology,
-        "unit": "lesions" if dermatology else "images",
+        "unit": unit,
+        "grouped": unit != "images",
+        "external": external,
+        "binary": binary,
+        "left_out": left_out_sentences(external) if external else [],
         "chance": 1 / len(styles),
         "commonest": {
             "code": commonest["style"].code,
             "share": commonest["images"] / report.images if report.images else None,
         },
         "longest": max(len(style.code) for style in styles),
-        "mistakes_of": scored.title if official else "this test split",
+        "mistakes_of": scored.title if official or external else "this test split",
         "styles": styles,
         "rows": rows,
         "present": sum(row["images"] > 0 for row in rows),
         "flat": any(r["recall"] is not None and r["recall_interval_95"][0] == r["recall_interval_95"][1] for r in rows),
-        "confusion": confusion_rows(counts, styles),
+        "confusion": [] if binary else confusion_rows(counts, styles),
         "undecided": any(row[-1] for row in counts),
-        "roc": figures.roc(p, y, weights, styles),
-        "precision_recall": figures.precision_recall(p, y, weights, styles),
+        "roc": None if binary else figures.roc(p, y, weights, styles),
+        "precision_recall": None if binary else figures.precision_recall(p, y, weights, styles),
         "malignant_roc": figures.malignant_roc(p, y, weights, report.malignant) if report.malignant else None,
         "reliability": [
             (name, figures.reliability_diagram(name, q, y, w, styles, BINS))
-            for name, (q, w) in both_prevalences(p, y, weights, prevalence).items()
+            for name, (q, w) in ({} if binary else panels).items()
         ],
-        "training": training_figures(training.log, report.epoch, styles, prevalence),
-        "mistakes": mistakes(scored, weights, styles, MISTAKES),
-        "missed": mistakes(scored, weights, styles, MISSED, missed=True),
+        "training": training_figures(training.log, report.epoch or 0, styles, prevalence),
+        "mistakes": [] if binary else mistakes(scored, weights, styles, MISTAKES),
+        "missed": [] if binary else mistakes(scored, weights, styles, MISSED, missed=True),
         "groups": report.groups or {},
         "group_titles": GROUPS,
         "group_names": GROUP_NAMES,
         "objective": OBJECTIVES.get(report.objective, report.objective),
         "weighing": WEIGHING.get(report.objective.partition(",")[0], ""),
         "settings": training.settings,
-        "ham10000": scored.classes.codes == DX and not report.warning,
+        "ham10000": scored.classes.codes == DX and not report.warning and not external,
         "official": official,
     }
 

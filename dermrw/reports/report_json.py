@@ -15,10 +15,14 @@ from dermrw.diagnoses import DX, Classes
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
 from dermrw.metrics.intervals import area_intervals, replicates_for, score_intervals
+from dermrw.metrics.resampling import intervals_of
 from dermrw.reports.report_schema import Decided, Report, SetFigures
 
 BINS = 15
 REPLICATES = 2000
+FEW_REPLICATES = 200  # for the intervals of calibration errors, which are slow to compute
+LEAST = 1e-12  # probability below which Bayes' rule could divide by 0
+SUBGROUP_COLUMNS = {"sex": "sex", "age": "age", "site": "localization", "confirmation": "dx_type"}
 # of one class against the rest, or malignant against the rest
 RANKING: dict[str, Callable[..., float]] = {
     "auc": metrics.auc,
@@ -47,8 +51,23 @@ class ScoredSet(NamedTuple):
     probabilities: np.ndarray  # [N, C], for equal prevalence, as read back from predictions.csv
 
 
+class OwnTable(NamedTuple):
+    """Of a user's own table: the unit of resampling, further columns of subgroups, and the kind of truth."""
+
+    unit: str  # such as patients
+    subgroups: tuple[str, ...] = ()
+    # whether the truth is malignant or benign; then the label of a malignant image is any malignant class, and that of
+    # a benign image any other class
+    binary: bool = False
+
+
 def build_report(
-    scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarray, decided: Decided, about: dict[str, Any]
+    scored: ScoredSet,
+    as_trained: np.ndarray,
+    prevalence: np.ndarray,
+    decided: Decided,
+    about: dict[str, Any],
+    own: OwnTable | None = None,
 ) -> Report:
     """The whole report of a set.
 
@@ -58,16 +77,22 @@ def build_report(
         prevalence: the classes' shares in the training set `[C]`.
         decided: refusal, prediction sets and triage on the set.
         about: the fields of `Report` on the run and its calibration.
+        own: of a user's own table. Then calibration has intervals, and is also measured at the table's prevalence.
     """
-    figures = set_figures(scored, as_trained, prevalence).model_dump(exclude_unset=True)
+    figures = set_figures(scored, as_trained, prevalence, own).model_dump(exclude_unset=True)
     return Report.model_validate_json(_json({**figures, "decided": decided, **about}))
 
 
-def set_figures(scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarray) -> SetFigures:
+def set_figures(
+    scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarray, own: OwnTable | None = None
+) -> SetFigures:
     """All figures that need probabilities and labels alone. Arguments as of `build_report`."""
     p, y, table = scored.probabilities, scored.labels, scored.table
+    if own and own.binary:
+        return _binary_set_figures(scored, own)
     lesions = table["lesion_id"].to_numpy()
     weights = metrics.score_weights(table["image_id"].to_numpy())
+    unit = own.unit if own else "lesions"
     interval = score_intervals(p, y, lesions, weights, replicates=REPLICATES)
     raw = score_intervals(as_trained, y, lesions, weights, replicates=REPLICATES)
     recalls = metrics.recalls(p, y, weights)
@@ -87,11 +112,11 @@ def set_figures(scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarra
         }
         for c, code in enumerate(scored.classes.codes)
     }
-    figures = {
+    figures: dict[str, Any] = {
         "balanced_accuracy": metrics.balanced_accuracy(p, y, weights),
         "interval_95": list(interval.balanced_accuracy),
-        "interval": f"percentile bootstrap over lesions within classes, {REPLICATES} replicates, seed 0",
-        "auc_interval": f"percentile bootstrap over lesions, {replicates} replicates, seed 0",
+        "interval": f"percentile bootstrap over {unit} within classes, {REPLICATES} replicates, seed 0",
+        "auc_interval": f"percentile bootstrap over {unit}, {replicates} replicates, seed 0",
         "scored_on": scored.title,
         "images": int((weights > 0).sum()),
         "lesions": int(pd.Series(lesions[weights > 0]).nunique()),
@@ -111,7 +136,37 @@ def set_figures(scored: ScoredSet, as_trained: np.ndarray, prevalence: np.ndarra
     }
     if scored.classes.codes == DX:
         figures["malignant"] = _malignant(p, y, lesions, weights)
-        figures["groups"] = _groups(scored, weights)
+    if scored.classes.codes == DX or own:
+        figures["groups"] = _groups(scored, weights, own)
+    if own:
+        _add_calibration_intervals(figures["calibration_error"], scored, weights, prevalence)
+    return SetFigures.model_validate_json(_json(figures))
+
+
+def _binary_set_figures(scored: ScoredSet, own: OwnTable) -> SetFigures:
+    """The figures of a set whose truth is malignant or benign: none of single classes."""
+    weights = metrics.score_weights(scored.table["image_id"].to_numpy())
+    groups = scored.table["lesion_id"].to_numpy()
+    unknown = {"balanced_accuracy": None, "interval_95": [None, None]}
+    undefined = "not defined for malignant and benign labels"
+    no_errors = dict.fromkeys(("top_label_ece", "classwise_ece", "brier", "nll"))
+    replicates = replicates_for(len(weights), REPLICATES)
+    malignant = _malignant(scored.probabilities, scored.labels, groups, weights)
+    figures: dict[str, Any] = {
+        **unknown,
+        "interval": f"percentile bootstrap over {own.unit}, {replicates} replicates, seed 0",
+        "scored_on": scored.title,
+        "images": int((weights > 0).sum()),
+        "lesions": int(pd.Series(groups[weights > 0]).nunique()),
+        "as_trained": {"what": undefined, **unknown},
+        "accuracy": None,
+        "mean_auc": None,
+        "classes": {},
+        "confusion": {"rows": undefined, "counts": []},
+        "calibration_error": {"binning": undefined, "equal_prevalence": no_errors, "training_prevalence": no_errors},
+        "malignant": {**malignant, "what": "malignant against benign, as the table labels them"},
+        "groups": _groups(scored, weights, own),
+    }
     return SetFigures.model_validate_json(_json(figures))
 
 
@@ -135,13 +190,45 @@ def both_prevalences(
 def _calibration_error(p: np.ndarray, y: np.ndarray, weights: np.ndarray, prevalence: np.ndarray) -> dict[str, Any]:
     errors: dict[str, Any] = {"binning": f"{BINS} bins of equal weight"}
     for name, (q, w) in both_prevalences(p, y, weights, prevalence).items():
-        errors[name] = {
-            "top_label_ece": reliability.expected_calibration_error(q, y, w, bins=BINS),
-            "classwise_ece": reliability.expected_calibration_error(q, y, w, bins=BINS, classwise=True),
-            "brier": reliability.brier(q, y, w),
-            "nll": reliability.nll(q, y, w),
-        }
+        errors[name] = _errors(q, y, w)
     return errors
+
+
+def _errors(q: np.ndarray, y: np.ndarray, w: np.ndarray) -> dict[str, float]:
+    return {
+        "top_label_ece": reliability.expected_calibration_error(q, y, w, bins=BINS),
+        "classwise_ece": reliability.expected_calibration_error(q, y, w, bins=BINS, classwise=True),
+        "brier": reliability.brier(q, y, w),
+        "nll": reliability.nll(q, y, w),
+    }
+
+
+def _add_calibration_intervals(
+    errors: dict[str, Any], scored: ScoredSet, weights: np.ndarray, prevalence: np.ndarray
+) -> None:
+    """Adds the intervals of the calibration figures to `errors`, and calibration at the set's own prevalence."""
+    p, y, groups = scored.probabilities, scored.labels, scored.table["lesion_id"].to_numpy()
+    values = {name: q for name, (q, _) in both_prevalences(p, y, weights, prevalence).items()}
+    values["table_prevalence"], _ = at_own_prevalence(p, y, weights)
+    for name, q in values.items():
+
+        def measure(w: np.ndarray, name: str = name, q: np.ndarray = q) -> dict[str, float]:
+            if name == "equal_prevalence":
+                w = metrics.equal_prevalence_weights(y, w)
+            elif name == "training_prevalence":
+                w = metrics.prevalence_weights(y, prevalence, w)
+            return _errors(q, y, w)
+
+        estimates = measure(weights)
+        biased = ("top_label_ece", "classwise_ece")
+        found = intervals_of(measure, estimates, groups, weights, FEW_REPLICATES, biased)
+        errors[name] = {**estimates, "intervals_95": found}
+
+
+def at_own_prevalence(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities `[N, C]` at the prevalence of the set itself, and the image weights `[N]`, which stay the same."""
+    shares = metrics.confusion(p, y, weights).sum(axis=1)
+    return at_prevalence(np.maximum(p, LEAST), shares / max(shares.sum(), LEAST)), weights
 
 
 def _malignant(p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
@@ -156,19 +243,26 @@ def _malignant(p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.nd
     }
 
 
-def _groups(scored: ScoredSet, weights: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    """Balanced accuracy and counts by sex, age, site and confirmation, over the classes present in each group."""
-    p, y, table, codes = scored.probabilities, scored.labels, scored.table, scored.classes.codes
+def subgroup_columns(table: pd.DataFrame, more: Sequence[str] = ()) -> dict[str, list[Any]]:
+    """The values `[N]` of sex, age band, site and confirmation, where the table has them, and of further columns."""
     columns = {
-        "sex": table["sex"].tolist(),
-        "age": [age_band(value) for value in table["age"]],
-        "site": table["localization"].tolist(),
-        "confirmation": table["dx_type"].tolist(),
+        name: [age_band(value) for value in table[column]] if name == "age" else table[column].tolist()
+        for name, column in SUBGROUP_COLUMNS.items()
+        if column in table.columns
     }
+    return columns | {name: table[name].tolist() for name in more}
+
+
+def _groups(scored: ScoredSet, weights: np.ndarray, own: OwnTable | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Balanced accuracy (for binary truth AUC) and counts of each subgroup, over the classes present in it."""
+    p, y, table, codes = scored.probabilities, scored.labels, scored.table, scored.classes.codes
+    columns = subgroup_columns(table, own.subgroups if own else ())
     lesions = table["lesion_id"].to_numpy()
 
     def row(g: metrics.Group) -> dict[str, Any]:
         inside = g.rows
+        if own and own.binary:
+            return _binary_group(g, p[inside], y[inside], lesions[inside], weights[inside])
         interval = score_intervals(p[inside], y[inside], lesions[inside], weights[inside], replicates=REPLICATES)
         return {
             "name": g.name,
@@ -182,6 +276,25 @@ def _groups(scored: ScoredSet, weights: np.ndarray) -> dict[str, list[dict[str, 
 
     return {
         name: [row(g) for g in metrics.by_group(p, y, lesions, values, weights)] for name, values in columns.items()
+    }
+
+
+def _binary_group(
+    g: metrics.Group, p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray
+) -> dict[str, Any]:
+    positive, score = metrics.malignant(p, y)
+    sides = {"malignant": positive, "benign": ~positive}
+    replicates = replicates_for(len(y), REPLICATES)
+    interval = area_intervals(positive[:, None], score[:, None], lesions, weights, replicates=replicates)[0]
+    return {
+        "name": g.name,
+        "images": g.images,
+        "lesions": g.lesions,
+        "classes": [side for side, members in sides.items() if (weights[members] > 0).any()],
+        "balanced_accuracy": None,
+        "recalls": {},
+        "auc": metrics.auc(positive, score, weights),
+        "auc_interval_95": list(interval),
     }
 
 

@@ -67,14 +67,16 @@ class CalibrationFigures(_Part):
     classwise_ece: float | None
     brier: float | None
     nll: float | None  # nats
+    intervals_95: dict[str, Interval] | None = None  # only in reports of `score`
 
 
 class CalibrationError(_Part):
-    """Calibration at equal prevalence and at the training set's."""
+    """Calibration at equal prevalence, at the training set's and, in a report of `score`, at the table's own."""
 
     binning: str
     equal_prevalence: CalibrationFigures
     training_prevalence: CalibrationFigures
+    table_prevalence: CalibrationFigures | None = None
 
 
 class Malignant(_Part):
@@ -104,6 +106,8 @@ class GroupRow(_Part):
     balanced_accuracy: float | None
     recalls: dict[str, float | None]
     interval_95: Interval = (None, None)  # of balanced accuracy; absent from reports before 27 November 2026
+    auc: float | None = None  # malignant against benign; only where the truth is binary
+    auc_interval_95: Interval = (None, None)
 
 
 class Refused(ShareWithInterval):
@@ -167,7 +171,7 @@ class SetFigures(_Part):
     as_trained: AsTrained
     accuracy: float | None
     mean_auc: float | None
-    classes: dict[str, ClassRow]
+    classes: dict[str, ClassRow]  # empty where the truth is malignant or benign
     confusion: Confusion
     calibration_error: CalibrationError
     malignant: Malignant | None = None  # None, and absent from the file, where the classes are not HAM10000's
@@ -250,6 +254,42 @@ class Validation(_Part):
     interval_95: Interval
 
 
+class CardFigure(_Part):
+    """A figure of the scored images next to the one of the model file's card."""
+
+    figure: str
+    here: float | None
+    interval_95: Interval
+    card: float
+    card_interval_95: Interval
+    worse: bool  # whether the interval excludes the card's figure on the worse side
+    sentence: str | None  # for people; None if the figure is not worse
+
+
+class LeftOut(_Part):
+    """Images of the table that are not scored, by reason."""
+
+    labels: dict[str, int]  # labels that `--map` leaves out
+    missing: list[str]  # ids without a file
+    unreadable: list[str]
+    training_images: int  # images that the model was trained, calibrated or selected on
+    same_group: int  # further images of their groups
+
+
+class External(_Part):
+    """A model file on a user's labelled images: the part of the report that only `score` writes."""
+
+    model_file: str
+    model_sha256: str
+    unit: str  # of resampling: patients, lesions or groups; images if the table names none
+    binary: bool  # whether the truth is malignant or benign
+    overlap_checked: bool  # whether the model file lists its training images
+    left_out: LeftOut
+    card: list[CardFigure]
+    card_scored_on: str
+    notes: list[str]
+
+
 class Report(SetFigures):
     """All of report.json."""
 
@@ -261,14 +301,15 @@ class Report(SetFigures):
     backbone: str
     weights: str
     size: int
-    epoch: int
-    epochs: int
-    training_seconds: int
-    training_images: int
+    epoch: int | None = None  # a model file does not hold these four: absent from reports of `score`
+    epochs: int | None = None
+    training_seconds: int | None = None
+    training_images: int | None = None
     training_prevalence: dict[str, float]
     calibration: Calibration
     decisions: DecisionRules
-    lesion_rule: LesionRule
+    lesion_rule: LesionRule | None = None  # likewise
+    external: External | None = None  # only in reports of `score`
     validation: Validation | None = None  # absent from reports of dermrw before 25 November 2026
     checkpoint_sha256: str
     evaluated: str
@@ -286,3 +327,8 @@ class DefinedReport(Report):
     interval_95: tuple[float, float]
     images: int = Field(ge=1)
     lesions: int = Field(ge=1)
+    epoch: int
+    epochs: int
+    training_seconds: int
+    training_images: int
+    lesion_rule: LesionRule

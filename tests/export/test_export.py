@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from dermrw.config import Model, load_config
+from dermrw.datasets.ham10000 import read_ham10000
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
@@ -25,10 +26,12 @@ from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Familiarity, Watch, describe, middle
 from dermrw.images.preprocess import center_crop, evaluation_pixels, resize
 from dermrw.inference.classifier import Classifier
+from dermrw.inference.known_images import image_hash
 from dermrw.inference.model_file import ModelInfo, Score
 from dermrw.inference.shipped import shipped_model
 from dermrw.models import backbones, build_model, to_input
 from dermrw.training.checkpoint import load_checkpoint
+from dermrw.training.run_folder import read_split
 from export.__main__ import export, main
 from export.backbone_head import _ClassToken, cut, logits_and_map
 from export.build import build, check
@@ -399,3 +402,15 @@ def test_python_without_torch_reads_the_file(model_file: Path, tmp_path: Path) -
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "(1, 7)"
+
+
+def test_the_file_lists_its_training_images_and_not_its_test_split(run: Path, model_file: Path, sample: Path) -> None:
+    known, split = Classifier(model_file, "cpu").known_images(), read_split(run)
+    assert known is not None
+    far = [(2**64 - 1, 2**64 - 1)] * len(split)
+    assert known.match(split["image_id"].tolist(), far).tolist() == (split["split"] != "test").tolist()
+    table = read_ham10000(sample).set_index("image_id")
+    size = Classifier(model_file, "cpu").info.size
+    for image_id in split["image_id"][split["split"] == "train"][:3]:
+        hashes = image_hash(evaluation_pixels(table.loc[image_id, "path"], size))
+        assert known.match(["renamed"], [hashes]).all(), image_id

@@ -1,0 +1,113 @@
+"""The list of images that a model was fitted on, in its file: to leave them out where the model is scored. No torch.
+
+The file holds no image and no name. It holds 40 bits of the SHA-256 of each id, and two perceptual hashes of 64 bits of
+each image: ImageHash's `phash` and `dhash` of the network's input. They also find resized and recompressed copies under
+other names. `phash` alone would take 2 % of new dermoscopic images for copies, so both must agree. Rotated or mirrored
+copies are found by their ids only.
+"""
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dermrw.errors import UserError
+
+KEY = "known_images"  # of the .onnx' `metadata_props`
+DIGEST_BYTES = 5  # of an id's SHA-256: 10,000 listed ids match another id with a probability of 1 in 10^8
+MOST_BITS = (4, 6)  # of each hash that may differ between copies of one image; docs/score.md has the measurement
+MOST_IMAGES = 2_000_000
+ROWS = 1024  # images compared at a time
+
+Pixels = npt.NDArray[np.uint8]
+Hashes = npt.NDArray[np.uint64]
+ImageHash = tuple[int, int]  # phash and dhash, 64 bits each
+
+
+def image_hash(pixels: Pixels) -> ImageHash:
+    """Returns the perceptual hashes of a network's input uint8 `[size, size, 3]`."""
+    import imagehash  # imported here, because the demo and `predict` use this module without it
+
+    image = Image.fromarray(pixels)
+    first, second = (np.asarray(compute(image).hash, dtype=bool) for compute in (imagehash.phash, imagehash.dhash))
+    return _number(first), _number(second)
+
+
+def _number(bits: npt.NDArray[np.bool_]) -> int:
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def id_digest(image_id: str) -> bytes:
+    """Returns the digest of an image's id; upper and lower case are the same."""
+    return hashlib.sha256(image_id.strip().casefold().encode("utf-8", "surrogateescape")).digest()[:DIGEST_BYTES]
+
+
+def have_copy(hashes: Hashes, others: Hashes) -> npt.NDArray[np.bool_]:
+    """Returns whether each image `[N]` with these hashes `[N, 2]` is a copy of one of `others` `[M, 2]`."""
+    result = np.zeros(len(hashes), dtype=bool)
+    for start in range(0, len(hashes), ROWS):
+        rows = slice(start, start + ROWS)
+        near = [np.bitwise_count(hashes[rows, None, k] ^ others[None, :, k]) <= MOST_BITS[k] for k in range(2)]
+        result[rows] = (near[0] & near[1]).any(axis=1)
+    return result
+
+
+class KnownImages(NamedTuple):
+    """The images that a model was trained, selected and calibrated on."""
+
+    ids: frozenset[bytes]  # digests
+    hashes: Hashes  # [M, 2]; empty if the images could not be read at export
+
+    @classmethod
+    def of(cls, ids: Iterable[str], hashes: Iterable[ImageHash]) -> Self:
+        """Returns the list of images with these ids and hashes."""
+        return cls(frozenset(id_digest(name) for name in ids), _array(sorted(set(hashes))))
+
+    def match(self, ids: Sequence[str], hashes: Sequence[ImageHash]) -> npt.NDArray[np.bool_]:
+        """Returns whether each image `[N]` is listed, by its id or as a copy of a listed image."""
+        by_id = np.array([id_digest(name) in self.ids for name in ids], dtype=bool)
+        return by_id | have_copy(_array(hashes), self.hashes)
+
+    def to_prop(self) -> str:
+        """Returns the entry `KEY` of `metadata_props`."""
+        parts = {"ids": b"".join(sorted(self.ids)), "hashes": self.hashes.astype(">u8").tobytes()}
+        values = {name: base64.b85encode(zlib.compress(data, 9)).decode() for name, data in parts.items()}
+        return json.dumps({"format": 1, **values})
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], source: str) -> Self | None:
+        """Returns the list in the entries of `metadata_props`; None if there is none.
+
+        Raises:
+            UserError: the list is damaged.
+        """
+        if KEY not in props:
+            return None
+        try:
+            values = json.loads(props[KEY])
+            if values["format"] != 1:
+                raise ValueError("of another version")
+            ids, hashes = _unpacked(values["ids"], DIGEST_BYTES), _unpacked(values["hashes"], 16)
+        except (ValueError, KeyError, TypeError, AttributeError, zlib.error, RecursionError):
+            raise UserError(f"{source}: its list of training images is damaged: export the model again") from None
+        digests = frozenset(ids[i : i + DIGEST_BYTES] for i in range(0, len(ids), DIGEST_BYTES))
+        return cls(digests, np.frombuffer(hashes, dtype=">u8").astype(np.uint64).reshape(-1, 2))
+
+
+def _array(hashes: Sequence[ImageHash]) -> Hashes:
+    return np.array(hashes, dtype=np.uint64).reshape(-1, 2)
+
+
+def _unpacked(text: str, width: int) -> bytes:
+    """The bytes of `to_prop`; at most `MOST_IMAGES` entries, since a small text could unpack to gigabytes."""
+    unpack = zlib.decompressobj()
+    data = unpack.decompress(base64.b85decode(text), MOST_IMAGES * width)
+    if not unpack.eof or len(data) % width:
+        raise ValueError("truncated")
+    return data

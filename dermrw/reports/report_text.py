@@ -1,0 +1,101 @@
+"""The figures of a report as text, for the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from dermrw.diagnoses import DIAGNOSES
+from dermrw.formatting import number, percent
+from dermrw.reports.report_schema import External, Report
+
+MOST_NAMES = 5  # images named in a sentence
+
+
+def print_report(report: Report) -> None:
+    """Prints the figures as a table, and for a user's own images the comparison with the model's card."""
+    names = {d.dx: d.name for d in DIAGNOSES}
+    console = Console(width=None if Console().is_terminal else 110)
+    unit = report.external.unit if report.external else "lesions"
+    # of CIFAR-10, and of a table without groups, each image counts as its own
+    grouped = unit != "images" if report.external else report.groups is not None
+    counts = {"images": "images", "lesions": unit} if grouped else {"images": "images"}
+    table = Table(title=f"{report.run} on {report.scored_on}", caption_justify="left")
+    for heading in ("class", *counts.values(), "recall", "95 % interval", "AUC", "average precision"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for code, row in report.classes.items():
+        table.add_row(
+            f"{code}  {names[code]}" if code in names else code,
+            *[str(getattr(row, key)) for key in counts],
+            percent(row.recall),
+            interval_text(row.recall_interval_95),
+            number(row.auc),
+            number(row.average_precision),
+        )
+    if report.classes:
+        console.print(table)
+        console.print(
+            f"[bold]Balanced accuracy {percent(report.balanced_accuracy)}[/] (95 % interval "
+            f"{interval_text(report.interval_95)}; before calibration {percent(report.as_trained.balanced_accuracy)})"
+        )
+    if report.validation:
+        console.print(
+            f"On the {report.validation.images:,} validation images, which chose the epoch, before calibration: "
+            f"{percent(report.validation.balanced_accuracy_as_trained)} "
+            f"({interval_text(report.validation.interval_95)})"
+        )
+    if report.external:
+        _print_external(console, report, report.external)
+
+
+def _print_external(console: Console, report: Report, external: External) -> None:
+    if report.malignant:
+        low, high = (number(end) for end in report.malignant.auc_interval_95)
+        console.print(f"Malignant against the rest: AUC {number(report.malignant.auc)} ({low} to {high})")
+    table = Table(title="Next to the model's card")
+    for heading in ("figure", "here", "95 % interval", "card", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
+    for row in external.card:
+        table.add_row(
+            row.figure, percent(row.here), interval_text(row.interval_95), percent(row.card),
+            interval_text(row.card_interval_95),
+        )  # fmt: skip
+    if external.card:
+        console.print(table)
+    sentences = [*left_out_sentences(external), *external.notes, *(r.sentence for r in external.card if r.sentence)]
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False)
+
+
+def interval_text(ends: tuple[float | None, float | None]) -> str:
+    """Returns an interval of shares, such as `70.1 % to 86.6 %`; – where it is undefined."""
+    return "–" if ends[0] is None else f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def left_out_sentences(external: External) -> list[str]:
+    """Returns sentences on the images that are not scored, on overlap with the training images, and on resampling."""
+    left, sentences = external.left_out, []
+    for names, problem in ((left.missing, "have no file"), (left.unreadable, "can't be read")):
+        if names:
+            listed = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
+            sentences.append(f"Not scored: {len(names):,} images that {problem}: {listed}.")
+    if left.labels:
+        listed = ", ".join(f"{label} ({n:,})" for label, n in left.labels.items())
+        sentences.append(f"Not scored: {sum(left.labels.values()):,} images whose labels are left out: {listed}.")
+    if not external.overlap_checked:
+        sentences.append(
+            "Overlap with the training images was not checked, because the model file does not list them. Figures on "
+            "images that the model was trained on are too good."
+        )
+    elif left.training_images:
+        more = f", and {left.same_group:,} more of the same {external.unit}" if left.same_group else ""
+        sentences.append(
+            f"Not scored: {left.training_images:,} images that are, or look like copies of, images that the model was "
+            f"trained, selected or calibrated on{more}."
+        )
+    else:
+        sentences.append("No image matches one that the model was trained, selected or calibrated on.")
+    if external.unit == "images":
+        sentences.append(
+            "Intervals resample images, not patients or lesions, because the images have no groups: they are too "
+            "narrow if several images show one patient."
+        )
+    return sentences

@@ -1,0 +1,1 @@
+"""`dermrw score`: a model file on the user's labelled images. No torch."""

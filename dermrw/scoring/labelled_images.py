@@ -1,0 +1,250 @@
+"""Reads a user's labelled images: a CSV table, or a folder with a folder per class."""
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from dermrw.datasets.folder import data_files, find_images, read_frame
+from dermrw.errors import UserError, first_of
+from dermrw.images.formats import IMAGE_SUFFIXES
+from dermrw.inference.find_images import find_images as find_image_files
+from dermrw.inference.find_images import image_id
+from dermrw.published import PublishedSet, fold, recognise
+
+IMAGE_COLUMNS = ("image", "image_id", "isic_id", "image_name", "img_id", "image name", "file", "filename", "path")
+LABEL_COLUMNS = ("label", "dx", "diagnosis", "benign_malignant", "target")
+GROUP_COLUMNS = {
+    "group": "groups",
+    "patient_id": "patients",
+    "patient": "patients",
+    "lesion_id": "lesions",
+    "lesion_id_isic": "lesions",  # of ISIC's lesion groupings
+}
+# columns of the report's subgroups, by the names that tables have
+SUBGROUPS = {
+    "sex": ("sex", "gender"),
+    "age": ("age", "age_approx"),
+    "localization": ("localization", "site", "anatom_site_general", "anatom_site_general_challenge", "anatom_site"),
+    "dx_type": ("dx_type", "diagnosis_confirm_type"),
+}
+OTHER_CLASSES = ("scc", "unk")  # of ISIC's one-hot tables, which HAM10000 lacks
+MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown")
+
+
+class LabelledImages(NamedTuple):
+    """Images with labels as the user names them."""
+
+    # N rows with image_id, path (empty: not found), label, lesion_id (the group), and the columns of the subgroups
+    table: pd.DataFrame
+    unit: str  # of resampling: patients, lesions or groups; images without any of them
+    subgroups: tuple[str, ...]  # columns of the table in addition to `SUBGROUPS`
+    notes: list[str]
+    published: PublishedSet | None = None  # the published set that the table belongs to
+
+
+def read_labelled_images(
+    source: Path, images: Path | None = None, by: Sequence[str] = (), classes: Collection[str] = ()
+) -> LabelledImages:
+    """Returns the labelled images of a table or folder.
+
+    Args:
+        source: a CSV file, or a folder with a folder per class.
+        images: the folder of the images; None: the folder of the table.
+        by: further columns of the table that the report shows subgroups of.
+        classes: folded names of the classes, to recognise one-hot columns.
+
+    Raises:
+        UserError: the source cannot be read, lacks a column, or contradicts itself.
+    """
+    if source.is_dir():
+        if images or by:
+            raise UserError(
+                f"{source} is a folder, so --images and --by have no meaning: name a table, or leave them out"
+            )
+        return _read_folder(source)
+    if not source.exists():
+        raise UserError(f"there is no table or folder {source}")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images} is not a folder")
+    return _read_table(source, images, by, classes)
+
+
+def _read_folder(folder: Path) -> LabelledImages:
+    files = find_image_files([folder])
+    labels = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files.images.values()]
+    if not any(labels):
+        raise UserError(f"{folder} has no folder per class with images: sort the images into folders, or name a table")
+    ids = list(files.images)
+    table = pd.DataFrame({"image_id": ids, "path": [str(path) for path in files.images.values()], "label": labels})
+    notes = [f"{len(files.skipped):,} files that aren't images skipped"] if files.skipped else []
+    return LabelledImages(table.assign(lesion_id=ids), "images", (), notes)
+
+
+def _read_table(source: Path, images: Path | None, by: Sequence[str], classes: Collection[str]) -> LabelledImages:
+    frame = read_frame(source)
+    column = {name.casefold(): name for name in frame.columns}
+    published = None if "label" in column else recognise(frame.columns)
+    image = next((column[name] for name in IMAGE_COLUMNS if name in column), None)
+    if published:
+        image = next(name for name in frame.columns if name.casefold() == published.image)
+    if image is None:
+        raise UserError(f"{source} lacks the column image: its columns are {', '.join(frame.columns)[:200]}")
+    if frame.empty:
+        raise UserError(f"{source} has no row")
+    if published:
+        named = frame.set_axis([name.casefold() for name in frame.columns], axis=1)
+        labels = [published.label(dict(zip(named.columns, row, strict=True))) for row in named.to_numpy().tolist()]
+    else:
+        labels = _labels(frame, image, column, classes, source)
+    frame = _with_sibling(frame, image, source)
+    column = {name.casefold(): name for name in frame.columns}
+    absent = [name for name in by if name.casefold() not in column]
+    if absent:
+        raise UserError(
+            f"--by {absent[0]}: {source} has no such column; its columns are {', '.join(frame.columns)[:200]}"
+        )
+    reserved = [name for name in by if name.casefold() in ("image_id", "text", "label", "lesion_id", "path")]
+    if reserved:
+        raise UserError(f"--by {reserved[0]}: name a column that holds subgroups, such as the device or the clinic")
+    without = frame[image] == ""
+    if without.any():
+        raise UserError(f"{source}, line {frame.index[without][0]} names no image")
+
+    texts = frame[image].tolist()
+    parts = {"image_id": _ids(texts), "text": texts, "label": labels}
+    for name, aliases in SUBGROUPS.items():
+        found = next((column[alias] for alias in aliases if alias in column), None)
+        if found is not None:
+            parts[name] = frame[found].tolist()
+    if "age" in parts:
+        parts["age"] = [age.replace(",", ".") for age in parts["age"]]  # decimal commas
+    extra = []
+    for name in by:
+        if not any(name.casefold() in aliases for aliases in SUBGROUPS.values()):
+            parts[column[name.casefold()]] = frame[column[name.casefold()]].tolist()
+            extra.append(column[name.casefold()])
+    table = pd.DataFrame(parts, index=frame.index)
+    table["lesion_id"], unit, notes = _groups(frame, column, table["image_id"])
+    table, doubled = _without_repeats(table, source)
+    table["path"] = _paths(table["text"].tolist(), images or source.parent, source, images is not None)
+    return LabelledImages(
+        table.drop(columns="text").reset_index(drop=True), unit, tuple(dict.fromkeys(extra)), notes + doubled, published
+    )
+
+
+def _labels(
+    frame: pd.DataFrame, image: str, column: dict[str, str], classes: Collection[str], source: Path
+) -> list[str]:
+    """The label of each row, from a column, or from one-hot columns as in ISIC's ground truths."""
+    label = next((column[name] for name in LABEL_COLUMNS if name in column), None)
+    if label is not None:
+        return [str(value) for value in frame[label]]
+    hot = [name for name in frame.columns if name != image and fold(name) in {*classes, *OTHER_CLASSES}]
+    if len(hot) < 2:
+        raise UserError(
+            f"{source} lacks the column label (or one column per class): its columns are "
+            f"{', '.join(frame.columns)[:200]}"
+        )
+    numbers = frame[hot].apply(lambda values: pd.to_numeric(values.str.replace(",", "."), errors="coerce"))
+    bad = frame[image][(numbers == 1).sum(axis=1) != 1]
+    if len(bad):
+        raise UserError(f"{source}: image {bad.iloc[0]} must have a 1 in exactly one of {', '.join(hot)}")
+    return [hot[i] for i in numbers.to_numpy().argmax(axis=1)]
+
+
+def _with_sibling(frame: pd.DataFrame, image: str, source: Path) -> pd.DataFrame:
+    """The table with the columns of a table next to it that names a group for each image, as ISIC's metadata does."""
+    if {name.casefold() for name in frame.columns}.intersection(GROUP_COLUMNS):
+        return frame
+    for path in sorted(source.parent.glob("*.csv")):
+        if path.samefile(source):
+            continue
+        try:
+            other = read_frame(path)
+        except UserError:
+            continue
+        names = {name.casefold(): name for name in other.columns}
+        key = next((names[name] for name in IMAGE_COLUMNS if name in names), None)
+        group = next((name for name in GROUP_COLUMNS if name in names), None)
+        if key and group and frame[image].isin(other[key]).all():
+            known = {name.casefold() for name in frame.columns}
+            other = other.drop_duplicates(key).set_index(key)
+            wanted = [name for name in other.columns if name.casefold() not in known]
+            return frame.assign(**{name: frame[image].map(other[name]) for name in wanted})
+    return frame
+
+
+def _ids(texts: Sequence[str]) -> list[str]:
+    """The file name without its suffix, or the text of the table where another image has the same name."""
+    short = [image_id(Path(text)) for text in texts]
+    texts_of: dict[str, set[str]] = {}
+    for name, text in zip(short, texts, strict=True):
+        texts_of.setdefault(name, set()).add(text)
+    return [name if len(texts_of[name]) == 1 else text for name, text in zip(short, texts, strict=True)]
+
+
+def _groups(frame: pd.DataFrame, column: dict[str, str], ids: pd.Series) -> tuple[list[str], str, list[str]]:
+    """The group of each row, the unit of resampling, and notes. A group column overrides patients, these lesions."""
+    names = [name for name in GROUP_COLUMNS if name in column]
+    names = ["group"] if "group" in names else names
+    groups = [""] * len(frame)
+    used = []
+    for name in names:
+        values = [str(value).strip() for value in frame[column[name]]]
+        filled = [not group and value.casefold() not in MISSING for group, value in zip(groups, values, strict=True)]
+        if any(filled):
+            used.append(name)
+        groups = [
+            f"{name} {value}" if take else group for group, value, take in zip(groups, values, filled, strict=True)
+        ]
+    if not used:
+        return ids.tolist(), "images", []
+    units = {GROUP_COLUMNS[name] for name in used}
+    alone = sum(not group for group in groups)
+    notes = [f"{alone:,} of {len(groups):,} images have no group and count as groups of their own"] if alone else []
+    unit = units.pop() if len(units) == 1 and not alone else "groups"
+    return [group or f"image {name}" for group, name in zip(groups, ids, strict=True)], unit, notes
+
+
+def _without_repeats(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table with one row per image, and a note on repeated rows."""
+    kinds = table.groupby("text", sort=False)["label"].nunique()
+    if (kinds > 1).any():
+        raise UserError(f"{source} gives the image {kinds.idxmax()} two labels: keep one row")
+    once = table.drop_duplicates("text")
+    repeats = len(table) - len(once)
+    return once, [f"{repeats:,} rows repeat an image and are counted once"] if repeats else []
+
+
+def _paths(texts: Sequence[str], folder: Path, source: Path, named: bool) -> list[str]:
+    """The file of each image, or an empty text.
+
+    Raises:
+        UserError: no image is found, or two different files belong to one image.
+    """
+    paths = [_file(folder, text) for text in texts]
+    wanted = {text: _stem(text) for text, path in zip(texts, paths, strict=True) if not path}
+    if wanted:
+        found = find_images(data_files(folder), folder, list(wanted.values())).paths
+        paths = [path or str(found.get(wanted.get(text, ""), "")) for text, path in zip(texts, paths, strict=True)]
+    if not any(paths):
+        fix = "name another folder with --images" if named else "name the folder of the images with --images"
+        raise UserError(f"{source}: there is no image {first_of(list(dict.fromkeys(texts)))} in {folder}: {fix}")
+    return paths
+
+
+def _stem(text: str) -> str:
+    name = text.replace("\\", "/").rpartition("/")[2]
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _file(folder: Path, text: str) -> str:
+    try:
+        path = folder / text
+        return str(path) if path.is_file() else ""
+    except (ValueError, OSError):  # not a valid path
+        return ""

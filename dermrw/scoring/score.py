@@ -1,0 +1,317 @@
+"""`dermrw score`: predictions.csv, report.json and report.html of a model file on the user's labelled images."""
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pandas as pd
+from tqdm import tqdm
+
+from dermrw.diagnoses import DX, Classes
+from dermrw.errors import UserError
+from dermrw.evaluation.decision_rules import Predicted, measure_decisions
+from dermrw.files import csv_text, require_writable, write_atomic
+from dermrw.formatting import percent
+from dermrw.inference.classifier import QUANTIZED, Classifier
+from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
+from dermrw.inference.known_images import ImageHash, KnownImages
+from dermrw.inference.model_file import ModelInfo, Proportion
+from dermrw.inference.workers import choose_workers, classify_files
+from dermrw.metrics.classification import score_weights
+from dermrw.reports.predictions_csv import read_predictions, write_predictions
+from dermrw.reports.report_html import TrainingHistory, write_html
+from dermrw.reports.report_json import OwnTable, ScoredSet, build_report
+from dermrw.reports.report_schema import (
+    CardFigure,
+    Decided,
+    DecisionRules,
+    External,
+    FittedDecisions,
+    FittedSets,
+    LeftOut,
+    Report,
+    ShareWithInterval,
+)
+from dermrw.reports.report_text import left_out_sentences, print_report
+from dermrw.scoring.labelled_images import read_labelled_images
+from dermrw.scoring.labels import BENIGN_LABEL, MALIGNANT_LABEL, class_names, find_truth, read_map
+
+FILES = ("predictions.csv", "predictions_decisions.csv", "left_out.csv", "report.json", "report.html")
+TRUTH_OF_BINARY = {MALIGNANT_LABEL: DX.index("mel"), BENIGN_LABEL: DX.index("nv")}  # see `OwnTable.binary`
+
+
+class Overlap(NamedTuple):
+    """Which of N images are left out because of the images that the model was fitted on."""
+
+    known: npt.NDArray[np.bool_]  # they are listed in the model file
+    same_group: npt.NDArray[np.bool_]  # they are not, but an image of their group is
+
+
+def score(
+    model: Path,
+    data: Path,
+    *,
+    images: Path | None = None,
+    label_map: str | None = None,
+    binary: bool = False,
+    by: Sequence[str] = (),
+    out: Path | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+) -> Report:
+    """Scores a model file on a table or folder of labelled images and writes the files `FILES`.
+
+    Args:
+        model: the .onnx file.
+        data: a CSV with `image` and `label`, HAM10000's or ISIC's own table, or a folder with a folder per class.
+        images: the folder of the images, if they are not where the table is.
+        label_map: the value of `--map`; see `labels.read_map`.
+        binary: whether the truth is malignant or benign.
+        by: columns to show subgroups of.
+        out: the folder to write into; None: score/NAME, after the table or folder.
+        device: `auto`, `cpu` or `cuda`.
+        workers: processes for many images; None: one for each CPU that this process may use.
+
+    Raises:
+        UserError: an argument is wrong; or, after all files are written, some images are missing or unreadable.
+    """
+    classifier = Classifier(model, device)
+    info, known = classifier.info, classifier.known_images()
+    labelled = read_labelled_images(data, images, by, class_names(info).keys())
+    mapped = read_map(label_map, info) if label_map else {}
+    truth = find_truth(labelled.table["label"].tolist(), info, mapped, binary, labelled.published)
+    if truth.binary and info.codes != DX:
+        raise UserError(f"{model} has other classes than HAM10000, so malignant and benign labels can't be scored")
+    folder = out or Path("score") / (data.resolve().name if data.is_dir() else data.stem)
+    _require_folder(folder, data, model)
+    print(
+        f"Model {info.name} of {info.created}, sha256 {classifier.digest[:12]}, on the {classifier.device}", flush=True
+    )
+    for text in [info.warning] * bool(info.warning) + [QUANTIZED] * classifier.quantized:
+        print(text, flush=True)
+
+    table = labelled.table.assign(target=truth.targets)
+    left = dict.fromkeys(table["image_id"][table["target"] == ""], "label is left out")
+    table = table[table["target"] != ""]
+    missing = table["image_id"][table["path"] == ""].tolist()
+    left |= dict.fromkeys(missing, "no file")
+    table = table[table["path"] != ""]
+    rows = _classify(classifier, table, workers, known is not None)
+    errors = [row.error for row in rows if row.error]
+    unreadable = [row.image_id for row in rows if row.error]
+    rows = [row for row in rows if not row.error]
+    left |= dict.fromkeys(unreadable, "can't be read")
+    table = table[~table["image_id"].isin(unreadable)].reset_index(drop=True)
+    if table.empty:
+        raise UserError("\n".join(["no image could be read, so nothing is written:", *errors]))
+    overlap = find_overlap(known, table, [row.hashes for row in rows if row.hashes])
+    left |= dict.fromkeys(table["image_id"][overlap.known], "the model was trained, selected or calibrated on it")
+    left |= dict.fromkeys(table["image_id"][overlap.same_group], "its group has a training image")
+    kept = np.flatnonzero(~overlap.known & ~overlap.same_group)
+    if not len(kept):
+        raise UserError(
+            f"the model was trained, selected or calibrated on all of the {len(table):,} images or their groups, so "
+            "none can be scored: name images that it has not seen"
+        )
+    table = table.iloc[kept].reset_index(drop=True)
+    rows = [rows[i] for i in kept]
+    verdicts = [row.verdict for row in rows]
+    unit = labelled.unit
+    external = External(
+        model_file=model.name,
+        model_sha256=classifier.digest,
+        unit=unit,
+        binary=truth.binary,
+        overlap_checked=known is not None,
+        left_out=LeftOut(
+            labels=truth.left_out, missing=missing, unreadable=unreadable,
+            training_images=int(overlap.known.sum()), same_group=int(overlap.same_group.sum()),
+        ),
+        card=[],
+        card_scored_on=info.score.scored_on,
+        notes=[*labelled.notes, *truth.notes],
+    )  # fmt: skip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    classes = Classes(info.codes, info.columns)
+    ids = table["image_id"]
+    write_predictions(folder / FILES[0], ids, classes, np.array([row.probabilities for row in rows]))
+    decisions = [[name, *decision_cells(v)] for name, v in zip(ids, verdicts, strict=True)]
+    write_atomic(folder / FILES[1], csv_text([["image", *DECISION_COLUMNS], *decisions]).encode())
+    write_atomic(folder / FILES[2], csv_text([["image", "reason"], *left.items()]).encode())
+    probabilities = read_predictions(folder / FILES[0], ids, classes)
+
+    codes = TRUTH_OF_BINARY if truth.binary else {code: i for i, code in enumerate(info.codes)}
+    labels = table["target"].map(codes).to_numpy(np.int64)
+    title = data.resolve().name
+    scored = ScoredSet(title, table, labels, table["path"].tolist(), classes, probabilities)
+    reasons = [_reason(v.refused) for v in verdicts]
+    decided = _decided(info, scored, reasons, truth.binary)
+    own = OwnTable(unit, labelled.subgroups, truth.binary)
+    prevalence = np.array([info.prevalence[code] for code in info.codes])
+    about = _about(info, external)
+    report = build_report(scored, as_trained(probabilities, info), prevalence / prevalence.sum(), decided, about, own)
+    card, notes = compare_with_card(report, info)
+    external = external.model_copy(update={"card": card, "notes": [*external.notes, *notes]})
+    incomplete = " ".join(s for s in left_out_sentences(external) if s.startswith("Not scored")).rstrip(".")
+    report = report.model_copy(update={"external": external, "incomplete": incomplete or None})
+
+    write_html(folder / FILES[4], report, scored, TrainingHistory(), official=False)
+    write_atomic(folder / FILES[3], json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
+    print_report(report)
+    print(", ".join(str(folder / name) for name in FILES), flush=True)
+    if missing or unreadable:
+        lines = [f"{len(missing):,} images have no file: {', '.join(missing[:20])}"] * bool(missing)
+        raise UserError("\n".join([f"{len(missing) + len(unreadable):,} images are not scored:", *lines, *errors]))
+    return report
+
+
+def _classify(classifier: Classifier, table: pd.DataFrame, workers: int | None, hashed: bool) -> list[ImageRow]:
+    """The rows of the images of the table, in order."""
+    ids, paths = table["image_id"].tolist(), [Path(path) for path in table["path"]]
+    batches = classify_files(classifier, ids, paths, choose_workers(classifier, len(ids), workers), hashed)
+    with tqdm(total=len(ids), desc="Predicting", unit="image", leave=False, disable=None) as bar, closing(batches):
+        rows: list[ImageRow] = []
+        for batch in batches:
+            rows += batch
+            bar.update(len(batch))
+    return rows
+
+
+def find_overlap(known: KnownImages | None, table: pd.DataFrame, hashes: Sequence[ImageHash]) -> Overlap:
+    """Returns which images `[N]` the model was fitted on, and which others belong to a group of one of them."""
+    if known is None:
+        nothing = np.zeros(len(table), dtype=bool)
+        return Overlap(nothing, nothing)
+    listed = known.match(table["image_id"].tolist(), hashes)
+    groups = table["lesion_id"].to_numpy()
+    return Overlap(listed, np.isin(groups, groups[listed]) & ~listed)
+
+
+def as_trained(probabilities: npt.NDArray[np.float64], info: ModelInfo) -> npt.NDArray[np.float64]:
+    """Returns the network's own softmax `[N, C]`: the calibration softmax(z / T + b), inverted."""
+    scores = info.temperature * (np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)) - np.array(info.offsets))
+    values = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(values / values.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure], list[str]]:
+    """Returns the headline figures next to those of the model's card, and notes on how comparable they are."""
+    triage, sets, refused = report.decided.triage, report.decided.sets, report.decided.refused
+    card = Proportion(share=info.score.balanced_accuracy, interval_95=info.score.interval_95, images=info.score.images)
+    rows: list[tuple[str, float | None, Any, Proportion | None, bool]] = []
+    if report.balanced_accuracy is not None:
+        rows.append(("Balanced accuracy", report.balanced_accuracy, report.interval_95, card, True))
+    shares: list[tuple[str, ShareWithInterval | None, Proportion | None, bool]] = [
+        ("Coverage of the prediction sets", sets.coverage if sets else None, info.covered, True),
+        ("Refused in error", refused, info.refused, False),
+    ]
+    if triage and info.triage:
+        shares[:0] = [
+            ("Triage sensitivity", triage.sensitivity, info.triage.sensitivity, True),
+            ("Triage specificity", triage.specificity, info.triage.specificity, True),
+        ]
+    rows += [(name, part.share, part.interval_95, other, up) for name, part, other, up in shares if part]
+    result = []
+    for name, here, (low, high), other, higher_is_better in rows:
+        if other is None or here is None:
+            continue
+        worse = bool(high < other.share) if higher_is_better else bool(low > other.share)
+        verb = "lower" if higher_is_better else "higher"
+        sentence = (
+            f"Worse than on the card: {name[0].lower()}{name[1:]} is {percent(here)} here (95 % interval "
+            f"{percent(low)} to {percent(high)}), {verb} than the card's {percent(other.share)}."
+        )
+        result.append(
+            CardFigure(
+                figure=name, here=here, interval_95=(low, high), card=other.share, card_interval_95=other.interval_95,
+                worse=worse, sentence=sentence if worse else None,
+            )
+        )  # fmt: skip
+    present = sum(row.images > 0 for row in report.classes.values())
+    notes = []
+    if report.classes and present < len(info.codes):
+        notes.append(
+            f"Balanced accuracy is the mean over the {present} classes that are present, and the card's is over "
+            f"{len(info.codes)}: the two are not directly comparable."
+        )
+    return result, notes
+
+
+def _decided(info: ModelInfo, scored: ScoredSet, reasons: Sequence[str | None], binary: bool) -> Decided:
+    """Refusal, prediction sets and triage on the set; no sets where the truth is malignant or benign."""
+    checks = np.zeros((len(scored.labels), 8))  # not used, as the refusals are known
+    predicted = Predicted(scored.probabilities, checks, scored.labels, scored.table["lesion_id"].to_numpy())
+    weights = score_weights(scored.table["image_id"].to_numpy())
+    decided = measure_decisions(_rules(info), predicted, weights, reasons)
+    if not binary or decided.refused is None:
+        return decided
+    names = {DX[row]: name for name, row in TRUTH_OF_BINARY.items()}
+    by_class = {names[code]: share for code, share in decided.refused.by_class.items()}
+    refused = decided.refused.model_copy(update={"by_class": by_class})
+    return decided.model_copy(update={"refused": refused, "sets": None, "by_lesion": None})
+
+
+def _rules(info: ModelInfo) -> DecisionRules:
+    sets = FittedSets(coverage=info.coverage, validation_lesions={}, likely_coverage={})
+    return DecisionRules(
+        thresholds=dict(zip(info.codes, info.thresholds, strict=True)),
+        triage_threshold=info.triage.threshold if info.triage else None,
+        limits=info.limits,
+        fitted=FittedDecisions(sets=sets, triage=None),
+    )
+
+
+def _reason(refused: str | None) -> str | None:
+    """The reason of a refusal without the size of the image, so that refusals can be counted."""
+    return refused.partition(":")[0] if refused and refused.startswith("it is too small") else refused
+
+
+def _about(info: ModelInfo, external: External) -> dict[str, Any]:
+    """The fields of `Report` that a model file holds."""
+    return {
+        "run": info.name,
+        "warning": info.warning,
+        "incomplete": None,
+        "objective": info.objective,
+        "backbone": info.backbone,
+        "weights": info.origin,
+        "size": info.size,
+        "training_prevalence": info.prevalence,
+        "calibration": {
+            "temperature": info.temperature,
+            "offsets": info.offsets,
+            "fitted_on": "the validation images of the model's run",
+            "strength": None,
+            "cross_validation": [],
+        },
+        "decisions": _rules(info),
+        "external": external,
+        "checkpoint_sha256": info.digest,
+        "evaluated": time.strftime("%Y-%m-%d"),
+        "environment": {
+            "python": platform.python_version(),
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": np.__version__,
+            "platform": platform.platform(),
+        },
+    }
+
+
+def _require_folder(folder: Path, data: Path, model: Path) -> None:
+    """Refuses, before anything is computed, a folder that cannot be written to or that holds the input."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is not a folder: name another")
+    for name in FILES:
+        path = folder / name
+        if folder.is_dir():
+            require_writable(path)
+        if path.exists() and any(path.samefile(source) for source in (data, model)):
+            raise UserError(f"{path} would be replaced, but it is an input: name another folder with --out")

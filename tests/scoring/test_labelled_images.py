@@ -1,0 +1,147 @@
+"""Tables and folders of labelled images, and the maps of their labels."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dermrw.diagnoses import COLUMNS, DX
+from dermrw.errors import UserError
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.model_file import ModelInfo
+from dermrw.scoring.labelled_images import read_labelled_images
+from dermrw.scoring.labels import class_names, find_truth, read_map
+
+SHIPPED = Path(__file__).parents[2] / "app/model.onnx"
+
+
+@pytest.fixture(scope="module")
+def info() -> ModelInfo:
+    return Classifier(SHIPPED, "cpu").info
+
+
+def image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+    return path
+
+
+def test_ham10000s_table(tmp_path: Path) -> None:
+    for name in ("ISIC_1", "ISIC_2", "ISIC_3"):
+        image(tmp_path / "HAM10000_images_part_1" / f"{name}.jpg")
+    table = tmp_path / "HAM10000_metadata.csv"
+    table.write_text(
+        "lesion_id,image_id,dx,dx_type,age,sex,localization\nHAM_1,ISIC_1,bkl,histo,80.0,male,scalp\n"
+        "HAM_1,ISIC_2,bkl,histo,80.0,male,scalp\nHAM_2,ISIC_3,nv,consensus,,female,back\n"
+    )
+    found = read_labelled_images(table)
+    assert found.table["lesion_id"].nunique() == 2 and found.unit == "lesions"
+    assert all(found.table["path"]) and found.table["label"].tolist() == ["bkl", "bkl", "nv"]
+    assert {"sex", "age", "localization", "dx_type"} <= set(found.table.columns)
+
+
+def test_isics_one_hot_tables_with_their_metadata(tmp_path: Path, info: ModelInfo) -> None:
+    """Columns as in ISIC 2019, with its metadata next to the ground truth."""
+    header = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
+    lines = []
+    for i in range(9):
+        image(tmp_path / "ISIC_2019_Training_Input" / f"ISIC_{i}.jpg")
+        lines.append(f"ISIC_{i}," + ",".join("1.0" if i == j else "0.0" for j in range(9)))
+    truth = tmp_path / "ISIC_2019_Training_GroundTruth.csv"
+    truth.write_text("\n".join([header, *lines]))
+    (tmp_path / "ISIC_2019_Training_Metadata.csv").write_text(
+        "image,age_approx,anatom_site_general,lesion_id,sex\n"
+        + "".join(f"ISIC_{i},50,head/neck,{'BCN_1' if i < 2 else ''},male\n" for i in range(9))
+    )
+    found = read_labelled_images(truth, classes=class_names(info).keys())
+    assert found.table["lesion_id"].nunique() == 8 and found.unit == "groups"
+    assert "7 of 9 images have no group" in found.notes[0]
+    labels = found.table["label"].tolist()
+    truth_of = find_truth(labels, info, {}, published=found.published)
+    assert truth_of.targets == ["mel", "nv", "bcc", "akiec", "bkl", "df", "vasc", "", ""]
+    assert truth_of.left_out == {"scc": 1, "unk": 1}
+    with pytest.raises(UserError, match=r"scc \(1\), unk \(1\).*scc=,unk="):  # of a table that is not ISIC's
+        find_truth(labels, info, {})
+    assert find_truth(labels, info, read_map("SCC=bcc,UNK=", info)).targets[-2:] == ["bcc", ""]
+
+
+def test_isic_2020_is_binary_and_the_archives_names_are_known(tmp_path: Path, info: ModelInfo) -> None:
+    for i in range(3):
+        image(tmp_path / "train" / f"ISIC_{i}.jpg")
+    (tmp_path / "train.csv").write_text(
+        "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n"
+        "ISIC_0,IP_1,male,45,head/neck,unknown,benign,0\nISIC_1,IP_1,male,45,torso,melanoma,malignant,1\n"
+        "ISIC_2,IP_2,,,torso,unknown,benign,0\n"
+    )
+    found = read_labelled_images(tmp_path / "train.csv")
+    truth = find_truth(found.table["label"].tolist(), info, {}, published=found.published)
+    assert truth.binary and truth.targets == ["benign", "malignant", "benign"] and found.unit == "patients"
+    (tmp_path / "metadata.csv").write_text(
+        "isic_id,diagnosis_1,diagnosis_2,diagnosis_3,age_approx,sex\nISIC_0,Benign,,Nevus,40,male\n"
+        'ISIC_1,Malignant,,"Melanoma, NOS",40,male\nISIC_2,Malignant,,"Squamous cell carcinoma, NOS",40,male\n'
+    )
+    found = read_labelled_images(tmp_path / "metadata.csv")
+    truth = find_truth(found.table["label"].tolist(), info, {}, published=found.published)
+    assert truth.targets == ["nv", "mel", ""] and not truth.binary
+
+
+def test_codes_columns_and_names_need_no_map(info: ModelInfo) -> None:
+    for labels in (DX, COLUMNS, info.names, [name.upper().replace(" ", "_") for name in info.names]):
+        assert tuple(find_truth(list(labels), info, {}).targets) == DX
+
+
+def test_maps(tmp_path: Path, info: ModelInfo) -> None:
+    assert read_map("mel=Lentigo maligna|LM, nv = Spitz,odd=", info) == {
+        "lentigo maligna": "mel", "lm": "mel", "spitz": "nv", "odd": "",
+    }  # fmt: skip
+    assert read_map("Spitz=nv", info) == {"spitz": "nv"}
+    path = tmp_path / "map.csv"
+    path.write_text("label;code\nSpitz, pigmented;nv\nodd;\n")
+    assert read_map(str(path), info) == {"spitz, pigmented": "nv", "odd": ""}
+    for text, message in (
+        ("spitz=unknown", "which the model does not have"),
+        ("mel=x,nv=x", "two classes"),
+        ("=x", "write CODE=LABEL"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_map(text, info)
+    assert "does not have: spitz" in find_truth(["mel"], info, {"spitz": "nv"}).notes[0]
+
+
+def test_classes_and_malignant_or_benign_are_not_mixed(info: ModelInfo) -> None:
+    labels = ["mel", "nv", "benign", ""]
+    with pytest.raises(UserError, match="--binary"):
+        find_truth(labels, info, {})
+    truth = find_truth(labels, info, {}, binary=True)
+    assert truth.binary and truth.targets == ["malignant", "benign", "benign", ""]
+    assert truth.left_out == {"no label": 1}
+    assert find_truth(labels, info, {"benign": ""}).targets == ["mel", "nv", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label\nmel\n", "lacks the column image"),
+        ("image\na.png\n", "lacks the column label"),
+        ("image,label\nb.png,mel\n", "no image b.png"),
+        ("image,label\na.png,mel\na.png,nv\n", "two labels"),
+        ("image,label\n,mel\n", "line 2 names no image"),
+        ("image,MEL,NV\na.png,1,1\n", "exactly one of MEL, NV"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, info: ModelInfo, text: str, message: str) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_labelled_images(tmp_path / "mine.csv", classes=class_names(info).keys())
+
+
+def test_a_patient_overrides_a_lesion_and_repeated_rows_count_once(tmp_path: Path) -> None:
+    for name in "abcd":
+        image(tmp_path / "below" / f"{name}.png")
+    (tmp_path / "mine.csv").write_text(
+        "image_id,dx,lesion_id,patient_id\na,nv,l1,p1\nb,nv,l2,p1\nc,nv,l3,\nd,nv,,\nd,nv,,\n"
+    )
+    found = read_labelled_images(tmp_path / "mine.csv")
+    assert found.table["lesion_id"].tolist() == ["patient_id p1", "patient_id p1", "lesion_id l3", "image d"]
+    assert any("counted once" in note for note in found.notes)
