@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dermrw.bench.methods import METHODS, Case, run
 from dermrw.config import load_config
-from dermrw.datasets.dataset import ImageDataset, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.evaluation.predict import load_best
 from dermrw.models import to_input
 from dermrw.objectives import Batch, Reweight

@@ -13,7 +13,8 @@ from torchvision.io import ImageReadMode, decode_image
 
 from dermrw.config import Config
 from dermrw.datasets.augment import augmenter
-from dermrw.datasets.dataset import ImageDataset, epoch_batches, in_order, load_splits, loader, resolve_root
+from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.images.preprocess import resized_pixels
 from dermrw.models import build_model, to_input
 from dermrw.objectives import Batch, build_objective

@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import nn
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageDataset, ImageSet, Splits, load_splits, resolve_root
+from dermrw.datasets.dataset import ImageSet, Splits, load_splits, resolve_root
+from dermrw.datasets.pixels import ImageDataset
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic

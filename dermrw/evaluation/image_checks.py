@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.config import Data
-from dermrw.datasets.dataset import ImageDataset, ImageSet, in_order
+from dermrw.datasets.dataset import ImageSet
+from dermrw.datasets.pixels import ImageDataset, in_order
 from dermrw.evaluation.ood_score import IMAGES, Familiarity, Watch, describe, middle
 from dermrw.models import to_input
 from dermrw.training.device import Placement

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from dermrw.config import Config, Data
-from dermrw.datasets.dataset import ImageDataset, ImageSet
+from dermrw.datasets.dataset import ImageSet
+from dermrw.datasets.pixels import ImageDataset
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.image_checks import Checks, fit_familiarity, logits_and_checks

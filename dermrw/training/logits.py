@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dermrw.datasets.dataset import ImageDataset, in_order
+from dermrw.datasets.pixels import ImageDataset, in_order
 from dermrw.models import to_input, views
 from dermrw.training.device import Placement
 

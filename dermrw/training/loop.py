@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageDataset, Splits, epoch_batches, in_order, loader, steps_per_epoch
+from dermrw.datasets.dataset import Splits
+from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader, steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.formatting import duration

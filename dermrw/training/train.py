@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import load_splits, resolve_root, steps_per_epoch
+from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.models import build_model, check_backbone, check_fit, freeze, has_batch_norm
 from dermrw.objectives import Batch, Objective, build_objective

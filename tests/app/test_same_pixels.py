@@ -18,7 +18,8 @@ from app.page import PageEvents, take_upload
 from app.page_cache import PageCache
 from app.table import classify_many
 from dermrw.config import Data
-from dermrw.datasets.dataset import ImageDataset, ImageSet
+from dermrw.datasets.dataset import ImageSet
+from dermrw.datasets.pixels import ImageDataset
 from dermrw.datasets.readable import read_all
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.images.preprocess import evaluation_pixels

@@ -10,7 +10,8 @@ import torch
 
 from dermrw.config import Data
 from dermrw.datasets.augment import augmenter, example_seed
-from dermrw.datasets.dataset import ImageDataset, Splits, epoch_batches, in_order, load_splits, loader
+from dermrw.datasets.dataset import Splits, load_splits
+from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.errors import UserError
 from dermrw.images.preprocess import evaluation_pixels
 

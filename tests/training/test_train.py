@@ -285,7 +285,8 @@ def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_balanced_score_is_logged(whole: Path) -> None:
     """The validation score is that of best.pt's predictions, computed anew."""
-    from dermrw.datasets.dataset import ImageDataset, load_splits
+    from dermrw.datasets.dataset import load_splits
+    from dermrw.datasets.pixels import ImageDataset
     from dermrw.training.device import Placement
     from dermrw.training.logits import predict_logits
     from dermrw.training.run_folder import read_split
