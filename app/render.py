@@ -9,7 +9,7 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from dermrw.diagnoses import ABOUT, MALIGNANT
+from dermrw.diagnoses import ABOUT
 from dermrw.errors import UserError
 from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case
@@ -107,7 +107,7 @@ def mapped_class(order: npt.NDArray[np.intp], info: ModelInfo, *, refer: bool) -
         info: the model's metadata.
         refer: whether triage refers the lesion.
     """
-    malignant = (int(c) for c in order if info.codes[c] in MALIGNANT)
+    malignant = (int(c) for c in order if info.malignant and info.malignant[c])
     return next(malignant, int(order[0])) if refer else int(order[0])
 
 
@@ -164,7 +164,7 @@ def lesion_result(
         {
             "name": info.names[c],
             "inside": info.codes[c] in verdict.classes,
-            "malignant": info.codes[c] in MALIGNANT,
+            "malignant": bool(info.malignant and info.malignant[c]),
             "width": f"{100 * probabilities[c]:.1f}",
             "percent": percent(float(probabilities[c])),
             "about": ABOUT[info.codes[c]],

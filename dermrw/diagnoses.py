@@ -4,7 +4,6 @@ The order of `DIAGNOSES` is the order of the classes everywhere: labels, logits,
 Source: Tschandl, Rosendahl, Kittler, Sci. Data 5:180161 (2018), table 2.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -29,14 +28,6 @@ DIAGNOSES = (
 )
 DX = tuple(d.dx for d in DIAGNOSES)
 COLUMNS = tuple(d.column for d in DIAGNOSES)
-MALIGNANT = frozenset(d.dx for d in DIAGNOSES if d.malignant)  # or pre-malignant
-
-
-def are_malignant(codes: Iterable[str]) -> list[bool]:
-    """Returns whether each class is malignant or pre-malignant `[C]`, from HAM10000's codes."""
-    return [code in MALIGNANT for code in codes]
-
-
 ABOUT = {  # one-line description of each class
     "mel": "A malignant tumour of pigment cells. Taken out early it is cured; delay can kill.",
     "nv": "A mole, a harmless growth of pigment cells; by far the commonest of the seven.",
@@ -50,10 +41,12 @@ INDEX = {d.dx: i for i, d in enumerate(DIAGNOSES)}
 
 
 class Classes(NamedTuple):
-    """The classes of a data set in label order: codes of split.csv, columns of predictions.csv."""
+    """The classes of a data set in label order."""
 
-    codes: tuple[str, ...]
-    columns: tuple[str, ...]
+    codes: tuple[str, ...]  # in split.csv
+    columns: tuple[str, ...]  # in predictions.csv
+    names: tuple[str, ...]  # in reports and on the page
+    malignant: tuple[bool, ...] | None  # or pre-malignant; None: not stated, so there is no triage
 
 
-HAM_CLASSES = Classes(DX, COLUMNS)
+HAM_CLASSES = Classes(DX, COLUMNS, tuple(d.name for d in DIAGNOSES), tuple(d.malignant for d in DIAGNOSES))

@@ -16,7 +16,7 @@ from dermrw.datasets.cifar10 import CIFAR_CLASSES
 from dermrw.datasets.dataset import Splits, load_splits, resolve_root
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.lesion_rule import LESION_RULE
-from dermrw.diagnoses import DIAGNOSES, DX, HAM_CLASSES, Classes
+from dermrw.diagnoses import DX, HAM_CLASSES, Classes
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.evaluate import with_overrides
@@ -91,7 +91,6 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
 
 
 def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
-    names = {d.dx: d.name for d in DIAGNOSES}
     try:
         return ModelInfo(
             name=run.resolve().name,
@@ -104,7 +103,8 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
             size=config.data.size,
             codes=classes.codes,
             columns=classes.columns,
-            names=tuple(names.get(code, code) for code in classes.codes),
+            names=classes.names,
+            malignant=classes.malignant,
             temperature=report.calibration.temperature,
             offsets=report.calibration.offsets,
             prevalence=report.training_prevalence,

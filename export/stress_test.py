@@ -16,7 +16,6 @@ from PIL import Image, ImageEnhance, ImageFilter
 from tqdm import tqdm
 
 from dermrw.datasets.dataset import load_splits, resolve_root
-from dermrw.diagnoses import MALIGNANT, Classes
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.evaluate import with_overrides
 from dermrw.files import write_atomic
@@ -125,13 +124,15 @@ def damaged(classifier: Classifier, lesions: list[tuple[Image.Image, str]]) -> d
     `missed` is the fraction of malignant and pre-malignant images that are neither refused nor referred; None if there
     are no such images.
     """
+    info = classifier.info
+    malignant = {code for code, bad in zip(info.codes, info.malignant or (), strict=False) if bad}
     by_damage: dict[str, list[dict[str, Any]]] = {}
     for name, degrees, damage in tqdm(DAMAGES, "Damaged images", leave=False):
         for degree in degrees:
             verdicts = [(classifier.explain(damage(image, degree)).verdict, code) for image, code in lesions]
             outcomes = [outcome(verdict, code) for verdict, code in verdicts]
             shares = {o: outcomes.count(o) / len(outcomes) for o in OUTCOMES}
-            missed = [verdict.refer is False for verdict, code in verdicts if code in MALIGNANT]
+            missed = [verdict.refer is False for verdict, code in verdicts if code in malignant]
             row = {"degree": degree, **shares, "missed": float(np.mean(missed)) if missed else None}
             by_damage.setdefault(name, []).append(row)
     return by_damage
@@ -201,7 +202,7 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     }
     write_atomic(run / "doubt.png", draw(damages, len(lesions)))
     write_atomic(run / "doubt.json", json.dumps(doubt, indent=1).encode())
-    classes = Classes(codes, classifier.info.columns)
+    classes = classifier.info.classes
     report = report_of(run, config, classes, overrides)
     official = official_reports(run, report.checkpoint_sha256, classes)
     card = model_card(report, classifier.info, classifier.digest, config, doubt, official)

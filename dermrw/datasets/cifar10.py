@@ -18,7 +18,7 @@ from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR_CLASSES = Classes(NAMES, NAMES)
+CIFAR_CLASSES = Classes(NAMES, NAMES, NAMES, None)
 VALIDATION_PER_CLASS = 100
 FOLDER = "cifar-10-batches-py"
 

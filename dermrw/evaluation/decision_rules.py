@@ -13,7 +13,7 @@ from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.lesion_rule import combine
 from dermrw.decisions.refusal import fit_limits, refusal
 from dermrw.decisions.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
-from dermrw.diagnoses import DX, Classes, are_malignant
+from dermrw.diagnoses import Classes
 from dermrw.metrics.classification import malignant
 from dermrw.reports.report_schema import (
     ByLesion,
@@ -44,13 +44,13 @@ class Predicted(NamedTuple):
 def fit_decisions(valid: Predicted, classes: Classes) -> DecisionRules:
     """Thresholds and limits from the validation images.
 
-    There is no triage where the classes are not HAM10000's, or where all or no validation images are malignant.
+    There is no triage if malignant classes are not stated, or if all or no validation images are malignant.
     """
     codes = classes.codes
     sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
     point = None
-    if codes == DX:
-        positive, score = malignant(valid.probabilities, valid.labels)
+    if classes.malignant is not None:
+        positive, score = malignant(valid.probabilities, valid.labels, classes.malignant)
         if positive.any() and not positive.all():
             point = choose(score, positive, valid.lesions)
     likely = {code: (float(low), float(high)) for code, (low, high) in zip(codes, sets.likely, strict=True)}
@@ -67,7 +67,11 @@ def fit_decisions(valid: Predicted, classes: Classes) -> DecisionRules:
 
 
 def measure_decisions(
-    rules: DecisionRules, predicted: Predicted, weights: Floats, reasons: Sequence[str | None] | None = None
+    rules: DecisionRules,
+    predicted: Predicted,
+    weights: Floats,
+    classes: Classes,
+    reasons: Sequence[str | None] | None = None,
 ) -> Decided:
     """Refusal, prediction sets and triage on a set; images of weight 0 are left out.
 
@@ -90,7 +94,7 @@ def measure_decisions(
         code: _share(share_of(covered[y == c], lesions[y == c])) if (y == c).any() else None
         for c, code in enumerate(codes)
     }
-    judged = _judge(rules, p, y, lesions)
+    judged = _judge(rules, p, y, lesions, classes.malignant)
     return Decided(
         refused=Refused(
             **_share(share_of(refused, lesions)).model_dump(),
@@ -105,29 +109,33 @@ def measure_decisions(
             sizes=np.bincount(sets.sum(1), minlength=len(codes) + 1)[1:].tolist(),
         ),
         triage=judged.triage,
-        by_lesion=_by_lesion(rules, p, y, lesions),
+        by_lesion=_by_lesion(rules, p, y, lesions, classes.malignant),
     )
 
 
-def _by_lesion(rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any]) -> ByLesion | None:
+def _by_lesion(
+    rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], bad: Sequence[bool] | None
+) -> ByLesion | None:
     """Figures of the lesions with several images; None if there is none."""
     _, first, lesion, images = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
     one_of_each, several = first[images > 1], images[lesion] > 1
     if not len(one_of_each):
         return None
-    combined = combine(p, lesion, malignant=are_malignant(rules.thresholds))
+    combined = combine(p, lesion, malignant=bad)
     return ByLesion(
-        together=_judge(rules, combined[one_of_each], y[one_of_each], lesions[one_of_each]),
-        one_by_one=_judge(rules, p[several], y[several], lesions[several]),
+        together=_judge(rules, combined[one_of_each], y[one_of_each], lesions[one_of_each], bad),
+        one_by_one=_judge(rules, p[several], y[several], lesions[several], bad),
     )
 
 
-def _judge(rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any]) -> Judged:
+def _judge(
+    rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], bad: Sequence[bool] | None
+) -> Judged:
     """Coverage of the sets, and triage; no triage where all or no images are malignant."""
     covered = prediction_sets(p, list(rules.thresholds.values()))[np.arange(len(y)), y]
     point = None
     if rules.triage_threshold is not None:
-        positive, score = malignant(p, y)
+        positive, score = malignant(p, y, bad)
         if positive.any() and not positive.all():
             point = _point(measure(score, positive, lesions, rules.triage_threshold))
     return Judged(coverage=_share(share_of(covered, lesions)), triage=point)

@@ -17,7 +17,7 @@ from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, image_set, load_splits, resolve_root, true_labels
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
-from dermrw.diagnoses import Classes, are_malignant
+from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
@@ -118,7 +118,7 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     probabilities = fitted.calibration(logits)
     decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes)
     lesion_rule = compare_lesion_rules(
-        probabilities, valid.labels, lesions, are_malignant(classes.codes), decisions.triage_threshold
+        probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold
     )
     counts = np.bincount(true_labels(splits.train.table, classes), minlength=len(classes.codes))
     prevalence = counts / len(splits.train)
@@ -180,7 +180,7 @@ def _score(
     probabilities = read_predictions(path, ids, classes)
     scored = ScoredSet(title, images.table, images.labels, images.sources, classes, probabilities)
     predicted = Predicted(probabilities, checks, images.labels, images.table["lesion_id"].to_numpy())
-    decided = measure_decisions(fitted.decisions, predicted, score_weights(ids.to_numpy()))
+    decided = measure_decisions(fitted.decisions, predicted, score_weights(ids.to_numpy()), scored.classes)
     report = build_report(scored, as_trained, fitted.prevalence, decided, fitted.about)
     json_path, html_path = run / f"report{suffix}.json", run / f"report{suffix}.html"
     write_html(html_path, report, scored, training, official=suffix != "")  # first: if it fails, the old report stays

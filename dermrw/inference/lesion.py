@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from dermrw.decisions.lesion_rule import combine
 from dermrw.decisions.prevalence import at_prevalence
-from dermrw.diagnoses import are_malignant
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Explanation
 from dermrw.inference.model_file import ModelInfo
@@ -78,7 +77,7 @@ def combine_images(
         reason = verdicts[0].refused if len(verdicts) == 1 else f"each of the {len(verdicts)} pictures is refused"
         return None, Verdict(reason, (), None)
     images = np.asarray(probabilities, dtype=np.float64)[accepted]
-    combined = combine(images, [0] * len(accepted), malignant=are_malignant(info.codes))[0]
+    combined = combine(images, [0] * len(accepted), malignant=info.malignant)[0]
     if len(accepted) == 1:
         return combined, verdicts[accepted[0]]
     lesion_verdict = decide(combined, info)

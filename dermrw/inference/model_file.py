@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dermrw.decisions.refusal import CHECKS
+from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError, first_of
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
@@ -19,6 +20,7 @@ RESIZE = (
 )
 
 
+ADDED_LATER = frozenset({"malignant"})  # fields that older model files lack
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,6 +78,9 @@ class ModelInfo(BaseModel):
     codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
     columns: tuple[str, ...] = Field(description="their columns in ISIC's format")
     names: tuple[str, ...] = Field(description="their names for people")
+    malignant: tuple[bool, ...] | None = Field(
+        None, description="whether each class is malignant or pre-malignant; None: not stated, so there is no triage"
+    )
     temperature: float = Field(gt=0, description="applied inside the graph")
     offsets: tuple[float, ...] = Field(description="applied inside the graph, nats")
     prevalence: dict[str, float] = Field(description="each class's share of the training images")
@@ -88,7 +93,7 @@ class ModelInfo(BaseModel):
     coverage: Share = Field(description="share of each class's cases whose prediction set is to hold the class")
     thresholds: tuple[Share, ...] = Field(description="probability from which a class belongs to the prediction set")
     covered: Proportion | None = Field(description="share of the images that the score is of, whose set held the class")
-    triage: Triage | None = Field(description="None: the classes are not HAM10000's")
+    triage: Triage | None = Field(description="None: no class is known to be malignant")
     score: Score
     warning: str | None = Field(None, max_length=2000)
     licence: str = Field(max_length=2000, description="of the model: the training data's")
@@ -97,8 +102,12 @@ class ModelInfo(BaseModel):
     def _check_consistency(self) -> Self:
         lengths = {len(part) for part in (self.codes, self.columns, self.names, self.offsets, self.thresholds)}
         lengths |= {len(set(self.codes)), len(set(self.columns))}
+        if self.malignant is not None:
+            lengths.add(len(self.malignant))
         if lengths != {len(self.codes)} or set(self.prevalence) != set(self.codes):
-            raise ValueError("codes, columns, names, offsets, thresholds and prevalence must name the same classes")
+            raise ValueError(
+                "codes, columns, names, malignant, offsets, thresholds and prevalence must name the same classes"
+            )
         if set(self.limits) != set(CHECKS):
             raise ValueError(f"limits must be of {', '.join(CHECKS)}")
         for key, value in self:
@@ -107,6 +116,11 @@ class ModelInfo(BaseModel):
         if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
             raise ValueError("prevalence must be shares that sum to 1")
         return self
+
+    @property
+    def classes(self) -> Classes:
+        """The classes in the order of the outputs."""
+        return Classes(self.codes, self.columns, self.names, self.malignant)
 
     def to_props(self) -> dict[str, str]:
         """The entries of `metadata_props`."""
@@ -120,10 +134,12 @@ class ModelInfo(BaseModel):
             UserError: they are not the metadata of a dermrw model.
         """
         try:
-            absent = [key for key in cls.model_fields if key not in props]
+            absent = [key for key in cls.model_fields if key not in props and key not in ADDED_LATER]
             if absent:
                 raise ValueError(f"it lacks {first_of(absent)}")
-            values = {key: json.loads(props[key]) for key in cls.model_fields}
+            values = {key: json.loads(props[key]) for key in cls.model_fields if key in props}
+            if "malignant" not in props and values["codes"] == list(HAM_CLASSES.codes):
+                values["malignant"] = HAM_CLASSES.malignant
             return cls.model_validate(values)
         except ValidationError as error:
             reason = first_fault(error)

@@ -127,10 +127,11 @@ class RowFile:
 
 def _encode(row: ImageRow) -> bytes:
     v = row.verdict
-    cells = [row.image_id, row.probabilities, v.refused, v.classes, v.refer, row.notes, row.error]
+    cells = [row.image_id, row.probabilities, v.refused, v.classes, v.refer, v.malignant, row.notes, row.error]
     return json.dumps(cells).encode() + b"\n"
 
 
 def _decode(line: bytes) -> ImageRow:
-    image_id, probabilities, refused, classes, refer, notes, error = json.loads(line)
-    return ImageRow(image_id, tuple(probabilities), Verdict(refused, tuple(classes), refer), tuple(notes), error)
+    image_id, probabilities, refused, classes, refer, malignant, notes, error = json.loads(line)
+    image_verdict = Verdict(refused, tuple(classes), refer, tuple(malignant))
+    return ImageRow(image_id, tuple(probabilities), image_verdict, tuple(notes), error)

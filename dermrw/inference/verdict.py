@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from dermrw.decisions.conformal import prediction_sets
 from dermrw.decisions.refusal import refusal, too_small
-from dermrw.diagnoses import MALIGNANT
 from dermrw.inference.model_file import ModelInfo
 
 REFER, NO_REASON = "refer", "no reason to refer seen"
@@ -22,6 +21,7 @@ class Verdict(NamedTuple):
     refused: str | None  # the reason, such as `it is blurred`
     classes: tuple[str, ...]  # the prediction set, the most probable first; empty if refused
     refer: bool | None  # None: refused, or the model has no triage rule
+    malignant: tuple[str, ...] = ()  # malignant and pre-malignant classes in the prediction set
 
     @property
     def triage(self) -> str:
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
     @property
     def not_ruled_out(self) -> tuple[str, ...]:
         """Malignant and pre-malignant classes in the prediction set of an image that triage does not refer."""
-        return () if self.refused or self.refer is not False else tuple(c for c in self.classes if c in MALIGNANT)
+        return () if self.refused or self.refer is not False else self.malignant
 
 
 def verdict(
@@ -52,7 +52,8 @@ def verdict(
 
 def malignant_share(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> float:
     """Returns the summed probability of the malignant and pre-malignant classes, from probabilities `[C]`."""
-    return sum(float(p) for p, code in zip(probabilities, info.codes, strict=True) if code in MALIGNANT)
+    malignant = info.malignant or (False,) * len(info.codes)
+    return sum(float(p) for p, bad in zip(probabilities, malignant, strict=True) if bad)
 
 
 def decide(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:
@@ -62,4 +63,5 @@ def decide(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:
     refer = None
     if info.triage is not None:
         refer = malignant_share(probabilities, info) >= info.triage.threshold
-    return Verdict(None, tuple(info.codes[c] for c in order), refer)
+    malignant = tuple(info.codes[c] for c in order if info.malignant and info.malignant[c])
+    return Verdict(None, tuple(info.codes[c] for c in order), refer, malignant)

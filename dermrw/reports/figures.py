@@ -155,9 +155,15 @@ def precision_recall(
     return draw("precision-recall", alt, HALF, paint)
 
 
-def malignant_roc(probabilities: Floats, labels: npt.NDArray[Any], weights: Floats, report: Malignant) -> Markup | None:
+def malignant_roc(
+    probabilities: Floats,
+    labels: npt.NDArray[Any],
+    weights: Floats,
+    report: Malignant,
+    malignant: Sequence[bool] | None,
+) -> Markup | None:
     """Malignant against the rest, with the report's two operating points; None if either side has no images."""
-    positive, score = metrics.malignant(probabilities, labels)
+    positive, score = metrics.malignant(probabilities, labels, malignant)
     curve = _roc(positive, score, weights)
     if curve is None:
         return None

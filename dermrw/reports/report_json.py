@@ -134,8 +134,8 @@ def set_figures(
         },
         "calibration_error": _calibration_error(p, y, weights, prevalence),
     }
-    if scored.classes.codes == DX:
-        figures["malignant"] = _malignant(p, y, lesions, weights)
+    if scored.classes.malignant is not None:
+        figures["malignant"] = _malignant(p, y, lesions, weights, scored.classes)
     if scored.classes.codes == DX or own:
         figures["groups"] = _groups(scored, weights, own)
     if own:
@@ -151,7 +151,7 @@ def _binary_set_figures(scored: ScoredSet, own: OwnTable) -> SetFigures:
     undefined = "not defined for malignant and benign labels"
     no_errors = dict.fromkeys(("top_label_ece", "classwise_ece", "brier", "nll"))
     replicates = replicates_for(len(weights), REPLICATES)
-    malignant = _malignant(scored.probabilities, scored.labels, groups, weights)
+    malignant = _malignant(scored.probabilities, scored.labels, groups, weights, scored.classes)
     figures: dict[str, Any] = {
         **unknown,
         "interval": f"percentile bootstrap over {own.unit}, {replicates} replicates, seed 0",
@@ -231,12 +231,15 @@ def at_own_prevalence(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tupl
     return at_prevalence(np.maximum(p, LEAST), shares / max(shares.sum(), LEAST)), weights
 
 
-def _malignant(p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    positive, score = metrics.malignant(p, y)
+def _malignant(
+    p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray, classes: Classes
+) -> dict[str, Any]:
+    positive, score = metrics.malignant(p, y, classes.malignant)
     curve = (positive[:, None], score[:, None], lesions, weights)
+    names = ", ".join(name for name, bad in zip(classes.names, classes.malignant or (), strict=False) if bad)
     replicates = replicates_for(len(y), REPLICATES)
     return {
-        "what": "melanoma, basal cell carcinoma, actinic keratosis / intraepithelial carcinoma against the rest",
+        "what": f"{names} against the rest",
         **{name: measure(positive, score, weights) for name, measure in RANKING.items()},
         "auc_interval_95": list(area_intervals(*curve, replicates=replicates)[0]),
         "partial_auc_interval_95": list(area_intervals(*curve, sensitivity=0.8, replicates=replicates)[0]),
@@ -262,7 +265,7 @@ def _groups(scored: ScoredSet, weights: np.ndarray, own: OwnTable | None = None)
     def row(g: metrics.Group) -> dict[str, Any]:
         inside = g.rows
         if own and own.binary:
-            return _binary_group(g, p[inside], y[inside], lesions[inside], weights[inside])
+            return _binary_group(g, p[inside], y[inside], lesions[inside], weights[inside], scored.classes)
         interval = score_intervals(p[inside], y[inside], lesions[inside], weights[inside], replicates=REPLICATES)
         return {
             "name": g.name,
@@ -280,9 +283,9 @@ def _groups(scored: ScoredSet, weights: np.ndarray, own: OwnTable | None = None)
 
 
 def _binary_group(
-    g: metrics.Group, p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray
+    g: metrics.Group, p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray, classes: Classes
 ) -> dict[str, Any]:
-    positive, score = metrics.malignant(p, y)
+    positive, score = metrics.malignant(p, y, classes.malignant)
     sides = {"malignant": positive, "benign": ~positive}
     replicates = replicates_for(len(y), REPLICATES)
     interval = area_intervals(positive[:, None], score[:, None], lesions, weights, replicates=replicates)[0]
@@ -299,7 +302,7 @@ def _binary_group(
 
 
 def compare_lesion_rules(
-    p: np.ndarray, y: np.ndarray, lesions: np.ndarray, malignant: Sequence[bool], threshold: float | None
+    p: np.ndarray, y: np.ndarray, lesions: np.ndarray, malignant: Sequence[bool] | None, threshold: float | None
 ) -> dict[str, Any]:
     """Compares the rules that combine the images of one lesion, on the validation lesions with several images.
 
@@ -310,7 +313,7 @@ def compare_lesion_rules(
         p: probabilities for equal prevalence `[N, C]`.
         y: labels `[N]`.
         lesions: the lesion of each image `[N]`.
-        malignant: which classes are malignant `[C]`.
+        malignant: which classes are malignant `[C]`; None: not stated.
         threshold: of triage; None without one.
     """
     _, first, lesion, views = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
@@ -323,7 +326,7 @@ def compare_lesion_rules(
     for rule in LESION_RULES:
         candidates[rule] = (combine(p, lesions, rule, malignant)[several], y[several])
     for name, (q, truth) in candidates.items():
-        positive, score = metrics.malignant(q, truth, malignant)
+        positive, score = metrics.malignant(q, truth, malignant or [False] * q.shape[1])
         referred = score >= (np.inf if threshold is None else threshold)
         sensitivity = float(referred[positive].mean()) if positive.any() else None
         specificity = float((~referred)[~positive].mean()) if not positive.all() else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dermrw.csv_table import read_csv_table
-from dermrw.diagnoses import DX, MALIGNANT
+from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.inference.model_file import ModelInfo
 from dermrw.published import BENIGN as BENIGN_LABEL
@@ -139,9 +139,12 @@ def find_truth(
             f"malignant against benign with --binary, or leave labels out with --map {sorted(two)[0]}="
         )
     if binary or two:
-        if not MALIGNANT.intersection(info.codes):
-            raise UserError("the model has no malignant classes, so malignant and benign labels can't be scored")
-        targets = [_binary_target(target) for target in targets]
+        if not info.malignant or not any(info.malignant):
+            raise UserError(
+                "the model does not state malignant classes, so malignant and benign labels can't be scored"
+            )
+        malignant = {code for code, bad in zip(info.codes, info.malignant, strict=True) if bad}
+        targets = [_binary_target(target, malignant) for target in targets]
     left_out = Counter(label or NO_LABEL for label, target in zip(labels, targets, strict=True) if not target)
     present = {fold(label) for label in counts}
     unused = [label for label in mapped if label not in present]
@@ -149,10 +152,10 @@ def find_truth(
     return Truth(targets, bool(binary or two), dict(left_out.most_common()), notes)
 
 
-def _binary_target(target: str) -> str:
+def _binary_target(target: str, malignant: set[str]) -> str:
     if target in (LEFT_OUT, MALIGNANT_LABEL, BENIGN_LABEL):
         return target
-    return MALIGNANT_LABEL if target in MALIGNANT else BENIGN_LABEL
+    return MALIGNANT_LABEL if target in malignant else BENIGN_LABEL
 
 
 def _unknown(unknown: dict[str, int], info: ModelInfo) -> str:

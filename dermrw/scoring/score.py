@@ -14,7 +14,7 @@ import onnxruntime
 import pandas as pd
 from tqdm import tqdm
 
-from dermrw.diagnoses import DX, Classes
+from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.evaluation.decision_rules import Predicted, measure_decisions
 from dermrw.files import csv_text, require_writable, write_atomic
@@ -140,7 +140,7 @@ def score(
     )  # fmt: skip
 
     folder.mkdir(parents=True, exist_ok=True)
-    classes = Classes(info.codes, info.columns)
+    classes = info.classes
     ids = table["image_id"]
     write_predictions(folder / FILES[0], ids, classes, np.array([row.probabilities for row in rows]))
     decisions = [[name, *decision_cells(v)] for name, v in zip(ids, verdicts, strict=True)]
@@ -250,7 +250,7 @@ def _decided(info: ModelInfo, scored: ScoredSet, reasons: Sequence[str | None], 
     checks = np.zeros((len(scored.labels), 8))  # not used, as the refusals are known
     predicted = Predicted(scored.probabilities, checks, scored.labels, scored.table["lesion_id"].to_numpy())
     weights = score_weights(scored.table["image_id"].to_numpy())
-    decided = measure_decisions(_rules(info), predicted, weights, reasons)
+    decided = measure_decisions(_rules(info), predicted, weights, info.classes, reasons)
     if not binary or decided.refused is None:
         return decided
     names = {DX[row]: name for name, row in TRUTH_OF_BINARY.items()}

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from dermrw.decisions.refusal import CHECKS
-from dermrw.diagnoses import DX
+from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.evaluation.decision_rules import Predicted, measure_decisions
 from dermrw.reports.report_schema import DecisionRules, FittedDecisions, FittedSets, Judged
 
@@ -28,7 +28,7 @@ def seen(n: int = 60) -> Predicted:
 
 def test_lesions_of_several_images_are_judged_by_what_pandas_makes_of_them() -> None:
     data = seen()
-    by_lesion = measure_decisions(RULES, data, np.ones(60)).by_lesion
+    by_lesion = measure_decisions(RULES, data, np.ones(60), HAM_CLASSES).by_lesion
     assert by_lesion is not None
     together = by_lesion.together
     frame = pd.DataFrame(data.probabilities, columns=DX)
@@ -51,10 +51,10 @@ def test_lesions_of_several_images_are_judged_by_what_pandas_makes_of_them() -> 
 
 def test_images_of_weight_zero_count_nowhere_and_single_ones_make_no_lesion() -> None:
     data = seen()
-    single = measure_decisions(RULES, data, np.array([0.0] * 45 + [1.0] * 15))
-    several = measure_decisions(RULES, data, np.array([1.0] * 45 + [0.0] * 15))
+    single = measure_decisions(RULES, data, np.array([0.0] * 45 + [1.0] * 15), HAM_CLASSES)
+    several = measure_decisions(RULES, data, np.array([1.0] * 45 + [0.0] * 15), HAM_CLASSES)
     assert several.sets and several.by_lesion and single.refused
     assert several.by_lesion.one_by_one == Judged(coverage=several.sets.coverage, triage=several.triage)
     assert single.by_lesion is None and single.refused.images == 15
     assert single.refused.reasons == {"it is too grainy": 1}
-    assert measure_decisions(RULES, data, np.zeros(60)).by_lesion is None
+    assert measure_decisions(RULES, data, np.zeros(60), HAM_CLASSES).by_lesion is None

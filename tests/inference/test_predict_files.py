@@ -20,7 +20,7 @@ from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.lesion_rule import combine
 from dermrw.decisions.prevalence import at_prevalence
 from dermrw.decisions.refusal import CHECKS
-from dermrw.diagnoses import COLUMNS, DX, MALIGNANT
+from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier, Picture
 from dermrw.inference.find_images import find_images
@@ -84,7 +84,7 @@ def test_prevalence_and_lesions(model_file: Path, pictures: Path, monkeypatch: p
     command(monkeypatch, *arguments)
     equal = read(out)[1]
     command(monkeypatch, *arguments, "--lesions", str(lesions), "--prevalence", text)
-    combined = combine(equal, ["L1", "L2", "L1"], malignant=[code in MALIGNANT for code in DX])
+    combined = combine(equal, ["L1", "L2", "L1"], malignant=HAM_CLASSES.malignant)
     expected = at_prevalence(combined, list(shares.values()))
     np.testing.assert_allclose(read(out)[1], expected, rtol=1e-6, atol=1e-9)
     command(monkeypatch, *arguments, "--prevalence", "training")
@@ -124,7 +124,7 @@ def test_refusal_set_and_triage_lie_beside_the_probabilities(
     together = read(out)[1]
     accepted = [i for i, name in enumerate(ids) if not found[name]["refused"]]
     for i in range(len(ids)):
-        expected = combine(alone[accepted], ["L1"] * len(accepted), malignant=[code in MALIGNANT for code in DX])[0]
+        expected = combine(alone[accepted], ["L1"] * len(accepted), malignant=HAM_CLASSES.malignant)[0]
         np.testing.assert_allclose(together[i], expected if i in accepted else alone[i], rtol=1e-6)
 
 

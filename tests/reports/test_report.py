@@ -225,7 +225,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 def test_hostile_class_is_text_in_figures_too(tmp_path: Path) -> None:
     codes = (HOSTILE, '"b', "c<")
-    scored = scored_set(Classes(codes, codes), 12)
+    scored = scored_set(Classes(codes, codes, codes, None), 12)
     write_log(tmp_path, 3)
     parse(html(tmp_path, made(scored), scored))
 

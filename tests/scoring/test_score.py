@@ -17,7 +17,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from dermrw.__main__ import main
 from dermrw.datasets.sample_drawing import draw_lesion
-from dermrw.diagnoses import DX, MALIGNANT
+from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, KnownImages, image_hash
@@ -28,6 +28,8 @@ from export.training_images import add_list
 
 SHIPPED = Path(__file__).parents[2] / "app/model.onnx"
 PER_CLASS = 3
+
+MALIGNANT_CODES = {"mel", "bcc", "akiec"}
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +121,7 @@ def test_the_figures_are_scikit_learns(unlisted: Path, pictures: Path, tmp_path:
         row = found["classes"][code]
         assert row["auc"] == pytest.approx(roc_auc_score(y == c, values[:, c]), abs=1e-12)
         assert row["auc_interval_95"][0] <= row["auc"] <= row["auc_interval_95"][1]
-    bad = np.array([code in MALIGNANT for code in DX])
+    bad = np.array(HAM_CLASSES.malignant)
     expected = roc_auc_score(bad[y], values[:, bad].sum(1))
     assert found["malignant"]["auc"] == pytest.approx(expected, abs=1e-12)
     assert found["calibration_error"]["table_prevalence"]["nll"] > 0
@@ -146,13 +148,13 @@ def test_as_trained_inverts_the_calibration(unlisted: Path, pictures: Path, tmp_
 
 
 def test_binary_truth_has_no_figures_of_classes(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
-    table = write(tmp_path / "mine.csv", rows(lambda code: str(int(code in MALIGNANT))))
+    table = write(tmp_path / "mine.csv", rows(lambda code: str(int(code in MALIGNANT_CODES))))
     with pytest.raises(UserError, match="--binary"):
         score(unlisted, table, images=pictures, out=tmp_path / "out", device="cpu")
     score(unlisted, table, images=pictures, binary=True, out=tmp_path / "out", device="cpu")
     found, p = stored(tmp_path / "out"), probabilities(tmp_path / "out")
-    bad = np.array([code in MALIGNANT for code in DX])
-    positive = [name.partition("-")[0] in MALIGNANT for name in p]
+    bad = np.array(HAM_CLASSES.malignant)
+    positive = [name.partition("-")[0] in MALIGNANT_CODES for name in p]
     suspicion = np.array(list(p.values()))[:, bad].sum(1)
     assert found["malignant"]["auc"] == pytest.approx(roc_auc_score(positive, suspicion), abs=1e-12)
     assert found["classes"] == {} and found["balanced_accuracy"] is None and found["decided"]["sets"] is None
