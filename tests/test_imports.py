@@ -25,7 +25,7 @@ for package in sys.argv[1:]:
 
 
 def test_the_torch_free_packages_are_imported_without_torch() -> None:
-    names = ("images", "decisions", "inference", "metrics", "reports", "scoring")
+    names = ("images", "decisions", "inference", "labelled", "metrics", "reports", "scoring")
     packages = [*(f"dermrw.{name}" for name in names), "app"]
     ended = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL_WITHOUT_TORCH, *packages], cwd=ROOT, capture_output=True, text=True,

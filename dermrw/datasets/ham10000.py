@@ -12,7 +12,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dermrw.datasets.folder import (
+from dermrw.diagnoses import COLUMNS, DX
+from dermrw.errors import UserError, first_of
+from dermrw.files import expand_home
+from dermrw.images.formats import IMAGE_SUFFIXES
+from dermrw.labelled.folder import (
     FoundImages,
     FoundTable,
     choose_table,
@@ -24,10 +28,6 @@ from dermrw.datasets.folder import (
     relative,
     require_columns,
 )
-from dermrw.diagnoses import COLUMNS, DX
-from dermrw.errors import UserError, first_of
-from dermrw.files import expand_home
-from dermrw.images.formats import IMAGE_SUFFIXES
 
 TABLE_COLUMNS = ["image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "path"]
 OPTIONAL = ("dx_type", "age", "sex", "localization")

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dermrw.datasets.folder import choose_table, data_files, find_images, matching, read_frame, require_columns
 from dermrw.datasets.ham10000 import TABLE_COLUMNS, image_paths, one_hot_to_dx, validated, with_optional
 from dermrw.errors import UserError
 from dermrw.files import open_regular
+from dermrw.labelled.folder import choose_table, data_files, find_images, matching, read_frame, require_columns
 from dermrw.metrics.classification import score_weights
 
 NAMES_SHOWN = 5  # of missing images

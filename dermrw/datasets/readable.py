@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dermrw.datasets.folder import folder_text, relative
 from dermrw.errors import UserError
 from dermrw.images.preprocess import read_image
+from dermrw.labelled.folder import folder_text, relative
 
 SAMPLED = 64  # rows and columns of pixels whose colours are looked at
 LEAST_CHROMA = 2.0  # mean range of R, G and B in a pixel; dermoscopic images have 20 and more

@@ -12,10 +12,10 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from dermrw.config import CONFIGS
-from dermrw.datasets.folder import read_frame, require_columns
 from dermrw.datasets.ham10000 import find_ham10000, read_ham10000
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
+from dermrw.labelled.folder import read_frame, require_columns
 
 SPLIT_COLUMNS = ["image_id", "lesion_id", "dx", "split"]
 RULE = """\

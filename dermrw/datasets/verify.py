@@ -5,12 +5,12 @@ from pathlib import Path
 import pandas as pd
 
 from dermrw.config import CONFIGS
-from dermrw.datasets.folder import folder_counts, relative
 from dermrw.datasets.ham10000 import HamFolder, find_ham10000, read_folder
 from dermrw.datasets.official import find_official
 from dermrw.datasets.readable import SHOWN, print_list, read_all, unlike
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
+from dermrw.labelled.folder import folder_counts, relative
 
 
 def check(folder: Path | None) -> None:

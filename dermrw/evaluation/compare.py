@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from dermrw.config import NOT_PART_OF_A_RESULT, differences
-from dermrw.datasets.folder import read_frame
 from dermrw.errors import UserError
 from dermrw.formatting import percent
+from dermrw.labelled.folder import read_frame
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.paired import Difference, paired_difference
 from dermrw.training.run_folder import open_run, read_split

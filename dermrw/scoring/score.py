@@ -24,6 +24,7 @@ from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cel
 from dermrw.inference.known_images import ImageHash, KnownImages
 from dermrw.inference.model_file import ModelInfo, Proportion
 from dermrw.inference.workers import choose_workers, classify_files
+from dermrw.labelled.labelled_images import read_labelled_images
 from dermrw.metrics.classification import score_weights
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import TrainingHistory, write_html
@@ -40,7 +41,6 @@ from dermrw.reports.report_schema import (
     ShareWithInterval,
 )
 from dermrw.reports.report_text import left_out_sentences, print_report
-from dermrw.scoring.labelled_images import read_labelled_images
 from dermrw.scoring.labels import BENIGN_LABEL, MALIGNANT_LABEL, class_names, find_truth, read_map
 
 FILES = ("predictions.csv", "predictions_decisions.csv", "left_out.csv", "report.json", "report.html")

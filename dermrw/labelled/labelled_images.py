@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from dermrw.datasets.folder import data_files, find_images, read_frame
 from dermrw.errors import UserError, first_of
 from dermrw.images.formats import IMAGE_SUFFIXES
 from dermrw.inference.find_images import find_images as find_image_files
 from dermrw.inference.find_images import image_id
+from dermrw.labelled.folder import data_files, find_images, read_frame
 from dermrw.published import PublishedSet, fold, recognise
 
 IMAGE_COLUMNS = ("image", "image_id", "isic_id", "image_name", "img_id", "image name", "file", "filename", "path")

@@ -9,7 +9,7 @@ from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import ModelInfo
-from dermrw.scoring.labelled_images import read_labelled_images
+from dermrw.labelled.labelled_images import read_labelled_images
 from dermrw.scoring.labels import class_names, find_truth, read_map
 
 SHIPPED = Path(__file__).parents[2] / "app/model.onnx"

@@ -205,7 +205,7 @@ def test_only_files_named_like_an_id_are_opened(copy: Path, monkeypatch: pytest.
         opened.append(path)
         return True
 
-    monkeypatch.setattr("dermrw.datasets.folder.is_image_file", note)
+    monkeypatch.setattr("dermrw.labelled.folder.is_image_file", note)
     image = first_image(copy)
     image.rename(image.with_suffix(""))
     (copy / "HAM10000_images_part_1" / "Thumbs.db").write_bytes(b"")
