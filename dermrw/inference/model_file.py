@@ -20,7 +20,7 @@ RESIZE = (
 )
 
 
-ADDED_LATER = frozenset({"malignant"})  # fields that older model files lack
+ADDED_LATER = frozenset({"malignant", "subject"})  # fields that older model files lack
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -81,6 +81,12 @@ class ModelInfo(BaseModel):
     malignant: tuple[bool, ...] | None = Field(
         None, description="whether each class is malignant or pre-malignant; None: not stated, so there is no triage"
     )
+    subject: str = Field(
+        "image",
+        pattern="^\\S(.*\\S)?$",
+        max_length=40,
+        description="what an image shows, a noun in the singular; default: lesion for HAM10000's classes",
+    )
     temperature: float = Field(gt=0, description="applied inside the graph")
     offsets: tuple[float, ...] = Field(description="applied inside the graph, nats")
     prevalence: dict[str, float] = Field(description="each class's share of the training images")
@@ -97,6 +103,14 @@ class ModelInfo(BaseModel):
     score: Score
     warning: str | None = Field(None, max_length=2000)
     licence: str = Field(max_length=2000, description="of the model: the training data's")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_subject(cls, values: Any) -> Any:
+        """Images of HAM10000's classes show lesions, unless the metadata states another subject."""
+        if isinstance(values, dict) and values.get("codes") in (HAM_CLASSES.codes, list(HAM_CLASSES.codes)):
+            return {"subject": "lesion", **values}
+        return values
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
@@ -116,6 +130,11 @@ class ModelInfo(BaseModel):
         if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
             raise ValueError("prevalence must be shares that sum to 1")
         return self
+
+    @property
+    def is_ham10000(self) -> bool:
+        """Whether the classes are HAM10000's."""
+        return self.codes == HAM_CLASSES.codes
 
     @property
     def classes(self) -> Classes:
