@@ -69,7 +69,7 @@ class KnownImages(NamedTuple):
         """Returns the list of images with these ids and hashes."""
         return cls(frozenset(id_digest(name) for name in ids), _array(sorted(set(hashes))))
 
-    def match(self, ids: Sequence[str], hashes: Sequence[ImageHash]) -> npt.NDArray[np.bool_]:
+    def match(self, ids: Sequence[str], hashes: Sequence[ImageHash] | Hashes) -> npt.NDArray[np.bool_]:
         """Returns whether each image `[N]` is listed, by its id or as a copy of a listed image."""
         by_id = np.array([id_digest(name) in self.ids for name in ids], dtype=bool)
         return by_id | have_copy(_array(hashes), self.hashes)
@@ -100,7 +100,7 @@ class KnownImages(NamedTuple):
         return cls(digests, np.frombuffer(hashes, dtype=">u8").astype(np.uint64).reshape(-1, 2))
 
 
-def _array(hashes: Sequence[ImageHash]) -> Hashes:
+def _array(hashes: Sequence[ImageHash] | Hashes) -> Hashes:
     return np.array(hashes, dtype=np.uint64).reshape(-1, 2)
 
 

@@ -1,4 +1,4 @@
-"""The rows of an unfinished `dermrw predict`: a file from which the same command continues.
+"""The rows of an unfinished `dermrw predict` or `dermrw score`: a file from which the same command continues.
 
 The file is JSON Lines: a header with the digest of the settings, then one line per image, in the order of the images.
 """
@@ -30,25 +30,28 @@ class RowFile:
     Use it as a context manager. After `finish`, closing deletes the file.
     """
 
-    def __init__(self, path: Path, digest: str, image_ids: Sequence[str]) -> None:
+    def __init__(self, path: Path, digest: str, image_ids: Sequence[str], option: str = "--csv") -> None:
         """Opens the file and keeps the rows of an earlier run with the same digest.
 
         Args:
             path: of the file.
             digest: of everything that determines the rows.
             image_ids: of all rows that the file will have.
+            option: of the command, that names the output; for messages.
 
         Raises:
             UserError: the file is another program's, another run writes it, or it can't be written.
         """
         self.path, self._count, self._synced, self._done = path, 0, time.monotonic(), False
+        self._fix = f"name another {'file' if option == '--csv' else 'folder'} with {option}"
         self.other = False  # whether the file had rows of another model or of other images, which were dropped
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
             self._lock()
             self._resume(digest, image_ids)
         except OSError as error:
-            raise UserError(f"{path} can't be written ({error.strerror}): name another file with --csv") from None
+            raise UserError(f"{path} can't be written ({error.strerror}): {self._fix}") from None
 
     def _lock(self) -> None:
         try:
@@ -56,7 +59,7 @@ class RowFile:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise UserError(f"another run writes {self.path}: wait for it, or name another file with --csv") from None
+            raise UserError(f"another run writes {self.path}: wait for it, or {self._fix}") from None
 
     def _resume(self, digest: str, image_ids: Sequence[str]) -> None:
         header = json.dumps({"format": FORMAT, "digest": digest}).encode() + b"\n"
@@ -66,7 +69,7 @@ class RowFile:
             return
         if first and not (first.startswith(f'{{"format": "{FORMAT}"'.encode()) or header.startswith(first)):
             self._file.close()
-            raise UserError(f"{self.path} was not written by dermrw: move it, or name another file with --csv")
+            raise UserError(f"{self.path} was not written by dermrw: move it, or {self._fix}")
         self.other = bool(first.endswith(b"\n"))
         self._file.seek(0)
         self._file.truncate()
@@ -128,10 +131,11 @@ class RowFile:
 def _encode(row: ImageRow) -> bytes:
     v = row.verdict
     cells = [row.image_id, row.probabilities, v.refused, v.classes, v.refer, v.malignant, row.notes, row.error]
-    return json.dumps(cells).encode() + b"\n"
+    return json.dumps([*cells, row.hashes] if row.hashes else cells).encode() + b"\n"
 
 
 def _decode(line: bytes) -> ImageRow:
-    image_id, probabilities, refused, classes, refer, malignant, notes, error = json.loads(line)
+    image_id, probabilities, refused, classes, refer, malignant, notes, error, *hashes = json.loads(line)
     image_verdict = Verdict(refused, tuple(classes), refer, tuple(malignant))
-    return ImageRow(image_id, tuple(probabilities), image_verdict, tuple(notes), error)
+    known = [(first, second) for first, second in hashes]
+    return ImageRow(image_id, tuple(probabilities), image_verdict, tuple(notes), error, known[0] if known else None)

@@ -84,7 +84,9 @@ def settings_digest(classifier: Classifier, images: Mapping[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def classify_missing(classifier: Classifier, images: Mapping[str, Path], rows: Rows, workers: int) -> None:
+def classify_missing(
+    classifier: Classifier, images: Mapping[str, Path], rows: Rows, workers: int, hashed: bool = False
+) -> None:
     """Classifies the images that `rows` lacks at its end, and extends it batch by batch.
 
     Args:
@@ -92,6 +94,7 @@ def classify_missing(classifier: Classifier, images: Mapping[str, Path], rows: R
         images: paths by id.
         rows: of the first images; afterwards of all.
         workers: processes; 1: this one.
+        hashed: whether to compute perceptual hashes.
 
     Raises:
         UserError: a worker process was killed, or the model cannot be run.
@@ -103,7 +106,7 @@ def classify_missing(classifier: Classifier, images: Mapping[str, Path], rows: R
     # on a terminal only, with the time left
     bar = tqdm(total=len(images), initial=done, desc="Predicting", unit="image", leave=False, disable=None)
     try:
-        with bar, closing(classify_files(classifier, names, paths, workers)) as batches:
+        with bar, closing(classify_files(classifier, names, paths, workers, hashed)) as batches:
             for batch in batches:
                 rows.extend(batch)
                 bar.update(len(batch))
@@ -253,7 +256,7 @@ def predict(
     if classifier.quantized:
         print(QUANTIZED, flush=True)
 
-    with _rows(classifier, inputs.images, out) as rows:
+    with open_rows(classifier, inputs.images, partial_file(out)) as rows:
         classify_missing(classifier, inputs.images, rows, processes)
         answers = _combine_lesions(rows, lesion_of, info) if lesion_of else {}
 
@@ -288,13 +291,22 @@ def predict(
 
 
 @contextmanager
-def _rows(classifier: Classifier, images: Mapping[str, Path], out: Path) -> Iterator[Rows]:
-    """The rows that are there at the start: for many images those of an interrupted run, and otherwise none."""
+def open_rows(classifier: Classifier, images: Mapping[str, Path], path: Path, option: str = "--csv") -> Iterator[Rows]:
+    """Yields the rows that are there at the start: for many images those of an interrupted run, and otherwise none.
+
+    Args:
+        classifier: the model.
+        images: paths by id.
+        path: of the file that the rows of many images are written to.
+        option: of the command, that names the output; for messages.
+
+    Raises:
+        UserError: as of `RowFile`.
+    """
     if len(images) < FEW:
         yield []
         return
-    path = partial_file(out)
-    with RowFile(path, settings_digest(classifier, images), list(images)) as file:
+    with RowFile(path, settings_digest(classifier, images), list(images), option) as file:
         if len(file):
             print(f"Continuing after {len(file):,} of {len(images):,} images, which are in {path}", flush=True)
         elif file.other:

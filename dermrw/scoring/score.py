@@ -3,8 +3,8 @@
 import json
 import platform
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import pandas as pd
-from tqdm import tqdm
 
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
@@ -21,10 +20,13 @@ from dermrw.files import csv_text, require_writable, write_atomic
 from dermrw.formatting import percent
 from dermrw.inference.classifier import QUANTIZED, Classifier
 from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
-from dermrw.inference.known_images import ImageHash, KnownImages
+from dermrw.inference.known_images import Hashes, ImageHash, KnownImages
 from dermrw.inference.model_file import ModelInfo, Proportion
-from dermrw.inference.workers import choose_workers, classify_files
-from dermrw.labelled.labelled_images import read_labelled_images
+from dermrw.inference.partial_rows import RowFile
+from dermrw.inference.predict_files import classify_missing, open_rows
+from dermrw.inference.verdict import Verdict
+from dermrw.inference.workers import choose_workers
+from dermrw.labelled.labelled_images import LabelledImages, read_labelled_images
 from dermrw.metrics.classification import score_weights
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import TrainingHistory, write_html
@@ -41,10 +43,41 @@ from dermrw.reports.report_schema import (
     ShareWithInterval,
 )
 from dermrw.reports.report_text import left_out_sentences, print_report
-from dermrw.scoring.labels import BENIGN_LABEL, MALIGNANT_LABEL, class_names, find_truth, read_map
+from dermrw.scoring.labels import BENIGN_LABEL, MALIGNANT_LABEL, Truth, class_names, find_truth, read_map
 
+PARTIAL = "predictions.csv.partial"  # rows of an unfinished score
 FILES = ("predictions.csv", "predictions_decisions.csv", "left_out.csv", "report.json", "report.html")
 TRUTH_OF_BINARY = {MALIGNANT_LABEL: DX.index("mel"), BENIGN_LABEL: DX.index("nv")}  # see `OwnTable.binary`
+
+
+class Answers(NamedTuple):
+    """The model's answers to the N images that could be read, without an object per image."""
+
+    image_ids: list[str]
+    probabilities: npt.NDArray[np.float64]  # [N, C], at equal prevalence
+    verdicts: list[Verdict]  # equal ones are one object
+    hashes: Hashes  # [N, 2]; empty without hashes
+    errors: dict[str, str]  # on the other images, by id
+
+    @classmethod
+    def of(cls, rows: Iterable[ImageRow], count: int, classes: int) -> "Answers":
+        """Returns the answers in `count` rows of a model with this many classes."""
+        ids: list[str] = []
+        probabilities = np.zeros((count, classes))
+        hashes: list[ImageHash] = []
+        verdicts: list[Verdict] = []
+        errors: dict[str, str] = {}
+        known: dict[Verdict, Verdict] = {}
+        for row in rows:
+            if row.error:
+                errors[row.image_id] = row.error
+                continue
+            probabilities[len(ids)] = row.probabilities
+            ids.append(row.image_id)
+            verdicts.append(known.setdefault(row.verdict, row.verdict))
+            if row.hashes:
+                hashes.append(row.hashes)
+        return cls(ids, probabilities[: len(ids)], verdicts, np.array(hashes, np.uint64).reshape(-1, 2), errors)
 
 
 class Overlap(NamedTuple):
@@ -67,6 +100,9 @@ def score(
     workers: int | None = None,
 ) -> Report:
     """Scores a model file on a table or folder of labelled images and writes the files `FILES`.
+
+    With many images, rows are first written to `PARTIAL` as they are computed, and the same call continues an
+    interrupted one.
 
     Args:
         model: the .onnx file.
@@ -97,21 +133,65 @@ def score(
     for text in [info.warning] * bool(info.warning) + [QUANTIZED] * classifier.quantized:
         print(text, flush=True)
 
+    table = labelled.table[[bool(target) for target in truth.targets]]
+    names, paths = table["image_id"], table["path"]
+    files = {name: Path(path) for name, path in zip(names, paths, strict=True) if path}
+    processes = choose_workers(classifier, len(files), workers)
+    with open_rows(classifier, files, folder / PARTIAL, "--out") as rows:
+        classify_missing(classifier, files, rows, processes, known is not None)
+        scored = score_rows(classifier, labelled, truth, rows, folder, data.resolve().name)
+        if isinstance(rows, RowFile):
+            rows.finish()
+    print_report(scored.report)
+    print(", ".join(str(folder / name) for name in FILES), flush=True)
+    if scored.missing or scored.errors:
+        missing, errors = scored.missing, scored.errors
+        lines = [f"{len(missing):,} images have no file: {', '.join(missing[:20])}"] * bool(missing)
+        raise UserError("\n".join([f"{len(missing) + len(errors):,} images are not scored:", *lines, *errors]))
+    return scored.report
+
+
+class Scored(NamedTuple):
+    """A report, and the images that it lacks because they could not be read."""
+
+    report: Report
+    missing: list[str]  # ids
+    errors: list[str]
+
+
+def score_rows(
+    classifier: Classifier,
+    labelled: LabelledImages,
+    truth: Truth,
+    rows: Iterable[ImageRow],
+    folder: Path,
+    title: str,
+) -> Scored:
+    """Writes the files `FILES` from rows that are already computed.
+
+    Args:
+        classifier: the model.
+        labelled: the table `[N]`.
+        truth: of its images `[N]`.
+        rows: of the images that have a file and a target; with hashes if the model lists its training images.
+        folder: to write into.
+        title: of the images, for the report.
+
+    Raises:
+        UserError: no image can be scored; nothing is written then.
+    """
+    info, known = classifier.info, classifier.known_images()
     table = labelled.table.assign(target=truth.targets)
     left = dict.fromkeys(table["image_id"][table["target"] == ""], "label is left out")
     table = table[table["target"] != ""]
     missing = table["image_id"][table["path"] == ""].tolist()
     left |= dict.fromkeys(missing, "no file")
-    table = table[table["path"] != ""]
-    rows = _classify(classifier, table, workers, known is not None)
-    errors = [row.error for row in rows if row.error]
-    unreadable = [row.image_id for row in rows if row.error]
-    rows = [row for row in rows if not row.error]
-    left |= dict.fromkeys(unreadable, "can't be read")
-    table = table[~table["image_id"].isin(unreadable)].reset_index(drop=True)
+    answers = Answers.of(rows, len(table), len(info.codes))
+    left |= dict.fromkeys(answers.errors, "can't be read")
+    table = table.set_index("image_id", drop=False).loc[answers.image_ids].reset_index(drop=True)
     if table.empty:
-        raise UserError("\n".join(["no image could be read, so nothing is written:", *errors]))
-    overlap = find_overlap(known, table, [row.hashes for row in rows if row.hashes])
+        raise UserError("\n".join(["no image could be read, so nothing is written:", *answers.errors.values()]))
+    overlap = find_overlap(known, table, answers.hashes)
     left |= dict.fromkeys(table["image_id"][overlap.known], "the model was trained, selected or calibrated on it")
     left |= dict.fromkeys(table["image_id"][overlap.same_group], "its group has a training image")
     kept = np.flatnonzero(~overlap.known & ~overlap.same_group)
@@ -121,17 +201,16 @@ def score(
             "none can be scored: name images that it has not seen"
         )
     table = table.iloc[kept].reset_index(drop=True)
-    rows = [rows[i] for i in kept]
-    verdicts = [row.verdict for row in rows]
+    verdicts = [answers.verdicts[i] for i in kept]
     unit = labelled.unit
     external = External(
-        model_file=model.name,
+        model_file=classifier.path.name,
         model_sha256=classifier.digest,
         unit=unit,
         binary=truth.binary,
         overlap_checked=known is not None,
         left_out=LeftOut(
-            labels=truth.left_out, missing=missing, unreadable=unreadable,
+            labels=truth.left_out, missing=missing, unreadable=list(answers.errors),
             training_images=int(overlap.known.sum()), same_group=int(overlap.same_group.sum()),
         ),
         card=[],
@@ -142,15 +221,14 @@ def score(
     folder.mkdir(parents=True, exist_ok=True)
     classes = info.classes
     ids = table["image_id"]
-    write_predictions(folder / FILES[0], ids, classes, np.array([row.probabilities for row in rows]))
-    decisions = [[name, *decision_cells(v)] for name, v in zip(ids, verdicts, strict=True)]
-    write_atomic(folder / FILES[1], csv_text([["image", *DECISION_COLUMNS], *decisions]).encode())
+    write_predictions(folder / FILES[0], ids, classes, answers.probabilities[kept])
+    decisions = ([name, *decision_cells(v)] for name, v in zip(ids, verdicts, strict=True))
+    write_atomic(folder / FILES[1], csv_text(chain([["image", *DECISION_COLUMNS]], decisions)).encode())
     write_atomic(folder / FILES[2], csv_text([["image", "reason"], *left.items()]).encode())
     probabilities = read_predictions(folder / FILES[0], ids, classes)
 
     codes = TRUTH_OF_BINARY if truth.binary else {code: i for i, code in enumerate(info.codes)}
     labels = table["target"].map(codes).to_numpy(np.int64)
-    title = data.resolve().name
     scored = ScoredSet(title, table, labels, table["path"].tolist(), classes, probabilities)
     reasons = [_reason(v.refused) for v in verdicts]
     decided = _decided(info, scored, reasons, truth.binary)
@@ -165,27 +243,10 @@ def score(
 
     write_html(folder / FILES[4], report, scored, TrainingHistory(), official=False)
     write_atomic(folder / FILES[3], json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
-    print_report(report)
-    print(", ".join(str(folder / name) for name in FILES), flush=True)
-    if missing or unreadable:
-        lines = [f"{len(missing):,} images have no file: {', '.join(missing[:20])}"] * bool(missing)
-        raise UserError("\n".join([f"{len(missing) + len(unreadable):,} images are not scored:", *lines, *errors]))
-    return report
+    return Scored(report, missing, list(answers.errors.values()))
 
 
-def _classify(classifier: Classifier, table: pd.DataFrame, workers: int | None, hashed: bool) -> list[ImageRow]:
-    """The rows of the images of the table, in order."""
-    ids, paths = table["image_id"].tolist(), [Path(path) for path in table["path"]]
-    batches = classify_files(classifier, ids, paths, choose_workers(classifier, len(ids), workers), hashed)
-    with tqdm(total=len(ids), desc="Predicting", unit="image", leave=False, disable=None) as bar, closing(batches):
-        rows: list[ImageRow] = []
-        for batch in batches:
-            rows += batch
-            bar.update(len(batch))
-    return rows
-
-
-def find_overlap(known: KnownImages | None, table: pd.DataFrame, hashes: Sequence[ImageHash]) -> Overlap:
+def find_overlap(known: KnownImages | None, table: pd.DataFrame, hashes: Sequence[ImageHash] | Hashes) -> Overlap:
     """Returns which images `[N]` the model was fitted on, and which others belong to a group of one of them."""
     if known is None:
         nothing = np.zeros(len(table), dtype=bool)

@@ -186,6 +186,7 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
         ImageRow("a", (0.1, 0.2, 1 / 3), Verdict(None, ("mel", "nv"), True), ("a note",)),
         ImageRow("b \u2603\n", (), Verdict(None, (), None), error="bad\udce9.jpg is damaged"),
         ImageRow("c", (1.0, 0.0, 5e-324), Verdict("it is too dark", (), None)),
+        ImageRow("h", (0.5,), Verdict(None, (), False), hashes=(2**64 - 1, 7)),
         *(ImageRow(f"d{i}", (float(i),), Verdict(None, (), False)) for i in range(BATCH)),
     ]
     names = [row.image_id for row in rows]
