@@ -11,8 +11,8 @@ from dermrw.errors import UserError, first_of
 from dermrw.images.formats import IMAGE_SUFFIXES
 from dermrw.inference.find_images import find_images as find_image_files
 from dermrw.inference.find_images import image_id
-from dermrw.labelled.folder import data_files, find_images, read_frame
-from dermrw.published import PublishedSet, fold, recognise
+from dermrw.labelled.folder import data_files, find_images, read_frame, require_columns
+from dermrw.published import PublishedSet, fold, published_duplicates, recognise
 
 IMAGE_COLUMNS = ("image", "image_id", "isic_id", "image_name", "img_id", "image name", "file", "filename", "path")
 LABEL_COLUMNS = ("label", "dx", "diagnosis", "benign_malignant", "target")
@@ -31,6 +31,7 @@ SUBGROUPS = {
     "dx_type": ("dx_type", "diagnosis_confirm_type"),
 }
 OTHER_CLASSES = ("scc", "unk")  # of ISIC's one-hot tables, which HAM10000 lacks
+DUPLICATES = "ISIC_2020_Training_Duplicates.csv"  # published with ISIC 2020: pairs of images
 MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown")
 
 
@@ -43,6 +44,7 @@ class LabelledImages(NamedTuple):
     subgroups: tuple[str, ...]  # columns of the table in addition to `SUBGROUPS`
     notes: list[str]
     published: PublishedSet | None = None  # the published set that the table belongs to
+    duplicates: tuple[str, ...] = ()  # ids of images that are not in the table, since it has their duplicates
 
 
 def read_labelled_images(
@@ -128,11 +130,16 @@ def _read_table(source: Path, images: Path | None, by: Sequence[str], classes: C
             extra.append(column[name.casefold()])
     table = pd.DataFrame(parts, index=frame.index)
     table["lesion_id"], unit, notes = _groups(frame, column, table["image_id"])
-    table, doubled = _without_repeats(table, source)
+    table, repeats = _without_repeats(table, source)
+    notes += repeats
+    duplicates: list[str] = []
+    if published and published.name == "ISIC 2020":
+        duplicates, note = _published_duplicates(table["image_id"].tolist(), source)
+        notes.append(note)
+        table = table[~table["image_id"].isin(duplicates)]
     table["path"] = _paths(table["text"].tolist(), images or source.parent, source, images is not None)
-    return LabelledImages(
-        table.drop(columns="text").reset_index(drop=True), unit, tuple(dict.fromkeys(extra)), notes + doubled, published
-    )
+    table = table.drop(columns="text").reset_index(drop=True)
+    return LabelledImages(table, unit, tuple(dict.fromkeys(extra)), notes, published, tuple(duplicates))
 
 
 def _labels(
@@ -217,6 +224,22 @@ def _without_repeats(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, l
     once = table.drop_duplicates("text")
     repeats = len(table) - len(once)
     return once, [f"{repeats:,} rows repeat an image and are counted once"] if repeats else []
+
+
+def _published_duplicates(ids: Sequence[str], source: Path) -> tuple[list[str], str]:
+    """The images of ISIC 2020 to leave out, by the list `DUPLICATES` next to the table, and a note.
+
+    Raises:
+        UserError: the list can't be read, or lacks a column.
+    """
+    path = next((path for path in source.parent.iterdir() if path.name.casefold() == DUPLICATES.casefold()), None)
+    if path is None:
+        return [], (
+            f"{DUPLICATES} is not next to the table, so ISIC 2020's published duplicates count as separate images"
+        )
+    pairs = require_columns(read_frame(path), ["image_name_1", "image_name_2"], path)
+    doubled = published_duplicates(zip(pairs["image_name_1"], pairs["image_name_2"], strict=True), ids)
+    return sorted(doubled), f"{len(doubled):,} images left out: they are duplicates by {path.name}"
 
 
 def _paths(texts: Sequence[str], folder: Path, source: Path, named: bool) -> list[str]:

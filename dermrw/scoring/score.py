@@ -182,7 +182,8 @@ def score_rows(
     """
     info, known = classifier.info, classifier.known_images()
     table = labelled.table.assign(target=truth.targets)
-    left = dict.fromkeys(table["image_id"][table["target"] == ""], "label is left out")
+    left = dict.fromkeys(labelled.duplicates, "a published duplicate")
+    left |= dict.fromkeys(table["image_id"][table["target"] == ""], "label is left out")
     table = table[table["target"] != ""]
     missing = table["image_id"][table["path"] == ""].tolist()
     left |= dict.fromkeys(missing, "no file")

@@ -76,6 +76,13 @@ def test_isic_2020_is_binary_and_the_archives_names_are_known(tmp_path: Path, in
     found = read_labelled_images(tmp_path / "train.csv")
     truth = find_truth(found.table["label"].tolist(), info, {}, published=found.published)
     assert truth.binary and truth.targets == ["benign", "malignant", "benign"] and found.unit == "patients"
+    assert found.duplicates == () and "published duplicates count as separate images" in found.notes[-1]
+    (tmp_path / "ISIC_2020_Training_Duplicates.csv").write_text(
+        "image_name_1,image_name_2,sim_score\nISIC_2,ISIC_0,1\nISIC_0,ISIC_9,1\n"
+    )
+    found = read_labelled_images(tmp_path / "train.csv")
+    assert found.table["image_id"].tolist() == ["ISIC_0", "ISIC_1"] and found.duplicates == ("ISIC_2",)
+    assert found.notes == ["1 images left out: they are duplicates by ISIC_2020_Training_Duplicates.csv"]
     (tmp_path / "metadata.csv").write_text(
         "isic_id,diagnosis_1,diagnosis_2,diagnosis_3,age_approx,sex\nISIC_0,Benign,,Nevus,40,male\n"
         'ISIC_1,Malignant,,"Melanoma, NOS",40,male\nISIC_2,Malignant,,"Squamous cell carcinoma, NOS",40,male\n'
