@@ -82,7 +82,16 @@ class Model(_Section):
 
     backbone: str = Field("efficientnet_b0", description="a torchvision classifier, small_cnn or cifar_alexnet")
     weights: str = Field("imagenet", description="imagenet (from torchvision), none, or a file with a state dict")
-    freeze: Literal["none", "batch_norm", "backbone"] = "none"
+    freeze: Literal["none", "batch_norm", "backbone"] = Field(
+        "none", description="batch_norm: its statistics stay fixed; backbone: only the last linear layer is trained"
+    )
+    embedding_views: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="freeze=backbone: number of views of each training image whose embeddings are computed once; the "
+        "first is not augmented. 0: no embeddings are kept, and every step computes the backbone",
+    )
     head: Literal["linear", "cosine"] = Field(
         "linear", description="cosine: logits are 30 times the cosine similarity; for ldam_drw"
     )
@@ -197,8 +206,18 @@ class Config(_Section):
         return self
 
     @property
+    def trains_on_embeddings(self) -> bool:
+        """Whether the head is trained on embeddings that are computed once."""
+        return self.model.freeze == "backbone" and self.model.embedding_views > 0
+
+    @property
     def first_epochs(self) -> int:
-        """Number of epochs that train on images of `train.first_size`; 0 if that is not smaller than `data.size`."""
+        """Number of epochs that train on images of `train.first_size`; 0 if that is not smaller than `data.size`.
+
+        A head that is trained on embeddings sees them in one size.
+        """
+        if self.trains_on_embeddings:
+            return 0
         return int(self.train.first_share * self.train.epochs) if self.train.first_size < self.data.size else 0
 
 
@@ -220,6 +239,16 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         values[section] = {"name": value} if section == "objective" else value
     else:
         values.setdefault(section, {})[name] = value
+
+
+def _add_former_values(values: dict[str, Any]) -> None:
+    """Adds the former behaviour to the complete config of a run that is older than a key.
+
+    Runs with a frozen backbone computed it in every step before `model.embedding_views` existed.
+    """
+    model, train = values.get("model", {}), values.get("train", {})
+    if set(model) == {"backbone", "weights", "freeze", "head"} and set(train) >= {"seed", "clip", "checkpoint_seconds"}:
+        model["embedding_views"] = 0
 
 
 def _flat(values: dict[str, Any], source: str) -> Iterable[tuple[str, Any]]:
@@ -269,6 +298,7 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
     if path is not None:
         for key, value in _flat(read_yaml(path), source):
             _set(values, key, value)
+        _add_former_values(values)
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals:

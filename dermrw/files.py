@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import io
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -119,6 +121,35 @@ def require_writable(path: Path) -> None:
         raise _unwritable(path, error) from None
     finally:
         remove_partial(trial)
+
+
+def reserve(path: Path, size: int, contents: str) -> None:
+    """Creates a file of `size` zero bytes and reserves its space, so that writing through a memory map can't fail.
+
+    Raises:
+        UserError: the disk has too little space, or the folder can't be written to. `contents` says what is stored.
+    """
+    try:
+        with path.open("wb") as file:
+            if free_bytes(path) < size:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        remove_partial(path)
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"{contents} need {size / 1e9:.1f} GB at {path.parent}, which has {free_bytes(path.parent) / 1e9:.1f} "
+                "GB free: free some space, or name a folder on another disk"
+            ) from None
+        raise _unwritable(path, error) from None
+
+
+def free_bytes(path: Path) -> int:
+    """Returns the free space in bytes of the disk that holds the path."""
+    return shutil.disk_usage(path).free
 
 
 def resolved_target(path: Path) -> Path:

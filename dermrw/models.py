@@ -174,6 +174,35 @@ def last_linear(model: nn.Module) -> nn.Linear:
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
 
 
+class Head(nn.Module):
+    """The head of a network, embeddings `[N, D]` -> logits `[N, classes]`: its last linear layer.
+
+    Dropout that comes directly before that layer is part of the head. The linear layer is shared with the network, not
+    copied.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.linear = last_linear(network)
+        self.name = next(name for name, module in network.named_modules() if module is self.linear)
+        parent = network.get_submodule(self.name.rpartition(".")[0])
+        before = list(parent.children())[-2:-1] if isinstance(parent, nn.Sequential) else []
+        # a layer of its own, because an in-place one would change the stored embeddings
+        self.dropout = nn.Dropout(before[0].p) if before and isinstance(before[0], nn.Dropout) else nn.Identity()
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Returns the logits."""
+        return self.linear(self.dropout(embeddings))
+
+
+@torch.no_grad()
+def embed(network: nn.Module, x: Tensor) -> Tensor:
+    """Returns the embeddings `[N, D]` of inputs `[N, 3, H, W]`: the input of the last linear layer, in eval mode."""
+    with RecordedInputs(last_linear(network)) as inputs:
+        network.eval()(x)
+    return inputs[0].flatten(1)
+
+
 class RecordedInputs:
     """Context manager that records the first argument of every call of a module, as a list of tensors."""
 

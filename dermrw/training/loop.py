@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,8 @@ class EpochImages(NamedTuple):
 class Loop:
     """The state of one run, and the loop over its epochs and steps."""
 
+    saves_every_epoch = True  # otherwise only after `train.checkpoint_seconds`
+
     def __init__(
         self,
         run: Path,
@@ -60,7 +63,8 @@ class Loop:
         """Prepares a run that starts from the beginning; `fit` then resumes from the checkpoint, if there is one."""
         self.run, self.config, self.placement, self.splits, self.origin = run, config, placement, splits, origin
         self.job = job
-        self.model, self.objective = placement.place(model), objective
+        self.network = placement.place(model)  # as checkpoints store it
+        self.model, self.objective = self.trained_part(), objective
         self.batch_size = min(config.train.batch_size, len(splits.train))
         self.steps = steps_per_epoch(len(splits.train), config.train.batch_size)
         self.averaged = moving_average(self.model, config.train.average) if config.train.average else None
@@ -82,16 +86,19 @@ class Loop:
         """Finished steps of the whole run."""
         return self.epoch * self.steps + self.step
 
+    def trained_part(self) -> nn.Module:
+        """Returns the module that is trained, which shares its parameters with the network: here the whole network."""
+        return self.network
+
     def fit(self) -> None:
         """Trains to the last epoch, from the last checkpoint if there is one."""
         log_offset = self.load() if self.job.same((self.run / "last.pt").exists) else 0
-        for network in [self.model, *([self.averaged] if self.averaged is not None else [])]:
+        for network in [self.network, *([self.averaged] if self.averaged is not None else [])]:
             self.job.spread([*network.parameters(), *network.buffers()])
         if self.epoch == self.config.train.epochs:
             print(f"{self.run} is finished. Next: `make eval RUN={self.run}`.")
             return
-        own_part = self.splits.validation.part(self.job.part)
-        self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
+        self.prepare()
         self.log = Log(self.run / "metrics.jsonl", log_offset) if self.job.leads else None
         if self.log and self.config.train.tensorboard:
             self.tensorboard = TensorBoard(self.run, self.splits.classes.codes, read_log(self.run))
@@ -107,6 +114,11 @@ class Loop:
             f"Best epoch {self.best_epoch} of {self.epoch}: balanced validation accuracy {self.best:.3f}, "
             f"in {duration(self.seconds)}. Next: `make eval RUN={self.run}`."
         )
+
+    def prepare(self) -> None:
+        """Reads the images that every epoch uses."""
+        own_part = self.splits.validation.part(self.job.part)
+        self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
 
     def read_images(self) -> EpochImages:
         """Returns the training and meta images in the size of the current epoch; reads them if the size changed."""
@@ -128,10 +140,9 @@ class Loop:
         Raises:
             KeyboardInterrupt: `stop` was set; a checkpoint is written first.
         """
-        pixels = self.read_images().pixels
-        train_mode(self.model, self.config.model.freeze)
         own_parts = [self.job.part(batch) for batch in self.batches(self.epoch)[self.step :]]
-        remaining = loader(pixels, own_parts, self.epoch, self.config.data.workers)
+        remaining = self.examples(own_parts)
+        train_mode(self.model, self.config.model.freeze)
         best = f", best validation {self.best:.3f}" if self.best_epoch else ""
         bar = tqdm(
             remaining, f"epoch {self.epoch + 1}/{self.config.train.epochs}{best}", self.steps, initial=self.step,
@@ -155,6 +166,24 @@ class Loop:
                 self.job.wait()  # the first process that ends would end the others before the checkpoint is written
                 raise KeyboardInterrupt
         bar.close()
+
+    def examples(self, parts: Sequence[np.ndarray]) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Returns the pixels uint8 `[B, size, size, 3]`, labels and rows of each part of a batch of this epoch."""
+        return loader(self.read_images().pixels, list(parts), self.epoch, self.config.data.workers)
+
+    def to_x(self, images: Tensor) -> Tensor:
+        """Converts what `examples` returns to the input of the trained module."""
+        return to_input(images, self.placement.device, self.placement.channels_last)
+
+    def meta_set(self) -> tuple[Tensor, Tensor]:
+        """Returns the inputs and the labels of the meta set."""
+        images = self.read_images()
+        return images.meta_x, images.meta_y
+
+    def validation_logits(self, model: nn.Module) -> np.ndarray:
+        """Returns the logits of this process's part of the validation split, float32 `[N, C]`."""
+        assert self.validation is not None
+        return predict_logits(model, self.validation, self.placement, self.batch_size)
 
     def batches(self, epoch: int) -> np.ndarray:
         """Returns the rows of the training set for each step of an epoch, int `[steps, batch_size]`."""
@@ -181,7 +210,7 @@ class Loop:
         """Makes one optimiser step on this process's part of a batch; returns the values to log.
 
         Args:
-            images: pixels, uint8 `[B, size, size, 3]`.
+            images: pixels, uint8 `[B, size, size, 3]`, or what else `examples` returns.
             labels: `[B]`.
             index: rows of the training set `[B]`.
 
@@ -191,11 +220,8 @@ class Loop:
         if self.job.world > 1:  # one random stream per step and process, so that checkpoints need not store them
             entropy = [self.config.train.seed, self.steps_done, self.job.rank]
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        epoch_images, device = self.read_images(), self.placement.device
-        x = to_input(images, device, self.placement.channels_last)
-        batch = Batch(
-            x, labels.to(device), index, epoch_images.meta_x, epoch_images.meta_y, self.batch_size, self.job.group
-        )
+        x, y = self.to_x(images), labels.to(self.placement.device)
+        batch = Batch(x, y, index, *self.meta_set(), self.batch_size, self.job.group)
         with self.placement.autocast():
             loss, log = self.objective(self.model, batch)
         total_loss = loss.detach().clone()
@@ -224,9 +250,7 @@ class Loop:
         """Ends an epoch: computes balanced accuracy on validation and writes last.pt, and best.pt if it is the best."""
         network = self.evaluated_network()
         self.job.spread(list(network.buffers()))  # each process has its own running statistics
-        assert self.validation is not None
-        own_logits = predict_logits(network, self.validation, self.placement, self.batch_size)
-        logits = self.job.gather(own_logits)
+        logits = self.job.gather(self.validation_logits(network))
         if not np.isfinite(logits).all():
             raise self.diverged(f"the network's outputs were not finite after epoch {self.epoch + 1}")
         score = balanced_accuracy(logits, self.splits.validation.labels)
@@ -240,7 +264,8 @@ class Loop:
         self.write_weights()
         if better:
             self.save("best.pt")
-        self.save("last.pt")
+        if self.epoch == self.config.train.epochs or self.saves_every_epoch:
+            self.save("last.pt")
         zero = f"; all weights were zero in {self.all_zero:.0f} steps so far" if self.all_zero else ""
         seconds = self.time.seconds_left(self.steps_done)
         left = "" if seconds is None else f", {duration(seconds)} left"
@@ -252,6 +277,10 @@ class Loop:
     def evaluated_network(self) -> nn.Module:
         """The network to validate and to keep: the exponential moving average if there is one, else the model."""
         return self.model if self.averaged is None else self.averaged.module
+
+    def network_state(self, model: nn.Module) -> dict[str, Any]:
+        """Returns the state dict of the whole network with the weights of `model`, the trained part or its average."""
+        return model.state_dict()
 
     def diverged(self, problem: str) -> UserError:
         """The error of a training whose loss or outputs are no longer finite."""
@@ -281,7 +310,7 @@ class Loop:
         save_checkpoint(
             self.run / name,
             {
-                "model": (self.model if last else self.evaluated_network()).state_dict(),
+                "model": self.network_state(self.model if last else self.evaluated_network()),
                 **({"mean": self.averaged.state_dict()} if self.averaged is not None and last else {}),
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
@@ -303,7 +332,7 @@ class Loop:
         """
         state = load_checkpoint(self.run / "last.pt")
         try:
-            self.model.load_state_dict(state["model"])
+            self.network.load_state_dict(state["model"])
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["mean"])
             self.optimizer.load_state_dict(state["optimizer"])

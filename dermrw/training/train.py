@@ -11,10 +11,11 @@ from dermrw.config import Config
 from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
-from dermrw.models import build_model, check_backbone, check_fit, freeze, has_batch_norm
+from dermrw.models import build_model, check_backbone, check_fit, embed, freeze, has_batch_norm
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join
+from dermrw.training.embeddings import HeadLoop
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, sole_training, start_run
 from dermrw.training.tensorboard import require_tensorboard
@@ -75,7 +76,8 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
         flush=True,
     )
     try:
-        Loop(run, config, choice, splits, model, objective, origin, job).fit()
+        loop = HeadLoop if config.trains_on_embeddings else Loop
+        loop(run, config, choice, splits, model, objective, origin, job).fit()
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command with RUN={run} resumes from the last checkpoint") from None
     return run
@@ -112,6 +114,8 @@ def _choose(
     Returns the choice and the seconds per step of each candidate.
     """
     objective = copy.deepcopy(objective)  # the timed steps must not change the state of the objective
+    if config.trains_on_embeddings:
+        return _choose_for_embeddings(config, model)
     if config.objective.weights == "finite_difference":  # in bf16, rounding errors exceed the difference
         config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "fp32"})})
     size, n = config.data.size, min(config.train.batch_size, examples)
@@ -123,6 +127,19 @@ def _choose(
         return objective(candidate, Batch(inputs[:n], y[:n], torch.arange(n), inputs[n:], y[n:], n))[0]
 
     return choose(config.train, model, step, x)
+
+
+def _choose_for_embeddings(config: Config, model: nn.Module) -> tuple[Placement, dict[str, float]]:
+    """Chooses the memory layout by timing forward passes. The precision of the head's steps is fp32 if it is `auto`."""
+    train = config.train
+    if train.precision == "auto":
+        train = train.model_copy(update={"precision": "fp32"})
+    x = torch.randn(16, 3, config.data.size, config.data.size, generator=torch.Generator().manual_seed(0))
+
+    def forward(candidate: nn.Module, inputs: Tensor) -> Tensor:
+        return embed(candidate, inputs).mean().requires_grad_()
+
+    return choose(train, model, forward, x)
 
 
 def _sizes(config: Config) -> str:

@@ -1,0 +1,323 @@
+"""Training of the head on embeddings that the frozen backbone computes once (`model.freeze=backbone`).
+
+The embeddings of every view of every training image, and of the validation and meta images, are kept in one NumPy file
+in the run folder. The name of the file contains a digest of everything that the embeddings depend on, so embeddings of
+other weights, images or settings are never used. An interrupted pass continues where it stopped.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dermrw.config import Config
+from dermrw.datasets.augment import augmenter, example_seed
+from dermrw.datasets.dataset import ImageSet, Splits
+from dermrw.errors import UserError
+from dermrw.files import reserve
+from dermrw.images.preprocess import center_crop, resized_pixels
+from dermrw.models import Head, embed, last_linear, to_input
+from dermrw.training.device import Placement
+from dermrw.training.distributed import Job
+from dermrw.training.loop import Loop
+
+BATCH = 64  # rows of a forward pass
+FORMAT = "1"  # part of the digest: a change of the layout or of the computation outdates old files
+FLUSH_SECONDS = 5.0  # at most this much of the pass is lost in a power cut
+
+
+class Task(NamedTuple):
+    """The images `start` to `stop` of a set, whose embeddings one forward pass computes."""
+
+    images: ImageSet
+    views: int
+    start: int
+    stop: int
+    first_row: int  # of the set's first view in the file; the next view follows after `len(images)` rows
+
+
+def number_of_views(config: Config) -> int:
+    """Returns the number of views of each training image. Without augmentation, all views are the same."""
+    return 1 if config.data.augment == "none" else config.model.embedding_views
+
+
+def plan(splits: Splits, views: int) -> list[Task]:
+    """Returns the tasks of a pass. They depend on the sets alone, so a resumed pass computes in the same batches."""
+    tasks, row = [], 0
+    for images, count in ((splits.train, views), (splits.validation, 1), (splits.meta, 1)):
+        size = max(1, BATCH // count)
+        for start in range(0, len(images), size):
+            tasks.append(Task(images, count, start, min(len(images), start + size), row))
+        row += count * len(images)
+    return tasks
+
+
+def view_reader(size: int, augment: str, seed: int) -> Callable[[ImageSet, int, int], np.ndarray]:
+    """Returns a function (images, index, views) -> pixels uint8 `[views, size, size, 3]`, which threads can share.
+
+    View 0 is the evaluation pixels. View v is the augmented image of epoch v. The image is decoded once.
+    """
+    local = threading.local()  # an augmenter holds a random state
+
+    def read(images: ImageSet, index: int, views: int) -> np.ndarray:
+        pixels = resized_pixels(images.sources[index], size)
+        found = [center_crop(pixels, size)]
+        if views > 1:
+            if not hasattr(local, "augment"):
+                local.augment = augmenter(augment, size)
+            found += [local.augment(pixels, example_seed(seed, view, index)) for view in range(1, views)]
+        return np.stack(found)
+
+    return read
+
+
+def source_key(source: object) -> str:
+    """Returns a text that changes with the image: path, size and time of change of a file; a digest of an array."""
+    if isinstance(source, str):
+        try:
+            status = Path(source).stat()
+        except OSError:
+            return source  # reading it raises an error that names it
+        return f"{source} {status.st_size} {status.st_mtime_ns}"
+    return hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()
+
+
+def embeddings_key(network: nn.Module, splits: Splits, config: Config, placement: Placement) -> str:
+    """Returns a digest of everything that the embeddings depend on: backbone, images, their pixels, and views."""
+    digest = hashlib.sha256(FORMAT.encode())
+    head = Head(network).name
+    for name, tensor in network.state_dict().items():
+        if not name.startswith(f"{head}."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    views = number_of_views(config)
+    settings = [config.model.backbone, config.data.size, views, str(placement.device.type), placement.channels_last]
+    if views > 1:
+        settings += [config.data.augment, config.train.seed]
+    digest.update(json.dumps(settings).encode())
+    for images in (splits.train, splits.validation, splits.meta):
+        digest.update(json.dumps([source_key(source) for source in images.sources]).encode())
+    return digest.hexdigest()[:16]
+
+
+def embeddings(
+    run: Path, network: nn.Module, splits: Splits, config: Config, placement: Placement, job: Job
+) -> np.ndarray:
+    """Returns the embeddings float32 `[rows, D]`, mapped into memory from the file in the run folder.
+
+    Rows: view 0 of every training image, then view 1 and so on, then the validation images, then the meta images. If
+    the file is absent, it is computed, or taken from another run in the same folder that has the same embeddings.
+
+    Raises:
+        UserError: an image can't be read, the disk has too little space, or a process does not see the run folder.
+    """
+    tasks = plan(splits, number_of_views(config))
+    rows = sum(task.views * (task.stop - task.start) for task in tasks)
+    shape = (rows, last_linear(network).in_features)
+    key = job.same(lambda: embeddings_key(network, splits, config, placement))
+    file = run / f"embeddings-{key}.npy"
+    partial, done_file = run / f".embeddings-{key}.partial", run / f".embeddings-{key}.done"
+    if not job.same(lambda: _found(file, shape)):
+        job.same(lambda: _start(run, partial, done_file, shape, len(tasks)))
+        try:
+            target = np.load(partial, mmap_mode="r+")
+            done = np.load(done_file, mmap_mode="r+")
+        except OSError:
+            raise UserError(
+                f"process {job.rank} can't read {partial}: model.freeze=backbone in several processes needs a run "
+                "folder that all of them share; train in one process, or set model.embedding_views=0"
+            ) from None
+        pending = job.same(lambda: np.flatnonzero(done == 0))
+        _compute(tasks, job.part(pending), target, done, network, config, placement, job)
+        del target, done
+        job.wait()
+        job.same(lambda: _finish(file, partial, done_file))
+    found = _open(file, shape)
+    assert found is not None
+    return found
+
+
+def _open(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Returns the array in a complete file, or None if there is no such file."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == np.float32 else None
+
+
+def _found(file: Path, shape: tuple[int, int]) -> bool:
+    """Whether the run folder has the complete file; a file of another run in the same folder is linked into it."""
+    if _open(file, shape) is None:
+        file.unlink(missing_ok=True)
+        for other in sorted(file.parent.parent.glob(f"*/{file.name}")):
+            if _open(other, shape) is not None:
+                with suppress(OSError):
+                    os.link(other, file)
+                    print(f"The embeddings are those of {other.parent}", flush=True)
+                    break
+    if _open(file, shape) is None:
+        return False
+    _remove_others(file.parent, {file})
+    return True
+
+
+def _remove_others(run: Path, kept: set[Path]) -> None:
+    for old in [*run.glob("embeddings-*.npy"), *run.glob(".embeddings-*")]:
+        if old not in kept:
+            old.unlink()
+
+
+def _start(run: Path, partial: Path, done_file: Path, shape: tuple[int, int], tasks: int) -> None:
+    """Creates the two files of a pass, or keeps those of an interrupted pass. Removes those with another key."""
+    _remove_others(run, {partial, done_file})
+    try:
+        if np.load(partial, mmap_mode="r").shape == shape and np.load(done_file, mmap_mode="r").shape == (tasks,):
+            return
+    except (OSError, ValueError, EOFError):
+        pass
+    done_file.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
+    reserve(partial, 4 * shape[0] * shape[1] + 128, "the embeddings of model.freeze=backbone")
+    np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    with done_file.open("wb") as file:
+        np.save(file, np.zeros(tasks, np.uint8))
+
+
+def _finish(file: Path, partial: Path, done_file: Path) -> None:
+    with partial.open("rb+") as written:
+        os.fsync(written.fileno())
+    partial.replace(file)
+    done_file.unlink(missing_ok=True)
+
+
+def _compute(
+    tasks: Sequence[Task],
+    pending: np.ndarray,
+    target: np.memmap,
+    done: np.memmap,
+    network: nn.Module,
+    config: Config,
+    placement: Placement,
+    job: Job,
+) -> None:
+    """Computes the pending tasks. A task is marked as done after its rows are on disk."""
+    todo = [tasks[number] for number in pending]
+    total = sum(task.views * (task.stop - task.start) for task in todo)
+    views = number_of_views(config)
+    images = sum(len(task.images) for task in tasks if task.start == 0)
+    each = f", with {views} views of each training image" if views > 1 else ""
+    done_before = int(done.sum())
+    progress = f"; {done_before} of {len(tasks)} batches are done" if done_before else ""
+    print(f"Computing the embeddings of {images:,} images once{each}{progress}", flush=True)
+    finished: list[int] = []
+    start = saved = time.monotonic()
+
+    def flush() -> None:
+        target.flush()
+        done[finished] = 1
+        done.flush()
+        finished.clear()
+
+    try:
+        with tqdm(
+            total=total, desc="embeddings", unit="view", leave=False, mininterval=1, disable=not job.leads
+        ) as bar:
+            for number, task, pixels in zip(pending, todo, _batches(todo, config), strict=True):
+                x = to_input(torch.from_numpy(pixels), placement.device, placement.channels_last)
+                found = embed(network, x).float().cpu().numpy().reshape(task.stop - task.start, task.views, -1)
+                for view in range(task.views):
+                    row = task.first_row + view * len(task.images)
+                    target[row + task.start : row + task.stop] = found[:, view]
+                finished.append(int(number))
+                bar.update(len(pixels))
+                if time.monotonic() - saved > FLUSH_SECONDS:
+                    flush()
+                    saved = time.monotonic()
+    finally:
+        flush()
+    seconds = time.monotonic() - start
+    print(f"{total:,} embeddings in {seconds:.0f} s, {total / max(seconds, 1e-9):.0f} per second", flush=True)
+
+
+def _batches(tasks: Iterable[Task], config: Config) -> Iterator[np.ndarray]:
+    """Yields the pixels uint8 `[images x views, size, size, 3]` of each task; threads read two tasks ahead."""
+    read = view_reader(config.data.size, config.data.augment, config.train.seed)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+
+        def submit(task: Task) -> list:
+            return [pool.submit(read, task.images, i, task.views) for i in range(task.start, task.stop)]
+
+        remaining = iter(tasks)
+        ahead = [submit(task) for task in itertools.islice(remaining, 2)]
+        try:
+            while ahead:
+                pixels = np.concatenate([future.result() for future in ahead.pop(0)])
+                ahead += [submit(task) for task in itertools.islice(remaining, 1)]
+                yield pixels
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class HeadLoop(Loop):
+    """The loop over epochs and steps for a head that is trained on embeddings. Checkpoints hold the whole network."""
+
+    saves_every_epoch = False  # an epoch takes a second, the file of a large backbone more
+
+    def trained_part(self) -> nn.Module:
+        """Returns the head."""
+        return Head(self.network)
+
+    def prepare(self) -> None:
+        """Computes the embeddings, or opens those of an earlier pass."""
+        found = embeddings(self.run, self.network, self.splits, self.config, self.placement, self.job)
+        views, n, v = number_of_views(self.config), len(self.splits.train), len(self.splits.validation)
+        self.views = found[: views * n].reshape(views, n, -1)
+        self.validation_part = self.job.part(np.arange(views * n, views * n + v))
+        self.embedded = found
+        meta = torch.from_numpy(np.array(found[views * n + v :]))
+        meta_y = torch.as_tensor(self.splits.meta.labels.copy())
+        self.meta = meta.to(self.placement.device), meta_y.to(self.placement.device)
+
+    def examples(self, parts: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yields embeddings float32 `[B, D]`, labels and rows. An epoch uses one random view of each image."""
+        entropy = [self.config.train.seed, self.epoch, 1]
+        view = np.random.default_rng(entropy).integers(len(self.views), size=len(self.splits.train))
+        labels = torch.as_tensor(self.splits.train.labels.copy())
+        for rows in parts:
+            x = torch.from_numpy(self.views[view[rows], rows])
+            yield x, labels[rows], torch.from_numpy(rows)
+
+    def to_x(self, images: Tensor) -> Tensor:
+        """Moves embeddings to the device."""
+        return images.to(self.placement.device)
+
+    def meta_set(self) -> tuple[Tensor, Tensor]:
+        """Returns the embeddings and the labels of the meta set."""
+        return self.meta
+
+    @torch.no_grad()
+    def validation_logits(self, model: nn.Module) -> np.ndarray:
+        """Returns the logits of this process's part of the validation split, float32 `[N, C]`."""
+        model.eval()
+        rows = self.validation_part
+        parts = [rows[i : i + 1024] for i in range(0, len(rows), 1024)] or [rows]
+        return np.concatenate([model(self.to_x(torch.from_numpy(self.embedded[part]))).cpu() for part in parts])
+
+    def network_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Returns the state dict of the whole network with the weights of this head."""
+        assert isinstance(model, Head)
+        own = {f"{model.name}.{name}": tensor for name, tensor in model.linear.state_dict().items()}
+        return {**self.network.state_dict(), **own}
