@@ -136,6 +136,7 @@ def _score(arguments: argparse.Namespace) -> None:
         label_map=arguments.map,
         binary=arguments.binary,
         by=arguments.by,
+        refit=arguments.refit,
         out=arguments.out,
         device=arguments.device,
         workers=arguments.workers,
@@ -249,6 +250,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--by", action="append", default=[], metavar="COLUMN", help="show subgroups of this column, too")
     score.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to write into (default: score/NAME)")
+    score.add_argument(
+        "--refit",
+        type=Path,
+        metavar="NEW.onnx",
+        help="fit prevalence, triage and prediction sets on these images, and write a new model file with its card",
+    )
     score.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     score.add_argument(
         "--workers", type=int, metavar="N", help="processes for many images (default: the CPUs that may be used)"

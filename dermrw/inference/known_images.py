@@ -69,6 +69,11 @@ class KnownImages(NamedTuple):
         """Returns the list of images with these ids and hashes."""
         return cls(frozenset(id_digest(name) for name in ids), _array(sorted(set(hashes))))
 
+    def added(self, ids: Iterable[str], hashes: Hashes) -> "KnownImages":
+        """Returns the list with further images."""
+        both = np.unique(np.concatenate([self.hashes, hashes]), axis=0)
+        return KnownImages(self.ids | {id_digest(name) for name in ids}, both)
+
     def match(self, ids: Sequence[str], hashes: Sequence[ImageHash] | Hashes) -> npt.NDArray[np.bool_]:
         """Returns whether each image `[N]` is listed, by its id or as a copy of a listed image."""
         by_id = np.array([id_digest(name) in self.ids for name in ids], dtype=bool)

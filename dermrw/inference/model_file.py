@@ -20,7 +20,7 @@ RESIZE = (
 )
 
 
-ADDED_LATER = frozenset({"malignant", "subject"})  # fields that older model files lack
+ADDED_LATER = frozenset({"malignant", "subject", "refit"})  # fields that older model files lack
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -59,6 +59,25 @@ class Triage(BaseModel):
     threshold: Share
     sensitivity: Proportion | None
     specificity: Proportion | None
+
+
+class Refit(BaseModel):
+    """The labelled images that `dermrw score --refit` fitted thresholds on, and figures out of fold."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    created: str = Field(max_length=40, description="date, UTC")
+    source: str = Field(max_length=255, description="name of the table or folder")
+    images: int = Field(ge=1)
+    groups: int = Field(ge=1)
+    unit: str = Field(max_length=40, description="of the folds: patients, lesions or groups; images without them")
+    model_sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the model file before")
+    fields: tuple[str, ...] = Field(description="of the metadata that changed")
+    classes: tuple[str, ...] = Field(description="whose prediction-set threshold was refitted")
+    folds: int
+    seed: int
+    sensitivity: Proportion | None = Field(description="of triage, out of fold; None: its threshold was kept")
+    specificity: Proportion | None
+    covered: Proportion | None = Field(description="coverage of the prediction sets, out of fold; None: kept")
 
 
 class ModelInfo(BaseModel):
@@ -101,6 +120,7 @@ class ModelInfo(BaseModel):
     covered: Proportion | None = Field(description="share of the images that the score is of, whose set held the class")
     triage: Triage | None = Field(description="None: no class is known to be malignant")
     score: Score
+    refit: Refit | None = Field(None, description="how `dermrw score --refit` made this file from another")
     warning: str | None = Field(None, max_length=2000)
     licence: str = Field(max_length=2000, description="of the model: the training data's")
 

@@ -44,6 +44,7 @@ from dermrw.reports.report_schema import (
 )
 from dermrw.reports.report_text import left_out_sentences, print_report
 from dermrw.scoring.labels import BENIGN_LABEL, MALIGNANT_LABEL, Truth, class_names, find_truth, read_map
+from dermrw.scoring.refit import Labelled, fit, plan, refit_lines, require_targets, write_refitted
 
 PARTIAL = "predictions.csv.partial"  # rows of an unfinished score
 FILES = ("predictions.csv", "predictions_decisions.csv", "left_out.csv", "report.json", "report.html")
@@ -98,6 +99,7 @@ def score(
     out: Path | None = None,
     device: str = "auto",
     workers: int | None = None,
+    refit: Path | None = None,
 ) -> Report:
     """Scores a model file on a table or folder of labelled images and writes the files `FILES`.
 
@@ -114,6 +116,7 @@ def score(
         out: the folder to write into; None: score/NAME, after the table or folder.
         device: `auto`, `cpu` or `cuda`.
         workers: processes for many images; None: one for each CPU that this process may use.
+        refit: a new model file to write, with thresholds fitted on these images; a card is written next to it.
 
     Raises:
         UserError: an argument is wrong; or, after all files are written, some images are missing or unreadable.
@@ -127,6 +130,9 @@ def score(
         raise UserError(f"{model} has other classes than HAM10000, so malignant and benign labels can't be scored")
     folder = out or Path("score") / (data.resolve().name if data.is_dir() else data.stem)
     _require_folder(folder, data, model)
+    if refit:
+        require_targets(refit)
+        _require_enough(labelled.table, truth, info)
     print(
         f"Model {info.name} of {info.created}, sha256 {classifier.digest[:12]}, on the {classifier.device}", flush=True
     )
@@ -144,6 +150,8 @@ def score(
             rows.finish()
     print_report(scored.report)
     print(", ".join(str(folder / name) for name in FILES), flush=True)
+    if refit:
+        _refit(refit, classifier, scored)
     if scored.missing or scored.errors:
         missing, errors = scored.missing, scored.errors
         lines = [f"{len(missing):,} images have no file: {', '.join(missing[:20])}"] * bool(missing)
@@ -155,6 +163,8 @@ class Scored(NamedTuple):
     """A report, and the images that it lacks because they could not be read."""
 
     report: Report
+    images: ScoredSet
+    hashes: Hashes  # [N, 2] of the images; empty if the model does not list its training images
     missing: list[str]  # ids
     errors: list[str]
 
@@ -216,7 +226,7 @@ def score_rows(
         ),
         card=[],
         card_scored_on=info.score.scored_on,
-        notes=[*labelled.notes, *truth.notes],
+        notes=[*labelled.notes, *truth.notes, *_refitted(info)],
     )  # fmt: skip
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,8 +238,7 @@ def score_rows(
     write_atomic(folder / FILES[2], csv_text([["image", "reason"], *left.items()]).encode())
     probabilities = read_predictions(folder / FILES[0], ids, classes)
 
-    codes = TRUTH_OF_BINARY if truth.binary else {code: i for i, code in enumerate(info.codes)}
-    labels = table["target"].map(codes).to_numpy(np.int64)
+    labels = table["target"].map(_label_numbers(truth.binary, info)).to_numpy(np.int64)
     scored = ScoredSet(title, table, labels, table["path"].tolist(), classes, probabilities)
     reasons = [_reason(v.refused) for v in verdicts]
     decided = _decided(info, scored, reasons, truth.binary)
@@ -244,7 +253,42 @@ def score_rows(
 
     write_html(folder / FILES[4], report, scored, TrainingHistory(), official=False)
     write_atomic(folder / FILES[3], json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
-    return Scored(report, missing, list(answers.errors.values()))
+    hashes = answers.hashes[kept] if len(answers.hashes) else answers.hashes
+    return Scored(report, scored, hashes, missing, list(answers.errors.values()))
+
+
+def _labelled(groups: pd.Series, labels: npt.NDArray[np.int64], binary: bool) -> Labelled:
+    """The images to refit on; labels of malignant and benign images are 1 and 0."""
+    positive = (labels == TRUTH_OF_BINARY[MALIGNANT_LABEL]).astype(np.int64)
+    return Labelled(positive if binary else labels, groups.to_numpy(str), binary)
+
+
+def _require_enough(table: pd.DataFrame, truth: Truth, info: ModelInfo) -> None:
+    """Refuses, before anything is computed, images that are too few for `--refit`."""
+    codes = _label_numbers(truth.binary, info)
+    labels = np.array([codes.get(target, -1) for target in truth.targets])
+    usable = (labels >= 0) & (table["path"] != "").to_numpy()
+    plan(_labelled(table["lesion_id"][usable], labels[usable], truth.binary), info)
+
+
+def _label_numbers(binary: bool, info: ModelInfo) -> dict[str, int]:
+    return TRUTH_OF_BINARY if binary else {code: i for i, code in enumerate(info.codes)}
+
+
+def _refit(target: Path, classifier: Classifier, scored: Scored) -> None:
+    """Fits thresholds on the scored images, writes the model file and its card, and prints the figures."""
+    images, report, info = scored.images, scored.report, classifier.info
+    assert report.external is not None
+    labelled = _labelled(images.table["lesion_id"], images.labels, report.external.binary)
+    planned = plan(labelled, info)
+    fitted = fit(images.probabilities, labelled, info, planned)
+    ids = images.table["image_id"].tolist()
+    new = write_refitted(target, classifier, labelled, planned, fitted, report, ids, scored.hashes)
+    for line in refit_lines(planned, fitted):
+        print(line)
+    print(
+        f"{target}, {target.with_suffix('.md')}: {', '.join(new.refit.fields if new.refit else ())} changed", flush=True
+    )
 
 
 def find_overlap(known: KnownImages | None, table: pd.DataFrame, hashes: Sequence[ImageHash] | Hashes) -> Overlap:
@@ -329,6 +373,16 @@ def _rules(info: ModelInfo) -> DecisionRules:
         limits=info.limits,
         fitted=FittedDecisions(sets=sets, triage=None),
     )
+
+
+def _refitted(info: ModelInfo) -> list[str]:
+    """A note on a model file that `--refit` wrote."""
+    if info.refit is None:
+        return []
+    return [
+        f"The model file was refitted on {info.refit.images:,} images of {info.refit.source} on {info.refit.created}: "
+        f"{', '.join(info.refit.fields)}."
+    ]
 
 
 def _reason(refused: str | None) -> str | None:
