@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import open_regular
 from dermrw.inference.case_index import Index, index_path
@@ -116,11 +115,6 @@ def main(command_line: Sequence[str] | None = None, program: str = "app") -> Non
     arguments = parser.parse_args(command_line)
     with plain_endings(program, "demo"):
         classifier = Classifier(find_model(arguments.model), arguments.device)
-        if classifier.info.codes != DX:
-            raise UserError(
-                f"{classifier.path} has the classes {', '.join(classifier.info.codes)}: "
-                "the demo needs a model of HAM10000's seven diagnoses"
-            )
         password = read_password(arguments.password_file)
         is_own = own_names(arguments.host, arguments.allow_host)
         bound = bind_socket(arguments.host, arguments.port)

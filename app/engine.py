@@ -13,6 +13,8 @@ from dermrw.inference.case_index import Case, Index
 from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
 
+from .words import words_for
+
 MAX_BYTES = 30_000_000  # per file
 MAX_PICTURES = 10  # per lesion
 NOTE = "For research. Not a medical device; not a diagnosis."
@@ -35,6 +37,7 @@ class Engine:
 
     def __init__(self, classifier: Classifier, index: Index | None = None) -> None:
         self.classifier, self.index, self.info = classifier, index, classifier.info
+        self.words = words_for(classifier.info)
         self._lock = threading.Lock()  # one image at a time: decoding 50 megapixels takes a gigabyte
 
     def explain(self, picture: Picture) -> Explanation:

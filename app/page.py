@@ -14,10 +14,12 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 
 from dermrw.decisions.prevalence import parse_prevalence
-from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Explanation
 from dermrw.inference.lesion import combine_explanations
+from dermrw.inference.messages import adapted
+from dermrw.inference.model_file import ModelInfo
+from dermrw.published import fold
 
 from .api import add_api
 from .engine import MAX_BYTES, MAX_PICTURES, Engine, Picture, plain_name
@@ -39,8 +41,9 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' ws: wss: blob: data:; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-PREVALENCE_TITLE = "Your clinic’s prevalence"
 PERCENTAGE = re.compile(r" *[0-9]{1,3}([.,][0-9]+)? *%? *")
+CLASS_LINE = re.compile(r"(?P<name>.+?)[\s:=]+(?P<number>[0-9]{1,3}([.,][0-9]+)?)\s*%?")
+MOST_FIELDS = 12  # classes with a text field each; more share one field with a line per class
 EQUAL, TRAINING, OWN = "equal", "training", "own"
 
 
@@ -64,7 +67,7 @@ def selected_shares(choice: str, percentages: tuple[str, ...], engine: Engine) -
 
     Args:
         choice: `equal`, `training` or `own`.
-        percentages: the texts that the user entered for `own`, one for each diagnosis.
+        percentages: the texts that the user entered for `own`: one for each class, or for many classes a single text.
         engine: the model, which knows the training data's prevalence.
 
     Raises:
@@ -72,34 +75,77 @@ def selected_shares(choice: str, percentages: tuple[str, ...], engine: Engine) -
     """
     if choice in (EQUAL, TRAINING):
         return parse_prevalence(choice, engine.info.codes, engine.info.prevalence)
+    if len(engine.info.codes) > MOST_FIELDS:
+        return shares_of_lines(percentages[0], engine.info)
     if not all(map(PERCENTAGE.fullmatch, percentages)):
-        raise UserError(
-            "enter the percentage of your patients with each diagnosis, such as 2.5 or 0; they must sum to 100 %"
-        )
-    values = np.array([float(text.strip(" %").replace(",", ".")) for text in percentages])
+        whose = "your patients with each diagnosis" if engine.words.ham10000 else "each class"
+        raise UserError(f"enter the percentage of {whose}, such as 2.5 or 0; they must sum to 100 %")
+    values = np.array([_number(text) for text in percentages])
     if abs(values.sum() - 100) > 0.5:  # tolerance for rounded values, such as thirds
         raise UserError(f"the percentages must sum to 100 %, not to {values.sum():.4g} %")
     return values / values.sum()
 
 
+def _number(percentage: str) -> float:
+    return float(percentage.strip(" %").replace(",", "."))
+
+
+def shares_of_lines(text: str, info: ModelInfo) -> np.ndarray:
+    """Returns the prevalence `[C]` from lines such as `Ash 2.5`; the other classes share the rest equally.
+
+    Raises:
+        UserError: a line is not of this form, a class is unknown or named twice, or the sum is not possible.
+    """
+    index = {fold(name): c for names in (info.names, info.columns, info.codes) for c, name in enumerate(names)}
+    values: dict[int, float] = {}
+    for line in filter(None, map(str.strip, text.splitlines())):
+        match = CLASS_LINE.fullmatch(line)
+        if match is None:
+            raise UserError(
+                f"write a class and its percentage in each line, such as {info.names[0]} 2.5, not {line[:60]}"
+            )
+        c = index.get(fold(match["name"]))
+        if c is None or c in values:
+            problem = "no class of the model" if c is None else "named twice"
+            raise UserError(f"{match['name'][:60]} is {problem}: write each class once, by its name or code")
+        values[c] = _number(match["number"])
+    if not values:
+        raise UserError(f"enter a class and its percentage in each line, such as {info.names[0]} 2.5")
+    total, others = sum(values.values()), len(info.codes) - len(values)
+    if total > 100.5 or (not others and total < 99.5):
+        raise UserError(f"the percentages must sum to 100 %, not to {total:.4g} %")
+    rest = max(0.0, 100 - total) / max(1, others)
+    shares = np.array([values.get(c, rest) for c in range(len(info.codes))])
+    return shares / shares.sum()
+
+
 def prevalence_fields(engine: Engine, name: str) -> list[Any]:
-    """Creates and returns the selection of a prevalence, and a text field for each diagnosis."""
-    nevi = engine.info.prevalence.get("nv", 0) / sum(engine.info.prevalence.values())
+    """Creates and returns the selection of a prevalence, and the text fields for the user's own."""
+    info, ham10000 = engine.info, engine.words.ham10000
+    common = "nv" if ham10000 else max(info.prevalence, key=lambda code: info.prevalence[code])
+    share = info.prevalence.get(common, 0) / sum(info.prevalence.values())
+    common_name = "nevi" if ham10000 else dict(zip(info.codes, info.names, strict=True))[common]
+    decisions = "the prediction set"
+    if ham10000 or info.triage:
+        decisions = "the referral or the differential" if ham10000 else "triage or the prediction set"
     choice = gradio.Radio(
         [
-            ("Equal: each diagnosis equally often", EQUAL),
-            (f"As in the training data ({100 * nevi:.0f} % nevi)", TRAINING),
-            ("As in my clinic", OWN),
+            (f"Equal: each {engine.words.category} equally often", EQUAL),
+            (f"As in the training data ({100 * share:.0f} % {common_name})", TRAINING),
+            ("As in my clinic" if ham10000 else "My own", OWN),
         ],
-        value=EQUAL, elem_id=f"{name}-prevalence",
-        label="Prevalence (changes the probabilities, not the referral or the differential)",
+        value=EQUAL, elem_id=f"{name}-prevalence", label=f"Prevalence (changes the probabilities, not {decisions})",
     )  # fmt: skip
     with gradio.Group(visible=False) as group:
-        percentages = [
-            # text fields, since Gradio's number field starts at 0, which would pass for the user's input
-            gradio.Textbox("", label=f"{d.name}, %", max_lines=1, max_length=10)
-            for d in DIAGNOSES
-        ]  # fmt: skip
+        # text fields, since Gradio's number field starts at 0, which would pass for the user's input
+        if len(info.codes) <= MOST_FIELDS:
+            percentages = [gradio.Textbox("", label=f"{name}, %", max_lines=1, max_length=10) for name in info.names]
+        else:
+            label = "Percentages: a class in each line, by its name or code. The other classes share the rest equally."
+            examples = "\n".join([f"{info.names[0]} 2.5", f"{info.names[1]} 10"])
+            percentages = [
+                gradio.Textbox("", label=label, placeholder=examples, lines=6, max_lines=12, max_length=20_000)
+            ]
     choice.change(lambda value: gradio.Group(visible=value == OWN), choice, group, api_visibility="private")
     return [choice, *percentages]
 
@@ -139,7 +185,8 @@ class PageEvents:
             for path in surplus:
                 UPLOADS.drop(path)
             left_out = ", ".join(map(plain_name, surplus))
-            errors.append((f"at most {MAX_PICTURES} images of one lesion are used, without {left_out}", ""))
+            one = f"one {self.engine.words.thing}"
+            errors.append((f"at most {MAX_PICTURES} images of {one} are used, without {left_out}", ""))
         if not explanations:
             return "".join(error_box(message, name) for message, name in errors), {}
         boxes = [error_box(message, name, title="Left out") for message, name in errors]
@@ -148,7 +195,7 @@ class PageEvents:
             lesion = combine_explanations(list(explanations.values()), self.engine.info)
             boxes.append(lesion_result(lesion, list(map(plain_name, explanations)), self.engine, choice, shares))
         except UserError as error:
-            boxes.append(error_box(str(error), title=PREVALENCE_TITLE))
+            boxes.append(error_box(adapted(str(error), self.engine.info), title=self.engine.words.own_prevalence))
         return "".join(boxes), explanations
 
     def show_table(self, request: gradio.Request, paths: list[str], choice: str, *percentages: str) -> Iterator[str]:
@@ -160,7 +207,7 @@ class PageEvents:
             shares = selected_shares(choice, percentages, self.engine)
             yield from classify_many(self.engine, paths, take_upload, UPLOADS.drop, UPLOADS.touch, choice, shares, rows)
         except UserError as error:
-            yield error_box(str(error), title=PREVALENCE_TITLE)
+            yield error_box(adapted(str(error), self.engine.info), title=self.engine.words.own_prevalence)
         finally:
             self.rows.put(page, rows)
 
@@ -172,19 +219,20 @@ class PageEvents:
 
 def build_page(events: PageEvents) -> Page:
     """Returns the Gradio page, whose events call the methods of `events`."""
-    engine = events.engine
-    with Page(title="dermrw: skin lesion classifier") as page:
+    engine, words = events.engine, events.engine.words
+    kind = words.images[:1].upper() + words.images[1:]
+    with Page(title=f"dermrw: {'skin ' * words.ham10000}{words.subject} classifier") as page:
         gradio.HTML(fixed_part("head", engine))
         with gradio.Tabs():
-            with gradio.Tab("One lesion"), gradio.Row(equal_height=False):
+            with gradio.Tab(f"One {words.subject}"), gradio.Row(equal_height=False):
                 with gradio.Column(scale=2, min_width=280, elem_id="input"):
-                    lesion_files = upload_field("Dermoscopic images of one lesion", "upload")
+                    lesion_files = upload_field(f"{kind} of one {words.thing}", "upload")
                     lesion_prevalence = prevalence_fields(engine, "one")
                 with gradio.Column(scale=3, min_width=280):
                     result = gradio.HTML(fixed_part("waiting", engine), elem_id="result", padding=False)
             with gradio.Tab("Many images"):
                 table_prevalence = prevalence_fields(engine, "many")
-                table_files = upload_field(f"Up to {MAX_IMAGES} dermoscopic images of different lesions", "many")
+                table_files = upload_field(f"Up to {MAX_IMAGES} {words.images} of different {words.things}", "many")
                 table = gradio.HTML(fixed_part("waiting", engine), elem_id="table", padding=False)
         gradio.HTML(fixed_part("texts", engine))
         gradio.HTML(fixed_part("foot", engine))

@@ -20,6 +20,7 @@ from dermrw.inference.verdict import malignant_share
 
 from .engine import Engine
 from .heatmap import SIDE, colour_scale, data_uri, overlay
+from .words import HAM10000, MOST_LISTED, Words, listed
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 CASE_SIDE = 200  # pixels, of a labelled case on the page
@@ -49,30 +50,33 @@ def evaluation_set(info: ModelInfo) -> str:
     return info.score.scored_on.replace("the run's own test split", "held-out test images")
 
 
-def certainty(probabilities: npt.NDArray[np.floating], names: Sequence[str], inside: Sequence[bool]) -> tuple[str, str]:
+def certainty(
+    probabilities: npt.NDArray[np.floating], names: Sequence[str], inside: Sequence[bool], words: Words = HAM10000
+) -> tuple[str, str]:
     """Returns how certain the result is, as a headline and a sentence; never a diagnosis.
 
     Args:
         probabilities: at the selected prevalence, `[C]`.
-        names: of the diagnoses, `[C]`.
-        inside: whether each diagnosis is in the differential, `[C]`.
+        names: of the classes, `[C]`.
+        inside: whether each class is in the prediction set, `[C]`.
+        words: of the model.
     """
     first, *others = np.argsort(-probabilities)
     second = next((c for c in others if inside[c]), others[0])
     p, q = float(probabilities[first]), float(probabilities[second])
     if not inside[first]:  # only at another prevalence: at equal prevalence the first is always in the set
         return "No clear result", (
-            f"At the selected prevalence, {names[first]} is the most probable diagnosis ({percent(p)}), but it is "
-            "not in the differential, which always uses equal prevalence."
+            f"At the selected prevalence, {names[first]} is the most probable {words.category} ({percent(p)}), but it "
+            f"is not in the {words.prediction_set}, which always uses equal prevalence."
         )
     if p < 0.5:
         return (
             "No clear result",
-            f"No diagnosis clearly stands out. The most probable is {names[first]} ({percent(p)}).",
+            f"No {words.category} clearly stands out. The most probable is {names[first]} ({percent(p)}).",
         )
     if p < 0.8:
         return f"Uncertain: most similar to {names[first]}", (
-            f"The most probable diagnosis is {names[first]} ({percent(p)}); an alternative is {names[second]} "
+            f"The most probable {words.category} is {names[first]} ({percent(p)}); an alternative is {names[second]} "
             f"({percent(q)})."
         )
     return f"Most similar to {names[first]}", f"The model gives it a probability of {percent(p)}."
@@ -91,12 +95,14 @@ def case_for_page(case: Case, info: ModelInfo) -> dict[str, str]:
 
 
 def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
-    """Returns the selected prevalence in words; the clinic's own with its shares `[C]`, for users to check."""
+    """Returns the selected prevalence in words; the user's own with its shares `[C]`, for users to check."""
     known = {"equal": "at equal prevalence", "training": "at the training data’s prevalence"}
     if prevalence in known or shares is None:
         return known[prevalence]
-    listed = ", ".join(f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, shares, strict=True))
-    return f"at your clinic’s prevalence ({listed})"
+    stated = [f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, shares, strict=True)]
+    if info.is_ham10000:
+        return f"at your clinic’s prevalence ({', '.join(stated)})"
+    return f"at your own prevalence ({listed([stated[c] for c in np.argsort(-shares, kind='stable')])})"
 
 
 def mapped_class(order: npt.NDArray[np.intp], info: ModelInfo, *, refer: bool) -> int:
@@ -153,13 +159,16 @@ def lesion_result(
     notes = [(name, note) for name, picture in named for note in picture.notes]
     if verdict.refused:
         return TEMPLATES.get_template("refused.html.jinja").render(
-            reason=verdict.refused, refused=refused, notes=notes, info=info, digest=engine.classifier.digest, now=now()
-        )
+            reason=verdict.refused, refused=refused, notes=notes, info=info, digest=engine.classifier.digest, now=now(),
+            words=engine.words,
+        )  # fmt: skip
     accepted = [(name, picture) for name, picture in named if not picture.verdict.refused]
     probabilities = lesion.at(shares)
     order = np.argsort(-probabilities, kind="stable")
     name_of = dict(zip(info.codes, info.names, strict=True))
-    headline, sentence = certainty(probabilities, info.names, [code in verdict.classes for code in info.codes])
+    headline, sentence = certainty(
+        probabilities, info.names, [code in verdict.classes for code in info.codes], engine.words
+    )
     rows = [
         {
             "name": info.names[c],
@@ -167,7 +176,7 @@ def lesion_result(
             "malignant": bool(info.malignant and info.malignant[c]),
             "width": f"{100 * probabilities[c]:.1f}",
             "percent": percent(float(probabilities[c])),
-            "about": ABOUT[info.codes[c]],
+            "about": ABOUT[info.codes[c]] if info.is_ham10000 else "",
         }
         for c in order
     ]
@@ -185,13 +194,15 @@ def lesion_result(
     return TEMPLATES.get_template("answer.html.jinja").render(
         triage=verdict.triage,
         rule=info.triage,
-        not_ruled_out=", ".join(name_of[code] for code in verdict.not_ruled_out),
-        differential=", ".join(name_of[code] for code in verdict.classes),
+        not_ruled_out=listed([name_of[code] for code in verdict.not_ruled_out]),
+        differential=listed([name_of[code] for code in verdict.classes]),
         coverage=percent(info.coverage),
         covered=info.covered,
         headline=headline,
         sentence=sentence,
-        rows=rows,
+        rows=rows[:MOST_LISTED],
+        other_rows=rows[MOST_LISTED:],
+        others_sum=percent(float(probabilities[order[MOST_LISTED:]].sum())),
         mapped=info.names[mapped],
         malignant_sum=percent(malignant_share(probabilities, info)),
         prevalence=phrase,
@@ -209,6 +220,7 @@ def lesion_result(
         now=now(),
         side=SIDE,
         size=info.size,
+        words=engine.words,
     )
 
 
@@ -224,11 +236,13 @@ def error_box(message: str, name: str = "", title: str = "This image cannot be c
 
 def fixed_part(part: str, engine: Engine) -> str:
     """Returns a part of the page that no result changes: `head`, `waiting`, `classifying`, `texts` or `foot`."""
-    about = [(name, ABOUT[code]) for code, name in zip(engine.info.codes, engine.info.names, strict=True)]
+    info = engine.info
+    about = [(name, ABOUT[code] if info.is_ham10000 else "") for code, name in zip(info.codes, info.names, strict=True)]
     return TEMPLATES.get_template("page.html.jinja").render(
         part=part,
-        info=engine.info,
+        info=info,
         digest=engine.classifier.digest,
         about=about,
-        evaluation_set=evaluation_set(engine.info),
+        evaluation_set=evaluation_set(info),
+        words=engine.words,
     )

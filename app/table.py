@@ -12,9 +12,11 @@ import numpy.typing as npt
 from dermrw.errors import UserError
 from dermrw.files import csv_text
 from dermrw.inference.lesion import Lesion, combine_explanations
+from dermrw.inference.messages import adapted
 
 from .engine import Engine, Picture, plain_name
 from .render import TEMPLATES, now, percent, prevalence_phrase
+from .words import listed
 
 MAX_IMAGES = 500
 REDRAW_SECONDS = 1.0
@@ -97,6 +99,7 @@ def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalenc
         prevalence=prevalence_phrase(prevalence, shares, info),
         csv=base64.b64encode(_csv(engine, rows, prevalence, shares)).decode() if done else "",
         info=info, digest=engine.classifier.digest, now=now(),
+        words=engine.words,
         referred=sum(row["triage"] == "refer" for row in shown), refused=sum(bool(row["fault"]) for row in shown),
     )  # fmt: skip
 
@@ -106,7 +109,7 @@ def _cells(engine: Engine, row: Row, shares: Shares) -> dict[str, Any]:
     info = engine.info
     probabilities, fault = row.at(shares)
     if row.lesion is None or probabilities is None:
-        return {"name": row.name, "notes": row.notes, "fault": fault, "triage": ""}
+        return {"name": row.name, "notes": row.notes, "fault": adapted(fault, info), "triage": ""}
     name_of = dict(zip(info.codes, info.names, strict=True))
     verdict, best = row.lesion.verdict, int(np.argmax(probabilities))
     return {
@@ -114,8 +117,8 @@ def _cells(engine: Engine, row: Row, shares: Shares) -> dict[str, Any]:
         "notes": row.notes,
         "fault": "",
         "triage": verdict.triage,
-        "not_ruled_out": ", ".join(name_of[code] for code in verdict.not_ruled_out),
-        "differential": ", ".join(name_of[code] for code in verdict.classes),
+        "not_ruled_out": listed([name_of[code] for code in verdict.not_ruled_out]),
+        "differential": listed([name_of[code] for code in verdict.classes]),
         "most_probable": f"{info.names[best]}, {percent(float(probabilities[best]))}",
     }
 
@@ -133,7 +136,16 @@ def _csv(engine: Engine, rows: list[Row], prevalence: str, shares: Shares) -> by
             verdict = row.lesion.verdict
             values = [repr(p) for p in probabilities.tolist()]
             decisions = [" ".join(verdict.classes), verdict.triage, " ".join(verdict.not_ruled_out)]
-        table.append([_cell(row.name), *values, _cell(fault), *decisions, prevalence, engine.classifier.digest])
+        table.append(
+            [
+                _cell(row.name),
+                *values,
+                _cell(adapted(fault, engine.info)),
+                *decisions,
+                prevalence,
+                engine.classifier.digest,
+            ]
+        )
     return csv_text(table, "\r\n", quote_all=True).encode("utf-8-sig")  # Excel needs the mark to read UTF-8
 
 

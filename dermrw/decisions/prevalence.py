@@ -58,11 +58,13 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
     pairs = [item.partition("=") for item in text.split(",")]
     names = [name.strip() for name, _, _ in pairs]
     if sorted(names) != sorted(codes):
-        raise UserError(f"--prevalence takes equal, training, or a share of each of {', '.join(codes)}: mel=0.05,...")
+        raise UserError(
+            f"--prevalence takes equal, training, or a share of each of {', '.join(codes)}: {codes[0]}=0.05,..."
+        )
     try:
         share = {name.strip(): float(number) for name, _, number in pairs}
     except ValueError:
-        raise UserError(f"--prevalence {text}: every share must be a number, such as mel=0.05") from None
+        raise UserError(f"--prevalence {text}: every share must be a number, such as {codes[0]}=0.05") from None
     values = np.array([share[code] for code in codes])
     if not np.isfinite(values).all() or (values < 0).any():
         raise UserError("--prevalence: every share must be at least 0")

@@ -63,12 +63,20 @@ def fit_limits(checks: npt.ArrayLike, lesions: npt.ArrayLike) -> dict[str, float
     return limits
 
 
-def refusal(checks: Sequence[float] | npt.NDArray[np.floating], limits: Mapping[str, float]) -> str | None:
-    """The reason to refuse an image with these measures `[8]`, such as `it is blurred`; None: not refused."""
+def refusal(
+    checks: Sequence[float] | npt.NDArray[np.floating], limits: Mapping[str, float], dermoscopic: bool = True
+) -> str | None:
+    """The reason to refuse an image with these measures `[8]`, such as `it is blurred`; None: not refused.
+
+    Args:
+        checks: the measures, in the order of `CHECKS`.
+        limits: of each measure.
+        dermoscopic: whether the model was trained on dermoscopic images, for the wording of the reason.
+    """
     for name, value in zip(CHECKS, checks, strict=True):
         end, reason, _ = RULES[name]
         if value < limits[name] if end == "low" else value > limits[name]:
-            return reason
+            return reason if dermoscopic else reason.replace("dermoscopic ", "")
     return None
 
 

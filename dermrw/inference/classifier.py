@@ -20,6 +20,7 @@ from dermrw.files import open_regular
 from dermrw.images.preprocess import evaluation_pixels, read_image
 from dermrw.inference.image_rows import BATCH, classify_table
 from dermrw.inference.known_images import KEY, KnownImages
+from dermrw.inference.messages import adapted
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
 from dermrw.inference.shipped import shipped_model
 from dermrw.inference.verdict import Verdict, verdict
@@ -200,7 +201,10 @@ class Classifier:
         Raises:
             UserError: the picture can't be read.
         """
-        image = read_image(picture)
+        try:
+            image = read_image(picture)
+        except UserError as error:
+            raise UserError(adapted(str(error), self.info)) from None
         notes = tuple(image.info.get("notes", ()))
         return NetworkInput(evaluation_pixels(image, self.info.size), *image.size, notes)
 

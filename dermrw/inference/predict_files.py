@@ -35,8 +35,13 @@ Rows = list[ImageRow] | RowFile
 Answer = tuple[npt.NDArray[np.float64], Verdict]  # probabilities [C], at equal prevalence
 
 
-def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
-    """Each image's lesion, from a CSV with the columns `image` (or `image_id`) and `lesion_id`.
+def read_lesions(path: Path, image_ids: Sequence[str], group: str = "lesion") -> list[str]:
+    """Each image's lesion, from a CSV with the columns `image` (or `image_id`) and `lesion_id` (or `group`).
+
+    Args:
+        path: the CSV.
+        image_ids: of all images.
+        group: the word for a lesion in messages.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or does not name exactly one lesion for each image.
@@ -44,20 +49,22 @@ def read_lesions(path: Path, image_ids: Sequence[str]) -> list[str]:
     table = read_csv_table(path)
     position = {name.casefold(): i for i, name in enumerate(table.columns)}
     column = next((position[name] for name in ("image", "image_id") if name in position), None)
-    if column is None or "lesion_id" not in position or not table.rows:
-        raise UserError(f"{path} must have rows with the columns image and lesion_id")
+    lesion_column = next((position[name] for name in ("lesion_id", "group") if name in position), None)
+    if column is None or lesion_column is None or not table.rows:
+        wanted = "lesion_id" if group == "lesion" else "group"
+        raise UserError(f"{path} must have rows with the columns image and {wanted}")
     known = set(image_ids)
     lesion: dict[str, str] = {}
     for row in table.rows:
-        image, name = row[column], row[position["lesion_id"]]
+        image, name = row[column], row[lesion_column]
         stem, suffix = os.path.splitext(image)
         if image not in known and suffix.lower() in IMAGE_SUFFIXES:
             image = stem  # the table lists file names
         if lesion.setdefault(image, name) != name:
-            raise UserError(f"{path}: image {image} has two lesions")
+            raise UserError(f"{path}: image {image} has two {group}s")
     without = [i for i in image_ids if not lesion.get(i)]
     if without:
-        raise UserError(f"{path} names no lesion for image {first_of(without)}: add a row for each image")
+        raise UserError(f"{path} names no {group} for image {first_of(without)}: add a row for each image")
     return [lesion[i] for i in image_ids]
 
 
@@ -247,7 +254,8 @@ def predict(
     if not inputs.images and not inputs.misnamed:
         raise UserError(f"there is no image at {', '.join(map(str, paths))} ({len(inputs.skipped)} other files)")
     ids = list(inputs.images)
-    lesion_of = dict(zip(ids, read_lesions(lesions, ids), strict=True)) if lesions else {}
+    group = "lesion" if info.is_ham10000 or info.subject == "lesion" else "group"
+    lesion_of = dict(zip(ids, read_lesions(lesions, ids, group), strict=True)) if lesions else {}
     processes = choose_workers(classifier, len(ids), workers)
     where = f"on the {classifier.device}" + (f", in {processes} processes" if processes > 1 else "")
     print(f"Model {info.name} of {info.created}, sha256 {classifier.digest[:12]}, {where}", flush=True)
@@ -274,14 +282,17 @@ def predict(
     summary = f"{written.images:,} images into {out}, probabilities at {_prevalence_name(prevalence)}"
     if lesion_of:
         answered = sum(combined is not None for combined, _ in answers.values())
-        summary += f", the images of {answered:,} lesions combined"
+        summary += f", the images of {answered:,} {group}s combined"
     if inputs.skipped:
         names = first_of([path.name for path in inputs.skipped])
         summary += f"; {len(inputs.skipped):,} files that aren't images skipped ({names})"
     print(summary)
     if inputs.by_path:
         print(f"{len(inputs.by_path):,} files share a name, so their paths are their ids ({first_of(inputs.by_path)})")
-    print(f"Refusals ({written.refused:,}), prediction sets and triage into {decisions_out}")
+    decisions = "prediction sets and triage" if info.triage else "and prediction sets"
+    print(f"Refusals ({written.refused:,}){',' * bool(info.triage)} {decisions} into {decisions_out}")
+    if not info.triage:
+        print("The model has no triage, so the column triage is empty")
     for note in written.notes:
         print(note)
     if written.all_notes > MOST_NOTES:

@@ -46,7 +46,7 @@ def verdict(
         height: of the image as given, pixels.
         info: the model's metadata.
     """
-    reason = too_small(width, height, info.smallest) or refusal(checks, info.limits)
+    reason = too_small(width, height, info.smallest) or refusal(checks, info.limits, info.is_ham10000)
     return Verdict(reason, (), None) if reason else decide(probabilities, info)
 
 

@@ -21,7 +21,7 @@ def model_info(codes: Sequence[str], names: Sequence[str] = (), **changes: Any) 
         "backbone": "tiny", "objective": "none", "origin": "random", "size": 32, "codes": tuple(codes),
         "columns": tuple(code.upper() for code in codes), "names": tuple(names) or tuple(codes), "temperature": 1.0,
         "offsets": (0.0,) * len(codes), "prevalence": dict.fromkeys(codes, 1 / len(codes)),
-        "lesion_rule": "most_suspicious", "smallest": 16,
+        "lesion_rule": "most_suspicious", "smallest": 24,
         "limits": {name: -1.0 if RULES[name][0] == "low" else 1.0 for name in CHECKS}, "refused": None,
         "coverage": 0.9, "thresholds": (1.0,) * len(codes),
         "covered": Proportion(share=0.92, interval_95=(0.88, 0.95), images=100), "triage": None,
