@@ -10,6 +10,7 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from typing import NamedTuple
 
 from dermrw.errors import UserError
@@ -53,15 +54,32 @@ def read_csv_table(path: str | os.PathLike[str], comments: bool = False) -> CsvT
         raise UserError(f"{path} can't be read ({error.strerror})") from None
     if len(data) > MOST_BYTES:
         raise UserError(f"{path} has more than {MOST_BYTES // 10**6} MB, too many for a table of images: is it one?")
+    return parse_csv_table(data, path, comments)
+
+
+def parse_csv_table(data: bytes, path: object, comments: bool = False, most_cells: int | None = None) -> CsvTable:
+    """Returns the table in the content of a CSV file; see `read_csv_table`.
+
+    Args:
+        data: the content.
+        path: of the file, for messages.
+        comments: whether text from a # to the end of the line is a comment.
+        most_cells: largest number of columns times rows; None: any.
+
+    Raises:
+        UserError: as of `read_csv_table`; or the table has more cells.
+    """
     text = _decode(data, path)
     text, separator = _excel_separator(text)
     rows = _parse(text, separator or _separator(text, comments), path, comments)
     if not rows:
         raise UserError(f"{path} is empty: it must have rows below a header with the names of the columns")
     (_, header), *body = rows
+    if most_cells is not None and len(header) * len(rows) > most_cells:
+        raise UserError(f"{path} has more than {most_cells:,} cells: remove rows or columns that are not needed")
     named = [i for i, name in enumerate(header) if name]
     columns = [header[i] for i in named]
-    doubled = next((name for name in columns if columns.count(name) > 1), None)
+    doubled = next((name for name, count in Counter(columns).items() if count > 1), None)
     if doubled:
         raise UserError(f"{path} has two columns {doubled}: delete or rename one")
     for line, row in body:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dermrw.csv_table import read_csv_table
+from dermrw.csv_table import parse_csv_table, read_csv_table
 from dermrw.errors import UserError
 
 TEXT = "lesion_id,image_id,dx\nL1,I1,nv\nL2,Rücken,mel\n"
@@ -89,3 +89,10 @@ def test_a_huge_file_is_named(tmp_path: Path) -> None:
         file.truncate(2**36)  # sparse
     with pytest.raises(UserError, match="has more than 200 MB"):
         read_csv_table(tmp_path / "a.csv")
+
+
+def test_a_table_in_memory_has_a_limit_of_cells() -> None:
+    wide = ",".join(map(str, range(1000))).encode() + b"\n" + b"a\n" * 1000
+    assert len(parse_csv_table(wide, "wide.csv").rows[999]) == 1000
+    with pytest.raises(UserError, match="has more than 500,000 cells: remove rows or columns"):
+        parse_csv_table(wide, "wide.csv", most_cells=500_000)

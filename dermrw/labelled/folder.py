@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 from PIL import Image
 
-from dermrw.csv_table import read_csv_table
+from dermrw.csv_table import CsvTable, read_csv_table
 from dermrw.errors import UserError
 from dermrw.files import walk
 from dermrw.images.formats import IMAGE_SUFFIXES, is_image_file
@@ -56,7 +56,11 @@ def relative(path: Path, root: Path) -> str:
 
 def read_frame(path: Path, comments: bool = False) -> pd.DataFrame:
     """Returns a CSV file as a data frame of text, indexed by line number; see `csv_table.read_csv_table`."""
-    table = read_csv_table(path, comments)
+    return frame_of(read_csv_table(path, comments))
+
+
+def frame_of(table: CsvTable) -> pd.DataFrame:
+    """Returns a CSV table as a data frame of text, indexed by line number."""
     return pd.DataFrame(table.rows, columns=table.columns, index=table.lines, dtype=str)
 
 

@@ -1,17 +1,18 @@
 """Reads a user's labelled images: a CSV table, or a folder with a folder per class."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from dermrw.csv_table import parse_csv_table
 from dermrw.errors import UserError, first_of
 from dermrw.images.formats import IMAGE_SUFFIXES
 from dermrw.inference.find_images import find_images as find_image_files
 from dermrw.inference.find_images import image_id
-from dermrw.labelled.folder import data_files, find_images, read_frame, require_columns
+from dermrw.labelled.folder import data_files, find_images, frame_of, read_frame, require_columns
 from dermrw.published import PublishedSet, fold, published_duplicates, recognise
 
 IMAGE_COLUMNS = ("image", "image_id", "isic_id", "image_name", "img_id", "image name", "file", "filename", "path")
@@ -71,7 +72,31 @@ def read_labelled_images(
         raise UserError(f"there is no table or folder {source}")
     if images is not None and not images.is_dir():
         raise UserError(f"--images {images} is not a folder")
-    return _read_table(source, images, by, classes)
+
+    def find(texts: Sequence[str]) -> list[str]:
+        return _paths(texts, images or source.parent, source, images is not None)
+
+    return _read_table(source, read_frame(source), find, by, classes, alone=False)
+
+
+def read_uploaded_table(
+    content: bytes, name: str, find: Callable[[Sequence[str]], list[str]], classes: Collection[str] = (),
+    most_cells: int | None = None,
+) -> LabelledImages:  # fmt: skip
+    """Returns the labelled images of a CSV file that is not on the disk.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+        find: returns the path of each image, empty where there is none, from the texts in the table's column.
+        classes: folded names of the classes, to recognise one-hot columns.
+        most_cells: as of `csv_table.parse_csv_table`.
+
+    Raises:
+        UserError: the table cannot be read, lacks a column, or contradicts itself.
+    """
+    frame = frame_of(parse_csv_table(content, name, most_cells=most_cells))
+    return _read_table(Path(name), frame, find, (), classes, alone=True)
 
 
 def _read_folder(folder: Path) -> LabelledImages:
@@ -85,8 +110,15 @@ def _read_folder(folder: Path) -> LabelledImages:
     return LabelledImages(table.assign(lesion_id=ids), "images", (), notes)
 
 
-def _read_table(source: Path, images: Path | None, by: Sequence[str], classes: Collection[str]) -> LabelledImages:
-    frame = read_frame(source)
+def _read_table(
+    source: Path,
+    frame: pd.DataFrame,
+    find: Callable[[Sequence[str]], list[str]],
+    by: Sequence[str],
+    classes: Collection[str],
+    alone: bool,
+) -> LabelledImages:
+    """The labelled images of a data frame; `alone`: other tables next to it are not read."""
     column = {name.casefold(): name for name in frame.columns}
     published = None if "label" in column else recognise(frame.columns)
     image = next((column[name] for name in IMAGE_COLUMNS if name in column), None)
@@ -101,7 +133,7 @@ def _read_table(source: Path, images: Path | None, by: Sequence[str], classes: C
         labels = [published.label(dict(zip(named.columns, row, strict=True))) for row in named.to_numpy().tolist()]
     else:
         labels = _labels(frame, image, column, classes, source)
-    frame = _with_sibling(frame, image, source)
+    frame = frame if alone else _with_sibling(frame, image, source)
     column = {name.casefold(): name for name in frame.columns}
     absent = [name for name in by if name.casefold() not in column]
     if absent:
@@ -133,11 +165,11 @@ def _read_table(source: Path, images: Path | None, by: Sequence[str], classes: C
     table, repeats = _without_repeats(table, source)
     notes += repeats
     duplicates: list[str] = []
-    if published and published.name == "ISIC 2020":
+    if published and published.name == "ISIC 2020" and not alone:
         duplicates, note = _published_duplicates(table["image_id"].tolist(), source)
         notes.append(note)
         table = table[~table["image_id"].isin(duplicates)]
-    table["path"] = _paths(table["text"].tolist(), images or source.parent, source, images is not None)
+    table["path"] = find(table["text"].tolist())
     table = table.drop(columns="text").reset_index(drop=True)
     return LabelledImages(table, unit, tuple(dict.fromkeys(extra)), notes, published, tuple(duplicates))
 

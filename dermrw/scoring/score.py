@@ -28,8 +28,7 @@ from dermrw.inference.verdict import Verdict
 from dermrw.inference.workers import choose_workers
 from dermrw.labelled.labelled_images import LabelledImages, read_labelled_images
 from dermrw.metrics.classification import score_weights
-from dermrw.reports.predictions_csv import read_predictions, write_predictions
-from dermrw.reports.report_html import TrainingHistory, write_html
+from dermrw.reports.predictions_csv import write_predictions
 from dermrw.reports.report_json import OwnTable, ScoredSet, build_report
 from dermrw.reports.report_schema import (
     CardFigure,
@@ -174,17 +173,17 @@ def score_rows(
     labelled: LabelledImages,
     truth: Truth,
     rows: Iterable[ImageRow],
-    folder: Path,
+    folder: Path | None,
     title: str,
 ) -> Scored:
-    """Writes the files `FILES` from rows that are already computed.
+    """Scores rows that are already computed, and writes the files `FILES`.
 
     Args:
         classifier: the model.
         labelled: the table `[N]`.
         truth: of its images `[N]`.
         rows: of the images that have a file and a target; with hashes if the model lists its training images.
-        folder: to write into.
+        folder: to write into; None: nothing is written.
         title: of the images, for the report.
 
     Raises:
@@ -229,14 +228,15 @@ def score_rows(
         notes=[*labelled.notes, *truth.notes, *_refitted(info)],
     )  # fmt: skip
 
-    folder.mkdir(parents=True, exist_ok=True)
     classes = info.classes
     ids = table["image_id"]
-    write_predictions(folder / FILES[0], ids, classes, answers.probabilities[kept])
-    decisions = ([name, *decision_cells(v)] for name, v in zip(ids, verdicts, strict=True))
-    write_atomic(folder / FILES[1], csv_text(chain([["image", *DECISION_COLUMNS]], decisions)).encode())
-    write_atomic(folder / FILES[2], csv_text([["image", "reason"], *left.items()]).encode())
-    probabilities = read_predictions(folder / FILES[0], ids, classes)
+    probabilities = np.clip(answers.probabilities[kept], 0.0, 1.0)  # as in predictions.csv
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(folder / FILES[0], ids, classes, probabilities)
+        decisions = ([name, *decision_cells(v)] for name, v in zip(ids, verdicts, strict=True))
+        write_atomic(folder / FILES[1], csv_text(chain([["image", *DECISION_COLUMNS]], decisions)).encode())
+        write_atomic(folder / FILES[2], csv_text([["image", "reason"], *left.items()]).encode())
 
     labels = table["target"].map(_label_numbers(truth.binary, info)).to_numpy(np.int64)
     scored = ScoredSet(title, table, labels, table["path"].tolist(), classes, probabilities)
@@ -251,8 +251,11 @@ def score_rows(
     incomplete = " ".join(s for s in left_out_sentences(external) if s.startswith("Not scored")).rstrip(".")
     report = report.model_copy(update={"external": external, "incomplete": incomplete or None})
 
-    write_html(folder / FILES[4], report, scored, TrainingHistory(), official=False)
-    write_atomic(folder / FILES[3], json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
+    if folder is not None:
+        from dermrw.reports.report_html import TrainingHistory, write_html  # with Matplotlib, which the demo lacks
+
+        write_html(folder / FILES[4], report, scored, TrainingHistory(), official=False)
+        write_atomic(folder / FILES[3], json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
     hashes = answers.hashes[kept] if len(answers.hashes) else answers.hashes
     return Scored(report, scored, hashes, missing, list(answers.errors.values()))
 
