@@ -85,7 +85,7 @@ def classify_files(
         for start in starts:
             end = start + BATCH
             batch = image_ids[start:end], [str(path) for path in paths[start:end]], hashed
-            with contextlib.nullcontext() if start else _interrupts_ignored():  # the processes start with the first
+            with _without_interrupts():  # the first submissions start the processes
                 waiting.append(pool.submit(_classify_in_worker, *batch))
             if len(waiting) > AHEAD * workers:
                 yield waiting.popleft().result()
@@ -101,16 +101,16 @@ def classify_files(
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C has no effect here, nor in processes that are started here: the first process ends them."""
-    if threading.current_thread() is not threading.main_thread():
+def _without_interrupts() -> Iterator[None]:
+    """Delays Ctrl-C here, and blocks it in processes that are started here: the first process ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(*origin: Any) -> None:
