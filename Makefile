@@ -92,10 +92,10 @@ box: $(READY) ## ship the model of RUN with dermrw, after make export and make c
 	$(PY) -m export.ship "$(RUN)" $(ARGS)
 
 test: $(READY) ## run the tests (ARGS="-m 'not slow'": without the browser and the end-to-end tests)
-	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
+	$(PY) -m pytest -n auto --dist loadgroup $(ARGS)
 
 test-all: $(READY) ## run all tests, and check the page wide and narrow, light and dark
-	DERMRW_ALL_LOOKS=1 $(PY) -m pytest -n auto --dist worksteal $(ARGS)
+	DERMRW_ALL_LOOKS=1 $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
 
 load: $(READY) ## measure the demo with many concurrent users (ARGS="--users 20 --requests 2000")
 	PYTHONPATH=.:tests $(PY) tests/tools/load.py $(ARGS)

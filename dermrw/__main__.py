@@ -47,20 +47,23 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from dermrw.training.distributed import launched, prints_messages
+    from dermrw.training.device import check_device
+    from dermrw.training.distributed import launched, prints_messages, require_an_image_each
     from dermrw.training.launch import launch
 
     if arguments.processes < 1:
         raise UserError(f"--processes must be at least 1, not {arguments.processes}")
-    if arguments.processes > 1 and not launched():
-        launch(arguments.processes, sys.argv[1:])
-        return
-    from dermrw.training.train import train
-
     if "=" in arguments.config:  # no config file, only overrides: use the default config
         arguments.overrides.insert(0, arguments.config)
         arguments.config = "configs/ham.yaml"
     config = _training_config(arguments.config, arguments.overrides)
+    check_device(config.train.device)  # mistakes are named before processes start and data is read
+    if arguments.processes > 1 and not launched():
+        require_an_image_each(config.train.batch_size, arguments.processes)
+        launch(arguments.processes, sys.argv[1:])
+        return
+    from dermrw.training.train import train
+
     notice = config.data.name == "sample" and prints_messages()
     if notice:
         print(SAMPLE_NOTICE, flush=True)

@@ -19,7 +19,16 @@ from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.training.run_folder import latest_run
 from export.__main__ import export
 
+SHARED_IN_A_FILE = {"server", "whole"}  # fixtures of module scope that take long
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives a file's tests that share a demo or a run to one process, so that it is started or trained once."""
+    for item in items:
+        if SHARED_IN_A_FILE.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_device(name: str) -> None:
+    """Checks that `train.device` exists, without use of a GPU.
+
+    Raises:
+        UserError: the device is absent.
+    """
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        choose_device(name)
+
+
 def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement) -> float:
     """Returns the seconds of the faster of two steps, after one warm-up step.
 

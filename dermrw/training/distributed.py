@@ -92,6 +92,19 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def require_an_image_each(batch_size: int, processes: int) -> None:
+    """Checks that each process has an image of every batch.
+
+    Raises:
+        UserError: there are more processes than images in a batch.
+    """
+    if batch_size < processes:
+        raise UserError(
+            f"train.batch_size={batch_size} must be at least the number of processes, {processes}: increase it, or "
+            "start fewer processes"
+        )
+
+
 def prints_messages() -> bool:
     """Returns whether this process prints messages for the whole job."""
     return not launched() or os.environ["RANK"] == "0"

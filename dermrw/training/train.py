@@ -14,7 +14,7 @@ from dermrw.errors import UserError
 from dermrw.models import build_model, check_backbone, check_fit, embed, freeze, has_batch_norm
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.training.device import Placement, choose, keep_freed_memory
-from dermrw.training.distributed import Job, join
+from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.embeddings import HeadLoop
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, sole_training, start_run
@@ -93,9 +93,10 @@ def _check_batch(config: Config, model: nn.Module, examples: int, processes: int
     given, larger = f"train.batch_size={config.train.batch_size}", f"set train.batch_size={2 * processes} or more"
     if size < config.train.batch_size:
         given, larger = f"a training split of {examples} images", "use a larger training split"
+    require_an_image_each(config.train.batch_size, processes)
     if size < processes:
         raise UserError(
-            f"{given} must be at least the number of processes, {processes}: increase it, or start fewer processes"
+            f"{given} must be at least the number of processes, {processes}: {larger}, or start fewer processes"
         )
     if size < 2 * processes and config.model.freeze == "none" and has_batch_norm(model):
         where = f" to at least one of {processes} processes" if processes > 1 else ""

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from conftest import command
+from tools import two_processes
 
 from dermrw.config import load_config
 from dermrw.reweight.meta_step import reweighted_losses
@@ -25,38 +25,13 @@ from dermrw.training.train import train
 ROOT = Path(__file__).parents[2]
 
 
-def network() -> nn.Module:
-    """Without batch norm: examples don't touch each other."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.SiLU(), nn.Flatten(), nn.LazyLinear(7)).double()
-
-
-def data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(1)
-    x, meta_x = (torch.randn(n, 3, 6, 6, generator=g).double() for n in (11, 5))
-    return x, torch.arange(11) % 7, meta_x, torch.arange(5)
-
-
-def weigh(rank: int, world: int, folder: str) -> None:
-    """One process: its part of an uneven batch and of an uneven meta batch."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    x, y, meta_x, meta_y = (torch.tensor_split(t, world)[rank] for t in data())
-    model = network()
-    model(x)
-    job = Job(rank, world, rank, dist.group.WORLD)
-    losses, weights = reweighted_losses(model, x, y, meta_x, meta_y, group=job.group)
-    (weights * losses).sum().backward()
-    job.add_gradients(model)
-    torch.save((weights, [p.grad for p in model.parameters()]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_the_weights_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
-    mp.spawn(weigh, (2, str(tmp_path)), nprocs=2)
-    model = network()
-    model(data()[0])
-    losses, weights = reweighted_losses(model, *data())
+    mp.spawn(two_processes.weigh, (2, str(tmp_path)), nprocs=2)
+    model = two_processes.network()
+    data = two_processes.data()
+    model(data[0])
+    losses, weights = reweighted_losses(model, *data)
     (weights * losses).sum().backward()
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     torch.testing.assert_close(torch.cat([w for w, _ in found]), weights, rtol=0, atol=1e-12)
@@ -145,12 +120,21 @@ def test_a_killed_worker_ends_the_job_and_one_process_resumes_it(sample: Path, t
     assert load_checkpoint(run / "last.pt")["epoch"] == 3 and steps == sorted(set(steps))
 
 
-@pytest.mark.slow
-def test_more_processes_than_examples_in_a_batch(sample: Path, tmp_path: Path) -> None:
-    job = start(sample, tmp_path / "run", 3, "train.batch_size=2")
-    out = job.communicate(timeout=1200)[0]
-    assert job.returncode == 2 and "train.batch_size=2 must be at least the number of processes, 3" in out, out
-    assert "Traceback" not in out
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batch_size=2", "train.batch_size=2 must be at least the number of processes, 3"),
+        ("train.device=cuda:99", "train.device=cuda:99 can't be used here"),
+        ("train.epoch=3", "did you mean train.epochs"),
+    ],
+)
+def test_mistakes_are_named_before_the_processes_start(
+    override: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dermrw.training.launch.launch", lambda *_: pytest.fail("the processes were started"))
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, "train", "sample", *SETTINGS, override, "--processes", "3")
+    assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.slow
