@@ -81,7 +81,9 @@ class Model(_Section):
     """The network."""
 
     backbone: str = Field("efficientnet_b0", description="a torchvision classifier, small_cnn or cifar_alexnet")
-    weights: str = Field("imagenet", description="imagenet (from torchvision), none, or a file with a state dict")
+    weights: str = Field(
+        "imagenet", description="imagenet (from torchvision), none, or a file: a state dict or safetensors"
+    )
     freeze: Literal["none", "batch_norm", "backbone"] = Field(
         "none", description="batch_norm: its statistics stay fixed; backbone: only the last linear layer is trained"
     )

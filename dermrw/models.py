@@ -1,7 +1,6 @@
 """Networks by their torchvision names, with a head for our classes and a description of where the weights come from."""
 
 import difflib
-import hashlib
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,6 +13,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from dermrw.config import Model
 from dermrw.errors import UserError
 from dermrw.images.preprocess import MEAN, STD
+from dermrw.weights import load_backbone
 
 # googlenet and inception_v3 return auxiliary logits in train mode; squeezenet ends in a convolution
 UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
@@ -89,23 +89,6 @@ def _replace_head(model: nn.Module, classes: int, cosine: bool) -> None:
     setattr(model.get_submodule(parent), attribute, layer(head.in_features, classes))
 
 
-def _load_file(model: nn.Module, path: Path) -> str:
-    """Loads a state dict without executing code in the file; returns the file's name and SHA-256 digest."""
-    if not path.is_file():
-        raise UserError(f"model.weights={path} is not a file: name one, or set it to imagenet or none")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        # torch raises errors of many types on other files, and some messages suggest executing code in the file
-        raise UserError(f"model.weights={path} must be a file that torch.save wrote from a state dict alone") from None
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.weights={path} must contain ImageNet weights of model.backbone: {reason}") from None
-    return f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
-
-
 def check_backbone(config: Model) -> None:
     """Checks that the backbone's name is known.
 
@@ -117,6 +100,11 @@ def check_backbone(config: Model) -> None:
         raise UserError(f"model.backbone={config.backbone} is unknown: choose one of {', '.join(similar)}")
 
 
+def _untrained(backbone: str, classes: int) -> nn.Module:
+    """Returns the network with random weights."""
+    return OWN[backbone](classes) if backbone in OWN else get_model(backbone, weights=None, num_classes=classes)
+
+
 def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
     """Returns the network `[N, 3, H, W] -> [N, classes]` and a phrase that describes where its weights come from.
 
@@ -124,13 +112,11 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
         UserError: the name is unknown, the file does not fit, or the ImageNet weights can't be downloaded.
     """
     check_backbone(config)
-    if config.backbone in OWN and config.weights != "none":
+    if config.backbone in OWN and config.weights == "imagenet":
         raise UserError(f"model.backbone={config.backbone} has no pretrained weights: add model.weights=none")
     origin = "trained from scratch"
-    if config.backbone in OWN:
-        model = OWN[config.backbone](classes)
-    elif config.weights == "none":
-        model = get_model(config.backbone, weights=None, num_classes=classes)
+    if config.weights == "none":
+        model = _untrained(config.backbone, classes)
     elif config.weights == "imagenet":
         weights = get_model_weights(config.backbone).DEFAULT
         try:
@@ -142,8 +128,9 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
             ) from None
         origin = f"ImageNet weights {weights} of torchvision {torchvision.__version__}"
     else:
-        model = get_model(config.backbone, weights=None)
-        origin = f"weights from {_load_file(model, Path(config.weights).expanduser())}"
+        model = _untrained(config.backbone, 1000)
+        path = Path(config.weights).expanduser()
+        origin = f"weights from {load_backbone(model, Head(model).name, config.backbone, path)}"
     if config.head == "cosine" or config.weights != "none":
         _replace_head(model, classes, config.head == "cosine")
     return model, origin

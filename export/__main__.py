@@ -1,4 +1,4 @@
-"""`python -m export RUN`: writes the run's model.onnx and MODEL_CARD.md."""
+"""`python -m export RUN`: writes the run's model.onnx, MODEL_CARD.md and encoder.safetensors."""
 
 import argparse
 import hashlib
@@ -27,12 +27,15 @@ from dermrw.files import open_regular, require_writable, write_atomic
 from dermrw.images.preprocess import read_image
 from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault
+from dermrw.inference.shipped import shipped_model
 from dermrw.reports.report_schema import DefinedReport, ShareWithInterval
+from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.run_folder import latest_run, open_run, read_split
 
 from .build import build, check
 from .card import model_card
 from .diagram import reliability_diagram
+from .encoder import encoder_of_model_file, write_encoder
 from .network import Exported
 from .report import official_reports, report_of
 from .training_images import PARTS, add_list, known_images
@@ -50,15 +53,15 @@ LICENCES = {
 
 
 def export(run: Path, overrides: Sequence[str]) -> Path:
-    """Writes RUN/model.onnx, after a check that ONNX Runtime agrees with torch, and RUN/MODEL_CARD.md.
+    """Writes RUN/model.onnx, after a check that ONNX Runtime agrees with torch, MODEL_CARD.md and encoder.safetensors.
 
     Raises:
         UserError: the run can't be read, the data of a run that is not evaluated yet can't be found, or ONNX Runtime
             disagrees with torch. Files of an earlier export are then unchanged.
     """
     config = with_overrides(open_run(run), run, overrides, "export")
-    path, card = run / "model.onnx", run / "MODEL_CARD.md"
-    for place in (path, card):
+    path, card, encoder = run / "model.onnx", run / "MODEL_CARD.md", run / "encoder.safetensors"
+    for place in (path, card, encoder):
         require_writable(place)
     classes = CIFAR_CLASSES if config.data.name == "cifar10" else HAM_CLASSES
     report = report_of(run, config, classes, overrides)
@@ -82,12 +85,37 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
         worst = check(candidate, network, pictures)
         write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
+        write_encoder(model, encoder, config.model.backbone, config.data.size, _origin(info), info.licence)
         candidate.replace(path)
     finally:
         candidate.unlink(missing_ok=True)
     print(f"ONNX Runtime agrees with torch to {worst:.0e} on {len(pictures)} {kind}, in several batch sizes.")
-    print(f"{path} ({len(content) / 1e6:.1f} MB), {card}. Next: `make demo RUN={run}`.")
+    print(f"{path} ({len(content) / 1e6:.1f} MB), {card}, {encoder}. Next: `make demo RUN={run}`.")
     return path
+
+
+def _origin(info: ModelInfo) -> str:
+    return f"{info.name} (sha256 of best.pt {info.digest})"
+
+
+def export_encoder(model: Path, out: Path) -> None:
+    """Writes only the encoder, of a run (its best epoch) or of a model file.
+
+    Raises:
+        UserError: as of `encoder_of_model_file`; or the run can't be read.
+    """
+    require_writable(out)
+    if not model.is_dir():
+        worst = encoder_of_model_file(model, out)
+        print(f"{out}: the encoder of {model}. Its embeddings agree with ONNX Runtime to {worst:.0e}.")
+        return
+    config = open_run(model)
+    codes = tuple(load_checkpoint(model / "best.pt")["classes"])
+    network, state = load_best(model, config, Classes(codes, codes, codes, None))
+    digest = hashlib.sha256((model / "best.pt").read_bytes()).hexdigest()
+    origin = f"{model.resolve().name} (sha256 of best.pt {digest})"
+    write_encoder(network, out, config.model.backbone, config.data.size, origin, LICENCES.get(config.data.name, ""))
+    print(f"{out}: the encoder of {model}, epoch {state['epoch']}")
 
 
 def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
@@ -199,15 +227,27 @@ def main(command_line: Sequence[str] | None = None, program: str = "export") -> 
         command_line: the arguments; default: those of the process.
         program: the name of the command, for messages.
     """
-    parser = argparse.ArgumentParser(program, description="Write a run's model as one .onnx file.")
-    parser.add_argument("run", nargs="?", help="the run's folder (default: the latest)")
+    parser = argparse.ArgumentParser(program, description="Write a run's model as one .onnx file, and its encoder.")
+    parser.add_argument(
+        "run",
+        nargs="?",
+        help="the run's folder (default: the latest); with --encoder a model file, too (default: the one shipped)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER if the data has moved")
+    parser.add_argument(
+        "--encoder", type=Path, metavar="FILE", help="write only the network without its head, as safetensors"
+    )
     arguments = parser.parse_args(command_line)
     overrides = list(arguments.overrides)
     if arguments.run and "=" in arguments.run:
         overrides.insert(0, arguments.run)
         arguments.run = None
     with plain_endings(program):
+        if arguments.encoder:
+            if overrides:
+                parser.error(f"--encoder takes no key=value, such as {overrides[0]}")
+            export_encoder(Path(arguments.run) if arguments.run else shipped_model(), arguments.encoder)
+            return
         export(Path(arguments.run) if arguments.run else latest_run(), overrides)
 
 

@@ -280,6 +280,14 @@ class HeadLoop(Loop):
         """Returns the head."""
         return Head(self.network)
 
+    def fit(self) -> None:
+        """Trains as `Loop.fit`. On a CPU, the steps of the head use one thread."""
+        threads = torch.get_num_threads()
+        try:
+            super().fit()
+        finally:
+            torch.set_num_threads(threads)
+
     def prepare(self) -> None:
         """Computes the embeddings, or opens those of an earlier pass."""
         found = embeddings(self.run, self.network, self.splits, self.config, self.placement, self.job)
@@ -290,6 +298,7 @@ class HeadLoop(Loop):
         meta = torch.from_numpy(np.array(found[views * n + v :]))
         meta_y = torch.as_tensor(self.splits.meta.labels.copy())
         self.meta = meta.to(self.placement.device), meta_y.to(self.placement.device)
+        torch.set_num_threads(1)  # several would wait for each other longer than they compute
 
     def examples(self, parts: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yields embeddings float32 `[B, D]`, labels and rows. An epoch uses one random view of each image."""

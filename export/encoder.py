@@ -1,0 +1,102 @@
+"""The encoder of a run or of a model file: the network without its head, as safetensors.
+
+The tensors have the names of torchvision's network, so `load_state_dict(…, strict=False)` and `model.weights=FILE` read
+them.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import torch
+from torch import nn
+
+from dermrw.config import Model
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.diagnoses import DX
+from dermrw.errors import UserError
+from dermrw.files import write_atomic
+from dermrw.inference.classifier import Classifier
+from dermrw.inference.model_file import OUTPUTS
+from dermrw.models import Head, backbones, build_model, embed, to_input
+from dermrw.weights import encoder_state, safetensors_bytes
+
+TOLERANCE = 1e-4  # of an embedding, relative to the largest value
+PREFIX = "model."  # of the network in `export.network.Exported`
+
+
+def write_encoder(model: nn.Module, path: Path, backbone: str, size: int, origin: str, licence: str) -> None:
+    """Writes the encoder of a network as safetensors, with a description in the file's metadata.
+
+    Args:
+        model: the network, from `build_model`.
+        path: the file to write.
+        backbone: the name of the network.
+        size: side in pixels of the images that it was trained on.
+        origin: the run or the model file, and its digest.
+        licence: of the weights.
+    """
+    head = Head(model)
+    metadata = {
+        "backbone": backbone, "size": str(size), "embedding": str(head.linear.in_features), "origin": origin,
+        "licence": licence,
+    }  # fmt: skip
+    write_atomic(path, safetensors_bytes(encoder_state(model, head.name), metadata))
+
+
+def encoder_of_model_file(path: Path, out: Path) -> float:
+    """Writes the encoder of a model file; returns the largest difference of its embeddings from ONNX Runtime's.
+
+    A model of eight views stores each parameter under its name in torch. In most other model files, the export has
+    merged batch norm into the convolutions, and their encoder can't be recovered. The embeddings of drawn pictures are
+    compared before the encoder is written.
+
+    Raises:
+        UserError: the model file can't be read, lacks a parameter, or has other embeddings than torch.
+    """
+    classifier = Classifier(path, "cpu")
+    info = classifier.info
+    if info.backbone not in backbones():
+        raise UserError(f"{path} has the unknown backbone {info.backbone}: export it with this version of dermrw")
+    model, _ = build_model(Model(backbone=info.backbone, weights="none"), len(info.codes))
+    head = Head(model).name
+    stored = {c.name: c for c in onnx.load(path).graph.initializer}
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if name.startswith(f"{head}.") or name.endswith("num_batches_tracked"):
+            continue
+        if f"{PREFIX}{name}" in stored:
+            value = onnx.numpy_helper.to_array(stored[f"{PREFIX}{name}"])
+        elif f"{PREFIX}{name}/transposed" in stored:
+            value = onnx.numpy_helper.to_array(stored[f"{PREFIX}{name}/transposed"]).T
+        else:
+            layer = model.get_submodule(name.rpartition(".")[0])
+            merged = ", because its export merged batch norm into the convolutions" * isinstance(layer, nn.BatchNorm2d)
+            raise UserError(
+                f"{path} does not contain {name} of {info.backbone}{merged}: write the encoder from the run, with "
+                f"`dermrw export --encoder {out} RUN`"
+            )
+        if value.shape != tuple(tensor.shape) or value.dtype != np.float32:
+            raise UserError(
+                f"{path} stores {name} as {value.dtype} {list(value.shape)}: name a file that isn't quantized"
+            )
+        state[name] = torch.from_numpy(value.copy())
+    model.load_state_dict(state)
+    worst = _difference(model, classifier)
+    if worst > TOLERANCE:
+        raise UserError(
+            f"the embeddings of torch differ from those of {path} by {worst:.0e}: the encoder isn't written"
+        )
+    write_encoder(model, out, info.backbone, info.size, f"{info.name} (sha256 {classifier.digest})", info.licence)
+    return worst
+
+
+def _difference(model: nn.Module, classifier: Classifier) -> float:
+    """Returns the largest difference between torch's embeddings and the model file's on drawn pictures."""
+    rng = np.random.default_rng
+    pictures = [draw_lesion(code, rng([i, 0]), rng([i, 1]), 300, 400) for i, code in enumerate(DX)]
+    pixels = np.stack([classifier.pixels(picture) for picture in pictures])
+    ours = embed(model, to_input(torch.from_numpy(pixels), torch.device("cpu"))).numpy()
+    theirs = classifier.run(pixels, *OUTPUTS)[2]
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-9))
