@@ -15,7 +15,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-cifar eval score audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint docs package format clean
+.PHONY: help install data check train-ham train-table train-cifar eval score audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint docs package format clean
 
 help: ## list the targets
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -52,6 +52,9 @@ check: $(READY) ## list the files that the data folder contains and lacks (ARGS=
 
 train-ham: $(READY) ## train on HAM10000 (NGPU=2: in two processes), or on the sample of drawings if it is not found
 	$(PY) -m dermrw train configs/ham.yaml $(ARGS) $(if $(RUN),--run "$(RUN)") --processes $(NGPU)
+
+train-table: $(READY) ## train on your own images: DATA=table.csv, or a folder with a folder per class
+	$(PY) -m dermrw train configs/table.yaml $(if $(DATA),data.root="$(DATA)") $(ARGS) $(if $(RUN),--run "$(RUN)")
 
 train-cifar: $(READY) ## the toy problem: CIFAR-10 with 50 to 90 % birds, reweighting and plain SGD
 	for bias in 50 60 70 80 90; do for method in reweight:reweight sgd:erm; do \

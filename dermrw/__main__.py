@@ -43,7 +43,7 @@ def _download(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from dermrw.datasets.verify import check
 
-    check(arguments.folder)
+    check(arguments.folder, arguments.images)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -171,9 +171,14 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--source", default="dataverse", help="dataverse or isic (default: %(default)s)")
     download.add_argument("--no-official", action="store_true", help="only HAM10000, without the official sets")
 
-    check = commands.add_parser("check", help="list the files that a data folder contains and those it lacks")
+    check = commands.add_parser("check", help="check a data folder, or your own labelled images")
     check.set_defaults(func=_check)
-    check.add_argument("folder", nargs="?", type=Path, help="default: HAM10000_DIR, then data/ham10000")
+    check.add_argument(
+        "folder", nargs="?", type=Path, metavar="TABLE_OR_FOLDER",
+        help="HAM10000's folder, a CSV with the columns image and label, or a folder with a folder per class (default: "
+        "HAM10000_DIR, then data/ham10000)",
+    )  # fmt: skip
+    check.add_argument("--images", type=Path, metavar="FOLDER", help="the images of a table (default: its folder)")
 
     train = commands.add_parser("train", help="train a model, or resume a run")
     train.set_defaults(func=_train)

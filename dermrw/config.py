@@ -25,15 +25,15 @@ CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / 
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy, torch and scikit-learn all accept
 # keys that change where and how fast a run is computed, but not its result
 NOT_PART_OF_A_RESULT = {
-    "data.root", "model.weights", "train.checkpoint_seconds", "train.tensorboard", "data.workers", "train.device",
-    "name",
+    "data.root", "data.images", "model.weights", "train.checkpoint_seconds", "train.tensorboard", "data.workers",
+    "train.device", "name",
 }  # fmt: skip
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @field_validator("root", "meta", "reserve", "weights", check_fields=False)
+    @field_validator("root", "images", "classes", "meta", "reserve", "weights", check_fields=False)
     @classmethod
     def _a_path(cls, value: str | None) -> str | None:
         if value:
@@ -44,12 +44,21 @@ class _Section(BaseModel):
 class Data(_Section):
     """The data set and its splits."""
 
-    name: Literal["ham10000", "sample", "cifar10"] = "ham10000"
-    root: str | None = Field(None, description="folder of the data; default: HAM10000_DIR, then data/ham10000")
+    name: Literal["ham10000", "sample", "cifar10", "table"] = "ham10000"
+    root: str | None = Field(
+        None,
+        description="folder of the data; default: HAM10000_DIR, then data/ham10000. For table: a CSV with the columns "
+        "image and label, or a folder with a folder per class",
+    )
+    images: str | None = Field(None, description="table: the folder of the images; default: the folder of the table")
+    classes: str | None = Field(
+        None, description="table: a YAML file with the classes; default: classes.yaml next to the table, if it exists"
+    )
     size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels")
     meta: str = Field(
         "ham10000_meta_3_per_class.csv",
-        description="the curated meta set: a CSV with a column image_id, or 'rule' to draw it at random",
+        description="the curated meta set: a CSV with a column image_id, or 'rule' to choose it by a rule; table: the "
+        "default means 'rule'",
     )
     meta_per_class: int = Field(3, ge=1, le=1000, description="images per class drawn by 'rule'")
     split_seed: int = Field(0, ge=0, le=LARGEST_SEED)
@@ -75,6 +84,12 @@ class Data(_Section):
     )
     skip_unreadable: bool = Field(False, description="leave out missing and unreadable images, and list them")
     workers: int = Field(0, ge=0, le=64, description="processes that augment images in parallel; 0: none")
+
+    @property
+    def meta_list(self) -> str:
+        """The file of the meta set, or `rule`; HAM10000's list has no meaning for a table."""
+        no_list = self.name == "table" and self.meta == Data.model_fields["meta"].default
+        return "rule" if no_list else self.meta
 
 
 class Model(_Section):
@@ -203,6 +218,9 @@ class Config(_Section):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine require each other: set both or neither")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
             raise ValueError("objective.weights=finite_difference requires train.precision=fp32: bf16 is too coarse")
+        for key in ("images", "classes"):
+            if self.data.name != "table" and getattr(self.data, key) is not None:
+                raise ValueError(f"data.{key} is an option of data.name=table, not of {self.data.name}")
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self

@@ -140,6 +140,20 @@ PUBLISHED = (
 )  # fmt: skip
 
 
+# further labels of these sets that are known to be malignant or benign, folded
+ALSO_MALIGNANT = {
+    "scc", "squamous cell carcinoma", "squamous cell carcinoma, nos", "squamous cell carcinoma, invasive",
+    "melanoma metastasis", "merkel cell carcinoma", "cutaneous lymphoma", "kaposi sarcoma", MALIGNANT,
+}  # fmt: skip
+ALSO_BENIGN = {"verruca", "scar", "cyst", "neurofibroma", "lipoma", "acrochordon", BENIGN}
+
+
+def states_malignancy(label: str) -> bool | None:
+    """Returns whether a label of a published set that has no class of HAM10000 is malignant; None: not known."""
+    folded = fold(label)
+    return True if folded in ALSO_MALIGNANT else False if folded in ALSO_BENIGN else None
+
+
 def published_duplicates(pairs: Iterable[tuple[str, str]], images: Iterable[str]) -> set[str]:
     """Returns the images to leave out so that no two of a published list of duplicates remain (ISIC 2020 has one).
 

@@ -74,23 +74,37 @@ def parse_value(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping in a YAML file, empty for an empty file.
+    """Returns the mapping in a config file, empty for an empty file.
 
     Raises:
         UserError: the file is absent, can't be read as YAML, or does not hold a mapping.
     """
-    try:
-        with open_regular(path) as file:
-            values = yaml.load(file.read().decode(), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"there is no config file {path}: name one of configs/*.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {path} can't be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
-        raise UserError(f"the config file {path} can't be read as YAML: {reason}") from None
+    values = read_yaml_value(path, "config file", "name one of configs/*.yaml")
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"the config file {path} must contain `key: value` lines")
     return values
+
+
+def read_yaml_value(path: Path, kind: str, fix: str) -> Any:
+    """Returns the value in a YAML file, None for an empty file.
+
+    Args:
+        path: the file.
+        kind: the kind of the file, for messages.
+        fix: advice if it is absent.
+
+    Raises:
+        UserError: the file is absent or can't be read as YAML.
+    """
+    try:
+        with open_regular(path) as file:
+            return yaml.load(file.read().decode(), _Loader)
+    except FileNotFoundError:
+        raise UserError(f"there is no {kind} {path}: {fix}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the {kind} {path} can't be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:300]
+        raise UserError(f"the {kind} {path} can't be read as YAML: {reason}") from None

@@ -12,11 +12,10 @@ from pydantic import ValidationError
 
 import dermrw
 from dermrw.config import Config
-from dermrw.datasets.cifar10 import CIFAR_CLASSES
-from dermrw.datasets.dataset import Splits, load_splits, resolve_root
+from dermrw.datasets.dataset import Splits
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.lesion_rule import LESION_RULE
-from dermrw.diagnoses import DX, HAM_CLASSES, Classes
+from dermrw.diagnoses import DX, Classes
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.evaluate import with_overrides
@@ -29,7 +28,9 @@ from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault
 from dermrw.inference.shipped import shipped_model
 from dermrw.reports.report_schema import DefinedReport, ShareWithInterval
+from dermrw.reports.report_text import report_unit
 from dermrw.training.checkpoint import load_checkpoint
+from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import latest_run, open_run, read_split
 
 from .build import build, check
@@ -49,6 +50,8 @@ LICENCES = {
     "ham10000": HAM_LICENCE,
     "sample": "Apache-2.0, like dermrw, which drew its training images. It was not trained on images of skin.",
     "cifar10": "Trained on CIFAR-10 (Krizhevsky 2009), which has no stated licence: for research.",
+    "table": "The licence of the training images applies. dermrw does not know it: ask whoever provided the images "
+    "before you pass the model on.",
 }
 
 
@@ -63,7 +66,7 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     path, card, encoder = run / "model.onnx", run / "MODEL_CARD.md", run / "encoder.safetensors"
     for place in (path, card, encoder):
         require_writable(place)
-    classes = CIFAR_CLASSES if config.data.name == "cifar10" else HAM_CLASSES
+    classes = classes_of(run, config)
     report = report_of(run, config, classes, overrides)
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
@@ -133,6 +136,7 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
             columns=classes.columns,
             names=classes.names,
             malignant=classes.malignant,
+            **({"subject": "lesion"} if report_unit(report) == "lesions" else {}),
             temperature=report.calibration.temperature,
             offsets=report.calibration.offsets,
             prevalence=report.training_prevalence,
@@ -186,7 +190,7 @@ def _familiarity(run: Path) -> Familiarity:
 def _splits(run: Path, config: Config) -> Splits | None:
     """The run's image sets; None, with a message, if the images cannot be read."""
     try:
-        return load_splits(config.data, resolve_root(config.data), read_split(run))
+        return run_splits(run, config)
     except UserError as error:
         print(f"The images of the run can't be read: {error}", flush=True)
         return None

@@ -1,5 +1,6 @@
 """Renders MODEL_CARD.md from a run's report (Mitchell et al., Model Cards for Model Reporting, FAT* 2019)."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.config import NOT_PART_OF_A_RESULT, Config
+from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.formatting import percent
 from dermrw.inference.model_file import ModelInfo
 from dermrw.reports.report_schema import DefinedReport
+from dermrw.reports.report_text import report_unit
 
 from .foreign_pictures import LIKENESSES
 
@@ -25,6 +28,19 @@ def _part(part: Any) -> str:
     return "–" if part is None else f"{percent(part.share)} ({_range(part.interval_95)})"
 
 
+def _markdown(text: str) -> str:
+    """Returns a text with Markdown's and HTML's marks escaped."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+
+
+def _malignant_names(info: ModelInfo) -> str:
+    """Returns the malignant classes, such as `melanoma, basal cell carcinoma and actinic keratosis`."""
+    if info.codes == DX and info.malignant == HAM_CLASSES.malignant:
+        return "melanoma, basal cell carcinoma and actinic keratosis"
+    names = [_markdown(name) for name, bad in zip(info.names, info.malignant or (), strict=False) if bad]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def recipe(config: Config) -> str:
     """Returns the run's config as YAML: only values that differ from the defaults, without paths of the machine."""
     kept: dict[str, Any] = {}
@@ -32,7 +48,7 @@ def recipe(config: Config) -> str:
     for section, part in config.model_dump(mode="json").items():
         for key, value in part.items() if isinstance(part, dict) else ():
             if value != before[section][key] and f"{section}.{key}" not in NOT_PART_OF_A_RESULT:
-                kept.setdefault(section, {})[key] = value
+                kept.setdefault(section, {})[key] = Path(value).name if key == "classes" else value
     return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=200).strip()
 
 
@@ -57,10 +73,13 @@ def model_card(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=percent, range=_range, part=_part)
+    environment.filters.update(percent=percent, range=_range, part=_part, md=_markdown)
     template = environment.get_template("card.md.jinja")
+    unit = report_unit(report)
     text = template.render(
         report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official,
-        likenesses=LIKENESSES,
+        likenesses=LIKENESSES, ham=config.data.name in ("ham10000", "sample"), dermatology=info.codes == DX,
+        unit=unit, grouped=unit != "images", diagnoses="diagnoses" if info.codes == DX else "classes",
+        malignant=_malignant_names(info),
     )  # fmt: skip
     return text.rstrip() + "\n"

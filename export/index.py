@@ -12,6 +12,7 @@ import onnxruntime
 from tqdm import tqdm
 
 from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
+from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import require_writable, write_atomic
 from dermrw.images.preprocess import evaluation_pixels
@@ -38,6 +39,8 @@ def write_index(model: Path, root: str | None) -> Path:
         UserError: the model or the images can't be read.
     """
     classifier = Classifier(model)
+    if classifier.info.codes != DX:
+        raise UserError(f"{model} has other classes than HAM10000, whose cases the index holds: name another model")
     out = index_path(model)
     require_writable(out)
     folder = find_ham10000(root, "--data")

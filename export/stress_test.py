@@ -15,14 +15,15 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageEnhance, ImageFilter
 from tqdm import tqdm
 
-from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.evaluate import with_overrides
 from dermrw.files import write_atomic
 from dermrw.images.preprocess import read_image
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.verdict import Verdict
-from dermrw.training.run_folder import latest_run, open_run, read_split
+from dermrw.training.run_data import classes_of, run_splits
+from dermrw.training.run_folder import latest_run, open_run
 
 from .card import model_card
 from .foreign_pictures import composed, from_lesions, shipped
@@ -183,8 +184,12 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
         UserError: the run has no model file, or its data is not found.
     """
     config = with_overrides(open_run(run), run, overrides, "export.stress_test")
+    if config.data.name == "table" and classes_of(run, config).codes != DX:
+        raise UserError(
+            f"{run} has other classes than HAM10000: the stress test needs dermoscopic images of its seven diagnoses"
+        )
     classifier = Classifier(run / "model.onnx")
-    test = load_splits(config.data, resolve_root(config.data), read_split(run)).test
+    test = run_splits(run, config).test
     codes = classifier.info.codes
     rng, rows = np.random.default_rng(0), []
     for c in range(len(codes)):

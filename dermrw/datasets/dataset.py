@@ -15,8 +15,11 @@ from dermrw.datasets.label_noise import with_wrong_labels
 from dermrw.datasets.readable import readable, refuse_unreadable
 from dermrw.datasets.sample import write_sample
 from dermrw.datasets.split import listed, meta_set, require_classes, split_lesions
+from dermrw.datasets.table import draw_split, find_table, read_images, read_table
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
+from dermrw.files import expand_home
+from dermrw.labelled.classes import RunClasses
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,13 @@ class Splits(NamedTuple):
     validation: ImageSet
     test: ImageSet
     meta: ImageSet
+    facts: RunClasses | None = None  # of a user's own table
 
 
 def resolve_root(data: Data) -> Path:
-    """Returns the data folder of a config. Draws the embedded sample at data/sample if it does not exist.
+    """Returns the data folder of a config, or the table of `data.name=table`.
+
+    Draws the embedded sample at data/sample if it does not exist.
 
     Raises:
         UserError: the data is not found.
@@ -63,6 +69,8 @@ def resolve_root(data: Data) -> Path:
         return write_sample(place).resolve()
     if data.name == "cifar10":
         return find_cifar10(data.root)
+    if data.name == "table":
+        return find_table(data)
     root = find_ham10000(data.root)
     if root is None:
         raise UserError("HAM10000 is not at data/ham10000: set data.root or HAM10000_DIR, or run `make data`")
@@ -79,7 +87,13 @@ def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any]) -> Imag
     return ImageSet(table.reset_index(drop=True), true_labels(table, classes), sources)
 
 
-def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None, announce: bool = False) -> Splits:
+def load_splits(
+    data: Data,
+    root: Path,
+    split: pd.DataFrame | None = None,
+    announce: bool = False,
+    facts: RunClasses | None = None,
+) -> Splits:
     """Returns the image sets of the data at `root`, with the given split (a run's split.csv) or a new one.
 
     Args:
@@ -87,10 +101,14 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None, annou
         root: the data folder.
         split: rows of a split.csv, or None to draw a new split.
         announce: whether to print the table and the folders that the images come from.
+        facts: a run's classes.yaml, with the split of a run on a user's own table.
     """
     if data.name == "cifar10":
         classes = CIFAR_CLASSES
         table, split = cifar_table(data, root, split)
+    elif data.name == "table":
+        table, split, facts = _own_table(data, root, split, announce, facts)
+        classes = facts.classes
     else:
         classes = HAM_CLASSES
         ham = read_folder(root)
@@ -108,6 +126,7 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None, annou
                 refuse_unreadable(table, root)
             reserved = table.iloc[:0] if data.reserve is None else listed(table, data.reserve, "the reserve")
             split = split_lesions(table, meta, data.validation, data.test, data.split_seed, reserved)
+    if data.name != "cifar10":
         missing = table["image_id"][(table["path"] == "") & table["image_id"].isin(split["image_id"])]
         if len(missing):
             raise UserError(
@@ -132,6 +151,36 @@ def load_splits(data: Data, root: Path, split: pd.DataFrame | None = None, annou
         parts[name] = image_set(rows.drop(columns="source"), classes, rows["source"].tolist())
     for name, kind, rate in (("train", data.noise, data.noise_rate), ("meta", "uniform", data.meta_noise_rate)):
         if rate:
-            wrong = with_wrong_labels(parts[name].table, classes.codes, kind, rate, data.noise_seed)
+            rows = parts[name].table
+            if data.name == "table":  # a group may hold images of several classes
+                rows = rows.assign(lesion_id=rows["lesion_id"] + "\n" + rows["dx"])
+            wrong = with_wrong_labels(rows, classes.codes, kind, rate, data.noise_seed)
             parts[name] = replace(parts[name], labels=wrong)
-    return Splits(classes, split, **parts)
+    return Splits(classes, split, **parts, facts=facts)
+
+
+def _own_table(
+    data: Data, root: Path, split: pd.DataFrame | None, announce: bool, facts: RunClasses | None
+) -> tuple[pd.DataFrame, pd.DataFrame, RunClasses]:
+    """The images of a user's own table, their split and the facts to store with it."""
+    if split is None:
+        images = read_table(data, root)
+        split, facts = draw_split(images, data)
+        table = images.table
+    elif facts is None:
+        raise ValueError("a split of a user's own table requires the classes of its run")
+    else:
+        table = read_images(data, root).table
+    if announce:
+        lines = [f"Data: {root}, {len(split):,} images of {len(facts.classes.codes)} classes", *facts.notes]
+        print("\n".join(lines), flush=True)
+    unused = [name for name in ("split", "line", "label") if name in table]
+    empty = [name for name in table.columns.difference(["path"]) if (table[name] == "").all()]
+    return table.drop(columns=[*unused, *(name for name in empty if name not in unused)]), split, facts
+
+
+def located(data: Data, root: Path) -> Data:
+    """Returns the section with absolute paths, so that a run's config can be used from any folder."""
+    paths = {key: getattr(data, key) for key in ("images", "classes")}
+    absolute = {key: str(expand_home(value).resolve()) for key, value in paths.items() if value is not None}
+    return data.model_copy(update={"root": str(root), **absolute})

@@ -25,6 +25,9 @@ these in the order of the SHA-256 of the lesion's id, an order that nobody chose
 with the first id. Neither the pictures nor any model's output were looked at."""
 
 
+COMPLETE = "Complete the data (`make data`), or let the same rule choose among what you have with data.meta=rule"
+
+
 def require_classes(table: pd.DataFrame, source: Path) -> None:
     """Checks that the data has images of every class.
 
@@ -70,7 +73,7 @@ def meta_by_rule(table: pd.DataFrame, per_class: int = 3) -> pd.DataFrame:
     return pd.DataFrame(chosen).reset_index(drop=True)
 
 
-def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
+def listed(table: pd.DataFrame, name: str, what: str, remedy: str = COMPLETE) -> pd.DataFrame:
     """Returns the rows of `table` whose ids are listed in a CSV file with the column `image_id`.
 
     Lines of the CSV file that start with # are comments.
@@ -79,6 +82,7 @@ def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
         table: the images of the data.
         name: path of the CSV file, or its name in configs/.
         what: name of the listed set in error messages.
+        remedy: advice if images are absent.
 
     Raises:
         UserError: the list can't be read, or lists images that are not in the data.
@@ -100,8 +104,7 @@ def listed(table: pd.DataFrame, name: str, what: str) -> pd.DataFrame:
     if len(absent):
         raise UserError(
             f"{len(absent)} of the {len(ids)} images that {path.name} lists are not in your copy of the data: "
-            f"{', '.join(absent)}. Complete the data (`make data`), or let the same rule choose among "
-            "what you have with data.meta=rule"
+            f"{', '.join(absent)}. {remedy}"
         )
     return table.set_index("image_id", drop=False).loc[ids.tolist()].reset_index(drop=True)
 

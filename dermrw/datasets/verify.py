@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from dermrw.config import CONFIGS
+from dermrw.datasets.check_table import check_table, is_own_data
 from dermrw.datasets.ham10000 import HamFolder, find_ham10000, read_folder
 from dermrw.datasets.official import find_official
 from dermrw.datasets.readable import SHOWN, print_list, read_all, unlike
@@ -13,15 +14,20 @@ from dermrw.errors import UserError
 from dermrw.labelled.folder import folder_counts, relative
 
 
-def check(folder: Path | None) -> None:
-    """Prints a summary of a HAM10000 folder and of the official sets next to it.
+def check(folder: Path | None, images: Path | None = None) -> None:
+    """Prints a summary of a HAM10000 folder and of the official sets next to it, or of a user's own table or folder.
 
     Warnings, and missing images of the official sets, are not errors: training and evaluation work without them.
 
     Raises:
         UserError: HAM10000 is not found, its files contradict each other, or images are missing or unreadable (after
-            the summary).
+            the summary). Of a table or folder also: an image has two classes or splits, or a group has two splits.
     """
+    if folder is not None and is_own_data(folder):
+        check_table(folder, images)
+        return
+    if images is not None:
+        raise UserError(f"--images is an option for a table: {folder or 'HAM10000'} is a folder")
     root = find_ham10000(str(folder) if folder else None, "the folder to check")
     if root is None:
         raise UserError("HAM10000 is not at data/ham10000: name its folder, set HAM10000_DIR, or run `make data`")

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import nn
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageSet, Splits, load_splits, resolve_root
+from dermrw.datasets.dataset import ImageSet, Splits
 from dermrw.datasets.pixels import ImageDataset
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import BATCH, load_best, softmax
@@ -26,7 +26,8 @@ from dermrw.models import RecordedInputs, last_linear
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
 from dermrw.training.example_weights import by_weight, read_weights
 from dermrw.training.logits import predict_logits
-from dermrw.training.run_folder import open_run, read_split
+from dermrw.training.run_data import run_splits, unit_of
+from dermrw.training.run_folder import open_run
 
 NEIGHBOURS = 4
 
@@ -54,7 +55,7 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     """The `count` training images of the lowest weight, with predictions and neighbours."""
     keep_freed_memory()
     config = open_run(run)
-    splits = load_splits(config.data, resolve_root(config.data), read_split(run))
+    splits = run_splits(run, config)
     train, codes = splits.train, splits.classes.codes
     lowest = by_weight(read_weights(run))
     row_of = {image: row for row, image in enumerate(train.table["image_id"])}
@@ -114,6 +115,7 @@ def audit(run: Path, count: int = 100) -> Path:
     page = environment.get_template("audit.html.jinja").render(
         run=run.name, cards=cards, total=len(ids), found=found, counts=found.table["label"].value_counts().to_dict(),
         objective=config.objective.title, sample=config.data.name == "sample", neighbours=NEIGHBOURS,
+        unit=unit_of(run, config),
     )  # fmt: skip
     near = [" ".join(ids[row] for row in rows) for rows in found.neighbours]
     table = found.table.assign(neighbours=near)

@@ -13,7 +13,7 @@ from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.lesion_rule import combine
 from dermrw.decisions.refusal import fit_limits, refusal
 from dermrw.decisions.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
-from dermrw.diagnoses import Classes
+from dermrw.diagnoses import DX, Classes
 from dermrw.metrics.classification import malignant
 from dermrw.reports.report_schema import (
     ByLesion,
@@ -85,7 +85,7 @@ def measure_decisions(
         return Decided(refused=None, sets=None, triage=None, by_lesion=None)
     codes = tuple(rules.thresholds)
     if reasons is None:
-        reasons = [refusal(row, rules.limits) for row in predicted.checks]
+        reasons = [refusal(row, rules.limits, codes == DX) for row in predicted.checks]
     reasons = [reason for reason, keep in zip(reasons, kept, strict=True) if keep]
     refused = np.array([reason is not None for reason in reasons])
     sets = prediction_sets(p, list(rules.thresholds.values()))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dermrw.config import Config, load_config
-from dermrw.datasets.dataset import ImageSet, Splits, image_set, load_splits, resolve_root, true_labels
+from dermrw.datasets.dataset import ImageSet, Splits, image_set, resolve_root, true_labels
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
 from dermrw.diagnoses import Classes
@@ -32,7 +32,8 @@ from dermrw.reports.report_schema import DecisionRules, Report
 from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment, keep_freed_memory
-from dermrw.training.run_folder import open_run, read_log, read_split
+from dermrw.training.run_data import run_splits, unit_of
+from dermrw.training.run_folder import open_run, read_log
 
 TRUSTED_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (
@@ -65,7 +66,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for name in ("predictions.csv", "report.json", "report.html"):
         require_writable(run / name)
     root = resolve_root(config.data)
-    splits = load_splits(config.data, root, read_split(run), announce=True)
+    splits = run_splits(run, config, announce=True)
     chosen = any(item.startswith("train.device=") for item in overrides)
     device = choose_device(config.train.device if chosen else "auto")
     placement = Placement(device, "fp32", config.train.channels_last is True)  # the faster layout, as training found
@@ -122,6 +123,9 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     )
     counts = np.bincount(true_labels(splits.train.table, classes), minlength=len(classes.codes))
     prevalence = counts / len(splits.train)
+    unit = unit_of(run, config)
+    if unit != "lesions":  # images of one patient or group do not show one lesion
+        lesion_rule = compare_lesion_rules(probabilities, valid.labels, np.arange(len(valid)), None, None)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time
     about = {
         "run": run.name,
@@ -152,6 +156,8 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),
     }
+    if config.data.name in ("table", "cifar10"):
+        about |= {"data": config.data.name, "unit": unit, "notes": list(splits.facts.notes) if splits.facts else []}
     return Fitted(fitted.calibration, decisions, prevalence, about)
 
 
@@ -178,14 +184,17 @@ def _score(
         write_atomic(run / f"lesions{suffix}.csv", lesions.to_csv(index=False, lineterminator="\n").encode())
 
     probabilities = read_predictions(path, ids, classes)
-    scored = ScoredSet(title, images.table, images.labels, images.sources, classes, probabilities)
+    unit = fitted.about.get("unit", "lesions")
+    scored = ScoredSet(title, images.table, images.labels, images.sources, classes, probabilities, unit)
     predicted = Predicted(probabilities, checks, images.labels, images.table["lesion_id"].to_numpy())
     decided = measure_decisions(fitted.decisions, predicted, score_weights(ids.to_numpy()), scored.classes)
+    if unit != "lesions":
+        decided = decided.model_copy(update={"by_lesion": None})
     report = build_report(scored, as_trained, fitted.prevalence, decided, fitted.about)
     json_path, html_path = run / f"report{suffix}.json", run / f"report{suffix}.html"
     write_html(html_path, report, scored, training, official=suffix != "")  # first: if it fails, the old report stays
     write_atomic(json_path, json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
-    print_report(report)
+    print_report(report, classes)
     print(f"{path}, {json_path}, {html_path}", flush=True)
     return report
 
@@ -193,8 +202,9 @@ def _score(
 def settings(config: Config) -> list[tuple[str, str]]:
     """Optimiser, batches and seeds for report.html; without paths, since the file may be passed on."""
     train, data = config.train, config.data
-    drawn = data.meta == "rule" or data.name == "cifar10"
-    trusted = f"{data.meta_per_class} images of each class, drawn at random" if drawn else Path(data.meta).name
+    drawn = data.meta_list == "rule" or data.name == "cifar10"
+    how = "chosen by a rule" if data.name == "table" else "drawn at random"
+    trusted = f"{data.meta_per_class} images of each class, {how}" if drawn else Path(data.meta).name
     rate = f"learning rate {train.lr:g} ({train.schedule})"
     return [
         ("Optimiser", f"{train.optimizer}, {rate}, weight decay {train.weight_decay:g}"),

@@ -1,6 +1,7 @@
 """Reads a user's labelled images: a CSV table, or a folder with a folder per class."""
 
 import os
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,13 +34,19 @@ SUBGROUPS = {
 }
 OTHER_CLASSES = ("scc", "unk")  # of ISIC's one-hot tables, which HAM10000 lacks
 DUPLICATES = "ISIC_2020_Training_Duplicates.csv"  # published with ISIC 2020: pairs of images
+# folders of a split above the folders of the classes, and the names of the parts in a table
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
+    "test": "test", "testing": "test", "meta": "meta",
+}  # fmt: skip
 MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown")
 
 
 class LabelledImages(NamedTuple):
     """Images with labels as the user names them."""
 
-    # N rows with image_id, path (empty: not found), label, lesion_id (the group), and the columns of the subgroups
+    # N rows with image_id, path (empty: not found), label, lesion_id (the group), and the columns of the subgroups.
+    # Where they are known also split, as the user writes it, and line, the line of the table.
     table: pd.DataFrame
     unit: str  # of resampling: patients, lesions or groups; images without any of them
     subgroups: tuple[str, ...]  # columns of the table in addition to `SUBGROUPS`
@@ -49,7 +56,11 @@ class LabelledImages(NamedTuple):
 
 
 def read_labelled_images(
-    source: Path, images: Path | None = None, by: Sequence[str] = (), classes: Collection[str] = ()
+    source: Path,
+    images: Path | None = None,
+    by: Sequence[str] = (),
+    classes: Collection[str] = (),
+    option: str = "--images",
 ) -> LabelledImages:
     """Returns the labelled images of a table or folder.
 
@@ -58,6 +69,7 @@ def read_labelled_images(
         images: the folder of the images; None: the folder of the table.
         by: further columns of the table that the report shows subgroups of.
         classes: folded names of the classes, to recognise one-hot columns.
+        option: the option or key that names the folder of the images, for messages.
 
     Raises:
         UserError: the source cannot be read, lacks a column, or contradicts itself.
@@ -65,16 +77,17 @@ def read_labelled_images(
     if source.is_dir():
         if images or by:
             raise UserError(
-                f"{source} is a folder, so --images and --by have no meaning: name a table, or leave them out"
+                f"{source} is a folder, so {'--by has' if by else f'{option} has'} no meaning: name a table, or leave "
+                "it out"
             )
         return _read_folder(source)
     if not source.exists():
         raise UserError(f"there is no table or folder {source}")
     if images is not None and not images.is_dir():
-        raise UserError(f"--images {images} is not a folder")
+        raise UserError(f"{option} {images} is not a folder")
 
     def find(texts: Sequence[str]) -> list[str]:
-        return _paths(texts, images or source.parent, source, images is not None)
+        return _paths(texts, images or source.parent, source, option, images is not None)
 
     return _read_table(source, read_frame(source), find, by, classes, alone=False)
 
@@ -99,15 +112,38 @@ def read_uploaded_table(
     return _read_table(Path(name), frame, find, (), classes, alone=True)
 
 
+def normal_label(text: str) -> str:
+    """Returns a label without outer spaces, in Unicode's composed form, whatever form a file system uses."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def _read_folder(folder: Path) -> LabelledImages:
     files = find_image_files([folder])
-    labels = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files.images.values()]
-    if not any(labels):
-        raise UserError(f"{folder} has no folder per class with images: sort the images into folders, or name a table")
-    ids = list(files.images)
-    table = pd.DataFrame({"image_id": ids, "path": [str(path) for path in files.images.values()], "label": labels})
-    notes = [f"{len(files.skipped):,} files that aren't images skipped"] if files.skipped else []
-    return LabelledImages(table.assign(lesion_id=ids), "images", (), notes)
+    parts = {name: path.relative_to(folder).parts[:-1] for name, path in files.images.items()}
+    hidden = [
+        name for name, above in parts.items() if any(part.startswith(".") or part == "__MACOSX" for part in above)
+    ]
+    parts = {name: above for name, above in parts.items() if name not in set(hidden)}
+    if not any(parts.values()):
+        tables = sorted(path.name for path in folder.glob("*.csv"))
+        fix = f"name a table, such as {folder / tables[0]}" if tables else "or name a table"
+        raise UserError(f"{folder} has no folder per class with images: sort the images into folders, {fix}")
+    splits = _split_folders(parts.values())
+    table = pd.DataFrame({"image_id": list(parts), "path": [str(files.images[name]) for name in parts]})
+    if splits:
+        table["split"] = [SPLIT_NAMES[above[0].casefold()] for above in parts.values()]
+    level = 1 if splits else 0
+    table["label"] = [normal_label(above[level]) if len(above) > level else "" for above in parts.values()]
+    skipped = len(files.skipped) + len(hidden)
+    notes = [f"{skipped:,} files that aren't images skipped"] if skipped else []
+    return LabelledImages(table.assign(lesion_id=list(parts)), "images", (), notes)
+
+
+def _split_folders(parts: Collection[tuple[str, ...]]) -> bool:
+    """Whether the outer folders are those of a split, as `train/CLASS` and `test/CLASS`."""
+    outer = {above[0].casefold() for above in parts if above}
+    names = {SPLIT_NAMES.get(name) for name in outer}
+    return "train" in names and len(names) > 1 and None not in names and any(len(above) > 1 for above in parts)
 
 
 def _read_table(
@@ -148,13 +184,15 @@ def _read_table(
         raise UserError(f"{source}, line {frame.index[without][0]} names no image")
 
     texts = frame[image].tolist()
-    parts = {"image_id": _ids(texts), "text": texts, "label": labels}
+    parts = {"image_id": _ids(texts), "text": texts, "label": [normal_label(label) for label in labels]}
     for name, aliases in SUBGROUPS.items():
         found = next((column[alias] for alias in aliases if alias in column), None)
         if found is not None:
             parts[name] = frame[found].tolist()
     if "age" in parts:
         parts["age"] = [age.replace(",", ".") for age in parts["age"]]  # decimal commas
+    if "split" in column:
+        parts["split"] = [value.strip().casefold() for value in frame[column["split"]]]
     extra = []
     for name in by:
         if not any(name.casefold() in aliases for aliases in SUBGROUPS.values()):
@@ -162,6 +200,7 @@ def _read_table(
             extra.append(column[name.casefold()])
     table = pd.DataFrame(parts, index=frame.index)
     table["lesion_id"], unit, notes = _groups(frame, column, table["image_id"])
+    table["line"] = table.index
     table, repeats = _without_repeats(table, source)
     notes += repeats
     duplicates: list[str] = []
@@ -249,12 +288,17 @@ def _groups(frame: pd.DataFrame, column: dict[str, str], ids: pd.Series) -> tupl
 
 
 def _without_repeats(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, list[str]]:
-    """The table with one row per image, and a note on repeated rows."""
+    """The table with one row per image, and a note on repeated rows. Its split names all splits of its rows."""
     kinds = table.groupby("text", sort=False)["label"].nunique()
     if (kinds > 1).any():
-        raise UserError(f"{source} gives the image {kinds.idxmax()} two labels: keep one row")
+        names = kinds.index[kinds > 1].tolist()
+        more = f", and {len(names) - 1:,} more images" if len(names) > 1 else ""
+        raise UserError(f"{source} gives the image {names[0]} two labels{more}: keep one row of each image")
     once = table.drop_duplicates("text")
     repeats = len(table) - len(once)
+    if repeats and "split" in table:
+        splits = table.groupby("text", sort=False)["split"].agg(lambda values: " and ".join(sorted(set(values))))
+        once = once.assign(split=once["text"].map(splits))
     return once, [f"{repeats:,} rows repeat an image and are counted once"] if repeats else []
 
 
@@ -274,7 +318,7 @@ def _published_duplicates(ids: Sequence[str], source: Path) -> tuple[list[str], 
     return sorted(doubled), f"{len(doubled):,} images left out: they are duplicates by {path.name}"
 
 
-def _paths(texts: Sequence[str], folder: Path, source: Path, named: bool) -> list[str]:
+def _paths(texts: Sequence[str], folder: Path, source: Path, option: str, named: bool) -> list[str]:
     """The file of each image, or an empty text.
 
     Raises:
@@ -286,7 +330,7 @@ def _paths(texts: Sequence[str], folder: Path, source: Path, named: bool) -> lis
         found = find_images(data_files(folder), folder, list(wanted.values())).paths
         paths = [path or str(found.get(wanted.get(text, ""), "")) for text, path in zip(texts, paths, strict=True)]
     if not any(paths):
-        fix = "name another folder with --images" if named else "name the folder of the images with --images"
+        fix = f"name {'another folder' if named else 'the folder of the images'} with {option}"
         raise UserError(f"{source}: there is no image {first_of(list(dict.fromkeys(texts)))} in {folder}: {fix}")
     return paths
 

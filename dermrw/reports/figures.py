@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from dermrw.diagnoses import DIAGNOSES
+from dermrw.diagnoses import DIAGNOSES, DX, Classes
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
 from dermrw.reports.report_schema import Malignant
@@ -66,16 +66,15 @@ class ClassStyle(NamedTuple):
     malignant: bool
 
 
-def class_styles(codes: Sequence[str]) -> list[ClassStyle]:
+def class_styles(classes: Classes) -> list[ClassStyle]:
     """A style for each class: HAM10000's diagnoses keep their colours, other classes take theirs from one palette."""
-    known = {d.dx: d for d in DIAGNOSES}
+    known = {d.dx: d.colour for d in DIAGNOSES} if set(classes.codes) <= set(DX) else {}
     palette = (*(d.colour for d in DIAGNOSES), *MORE_COLOURS)
     styles = []
-    for i, code in enumerate(codes):
-        d = known.get(code)
-        colour, dashes = palette[i % len(palette)], DASHES[i % len(DASHES)]
-        name, colour, malignant = (d.name, d.colour, d.malignant) if d else ("", colour, False)
-        styles.append(ClassStyle(code, name, colour, dashes, malignant))
+    for i, (code, name) in enumerate(zip(classes.codes, classes.names, strict=True)):
+        colour, dashes = known.get(code, palette[i % len(palette)]), DASHES[i % len(DASHES)]
+        malignant = classes.malignant is not None and classes.malignant[i]
+        styles.append(ClassStyle(code, "" if name == code else name, colour, dashes, malignant))
     return styles
 
 
@@ -229,7 +228,7 @@ def reliability_png(
         axes.plot(curve.score, curve.frequency, "o-", color="#0b5fae", markersize=4)
         axes.set(
             xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"{titles[name]}: error {100 * ece:.1f} %",
-            xlabel="probability of the most likely diagnosis", ylabel="share that was correct",
+            xlabel="probability of the most likely class", ylabel="share that was correct",
         )  # fmt: skip
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)

@@ -21,7 +21,7 @@ from dermrw.reports import figures
 from dermrw.reports.figures import ClassStyle
 from dermrw.reports.report_json import BINS, ScoredSet, at_own_prevalence, both_prevalences
 from dermrw.reports.report_schema import Report
-from dermrw.reports.report_text import left_out_sentences
+from dermrw.reports.report_text import left_out_sentences, report_unit
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MISTAKES, MISSED = 12, 6
@@ -93,7 +93,7 @@ def write_html(path: Path, report: Report, scored: ScoredSet, training: Training
 
 def context(report: Report, scored: ScoredSet, training: TrainingHistory, official: bool) -> dict[str, Any]:
     """The variables of the template. Arguments as of `write_html`."""
-    styles = figures.class_styles(scored.classes.codes)
+    styles = figures.class_styles(scored.classes)
     p, y = scored.probabilities, scored.labels
     weights = metrics.score_weights(scored.table["image_id"].to_numpy())
     prevalence = np.array([report.training_prevalence[style.code] for style in styles])
@@ -103,8 +103,8 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
     rows = [] if binary else [{"style": style, **report.classes[style.code].model_dump()} for style in styles]
     nothing: dict[str, Any] = {"style": styles[0], "images": 0}
     commonest: dict[str, Any] = max(rows, key=lambda row: row["images"], default=nothing)
-    dermatology = any(style.name for style in styles)
-    unit = external.unit if external else "lesions" if dermatology else "images"
+    dermatology = scored.classes.codes == DX
+    unit = report_unit(report)
     counts = report.confusion.counts
     panels = both_prevalences(p, y, weights, prevalence)
     if external:
@@ -118,6 +118,9 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
         "external": external,
         "binary": binary,
         "left_out": left_out_sentences(external) if external else [],
+        "notes": report.notes or [],
+        "malignant_classes": "malignant and pre-malignant" if dermatology else "malignant",
+        "tag": "(pre)malignant" if dermatology else "malignant",
         "chance": 1 / len(styles),
         "commonest": {
             "code": commonest["style"].code,
@@ -148,7 +151,7 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
         "objective": OBJECTIVES.get(report.objective, report.objective),
         "weighing": WEIGHING.get(report.objective.partition(",")[0], ""),
         "settings": training.settings,
-        "ham10000": scored.classes.codes == DX and not report.warning and not external,
+        "ham10000": scored.classes.codes == DX and not report.warning and not external and not report.data,
         "official": official,
     }
 

@@ -44,11 +44,12 @@ class ScoredSet(NamedTuple):
     """A set of N images with labels and predictions."""
 
     title: str  # for people, such as "the run's own test split"
-    table: pd.DataFrame  # N rows with image_id, lesion_id and, for HAM10000's classes, sex, age, localization, dx_type
+    table: pd.DataFrame  # N rows with image_id, lesion_id and, if known, sex, age, localization, dx_type
     labels: np.ndarray  # int [N]
     sources: list[Any]  # for thumbnails: paths, or pixels uint8 [H, W, 3]
     classes: Classes
     probabilities: np.ndarray  # [N, C], for equal prevalence, as read back from predictions.csv
+    unit: str = "lesions"  # of the split and of resampling
 
 
 class OwnTable(NamedTuple):
@@ -92,7 +93,7 @@ def set_figures(
         return _binary_set_figures(scored, own)
     lesions = table["lesion_id"].to_numpy()
     weights = metrics.score_weights(table["image_id"].to_numpy())
-    unit = own.unit if own else "lesions"
+    unit = own.unit if own else scored.unit
     interval = score_intervals(p, y, lesions, weights, replicates=REPLICATES)
     raw = score_intervals(as_trained, y, lesions, weights, replicates=REPLICATES)
     recalls = metrics.recalls(p, y, weights)
@@ -136,7 +137,7 @@ def set_figures(
     }
     if scored.classes.malignant is not None:
         figures["malignant"] = _malignant(p, y, lesions, weights, scored.classes)
-    if scored.classes.codes == DX or own:
+    if scored.classes.codes == DX or own or subgroup_columns(table):
         figures["groups"] = _groups(scored, weights, own)
     if own:
         _add_calibration_intervals(figures["calibration_error"], scored, weights, prevalence)

@@ -310,6 +310,10 @@ class Report(SetFigures):
     decisions: DecisionRules
     lesion_rule: LesionRule | None = None  # likewise
     external: External | None = None  # only in reports of `score`
+    # only in reports of `eval` on other data than HAM10000 and its sample
+    data: str | None = None  # data.name
+    unit: str | None = None  # of the split and of resampling: images, groups, patients or lesions
+    notes: list[str] | None = None  # sentences on the data
     validation: Validation | None = None  # absent from reports of dermrw before 25 November 2026
     checkpoint_sha256: str
     evaluated: str

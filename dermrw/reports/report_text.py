@@ -1,29 +1,29 @@
 """The figures of a report as text, for the terminal."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from dermrw.diagnoses import DIAGNOSES
+from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.formatting import number, percent
 from dermrw.reports.report_schema import External, Report
 
 MOST_NAMES = 5  # images named in a sentence
 
 
-def print_report(report: Report) -> None:
+def print_report(report: Report, classes: Classes = HAM_CLASSES) -> None:
     """Prints the figures as a table, and for a user's own images the comparison with the model's card."""
-    names = {d.dx: d.name for d in DIAGNOSES}
+    names = dict(zip(classes.codes, classes.names, strict=True))
     console = Console(width=None if Console().is_terminal else 110)
-    unit = report.external.unit if report.external else "lesions"
-    # of CIFAR-10, and of a table without groups, each image counts as its own
-    grouped = unit != "images" if report.external else report.groups is not None
+    unit = report_unit(report)
+    grouped = unit != "images"  # otherwise each image counts as its own
     counts = {"images": "images", "lesions": unit} if grouped else {"images": "images"}
-    table = Table(title=f"{report.run} on {report.scored_on}", caption_justify="left")
+    table = Table(title=escape(f"{report.run} on {report.scored_on}"), caption_justify="left")
     for heading in ("class", *counts.values(), "recall", "95 % interval", "AUC", "average precision"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for code, row in report.classes.items():
         table.add_row(
-            f"{code}  {names[code]}" if code in names else code,
+            escape(f"{code}  {names[code]}" if names.get(code, code) != code else code),
             *[str(getattr(row, key)) for key in counts],
             percent(row.recall),
             interval_text(row.recall_interval_95),
@@ -44,6 +44,16 @@ def print_report(report: Report) -> None:
         )
     if report.external:
         _print_external(console, report, report.external)
+    for note in report.notes or ():
+        console.print(note, markup=False, highlight=False)
+
+
+def report_unit(report: Report) -> str:
+    """Returns the unit of resampling: lesions, patients or groups; images if each image counts as its own."""
+    if report.external:
+        return report.external.unit
+    # reports of dermrw before 27 November 2026 have no unit: those of HAM10000 have groups
+    return report.unit or ("lesions" if report.groups is not None else "images")
 
 
 def _print_external(console: Console, report: Report, external: External) -> None:

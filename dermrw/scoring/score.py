@@ -147,7 +147,7 @@ def score(
         scored = score_rows(classifier, labelled, truth, rows, folder, data.resolve().name)
         if isinstance(rows, RowFile):
             rows.finish()
-    print_report(scored.report)
+    print_report(scored.report, classifier.info.classes)
     print(", ".join(str(folder / name) for name in FILES), flush=True)
     if refit:
         _refit(refit, classifier, scored)

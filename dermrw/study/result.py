@@ -14,7 +14,6 @@ from sklearn.metrics import roc_auc_score
 
 import dermrw
 from dermrw.config import settings_of
-from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
@@ -23,7 +22,8 @@ from dermrw.reports.predictions_csv import read_predictions
 from dermrw.study.plan import RESULTS, Run
 from dermrw.study.statistics import balanced_accuracies
 from dermrw.training.example_weights import by_weight, wrong_in_lowest
-from dermrw.training.run_folder import open_run, read_log, read_split
+from dermrw.training.run_data import run_splits
+from dermrw.training.run_folder import open_run, read_log
 
 FIRST = 100  # number of images of lowest weight that a curator would review
 
@@ -143,7 +143,7 @@ def summarise(run: Run, folder: Path) -> dict[str, Any]:
     """Returns the result of an evaluated run folder. Writes the truth file of its decisions if it does not exist."""
     config = open_run(folder)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
+    splits = run_splits(folder, config)
     log = read_log(folder)
     results_folder(run.budget).mkdir(parents=True, exist_ok=True)
     sets = {}

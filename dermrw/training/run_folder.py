@@ -1,4 +1,7 @@
-"""The run folder `runs/NAME/`: config.yaml, split.csv, metrics.jsonl, last.pt, best.pt and the files of eval."""
+"""The run folder `runs/NAME/`: config.yaml, split.csv, metrics.jsonl, last.pt, best.pt and the files of eval.
+
+A run on a user's own table also has classes.yaml.
+"""
 
 import json
 import time
@@ -14,6 +17,7 @@ from dermrw.config import Config, differences, dump, load_config
 from dermrw.datasets.split import SPLIT_COLUMNS
 from dermrw.errors import UserError
 from dermrw.files import open_regular, write_atomic
+from dermrw.labelled.classes import CLASS_FILE, RunClasses, read_run_classes, run_classes_text
 from dermrw.strict_yaml import read_yaml
 
 RUNS = Path("runs")
@@ -76,8 +80,13 @@ def sole_training(path: Path) -> Iterator[None]:
             path.rmdir()
 
 
-def start_run(path: Path, config: Config, split: pd.DataFrame) -> None:
-    """Writes split.csv and then config.yaml. A folder with a config.yaml counts as a run."""
+def start_run(path: Path, config: Config, split: pd.DataFrame, facts: RunClasses | None = None) -> None:
+    """Writes split.csv, for a user's own table classes.yaml, and then config.yaml.
+
+    A folder with a config.yaml counts as a run.
+    """
+    if facts is not None:
+        write_atomic(path / CLASS_FILE, run_classes_text(facts).encode())
     write_atomic(path / "split.csv", split[SPLIT_COLUMNS].to_csv(index=False, lineterminator="\n").encode())
     header = "# Complete: `python -m dermrw train config.yaml` from here reruns this run.\n"
     write_atomic(path / "config.yaml", (header + dump(config)).encode())
@@ -116,7 +125,7 @@ def read_split(path: Path) -> pd.DataFrame:
     fix = "restore it, or start a new run"
     try:
         with open_regular(table) as file:
-            split = pd.read_csv(file, dtype=str)
+            split = pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])  # a class may be called NA
     except (OSError, ValueError) as error:
         raise UserError(f"{table} can't be read ({' '.join(str(error).split())}): {fix}") from None
     if list(split.columns) != SPLIT_COLUMNS:
@@ -132,6 +141,15 @@ def read_split(path: Path) -> pd.DataFrame:
     if (crossing > 1).any():
         raise UserError(f"{table} has lesion {crossing.idxmax()} in more than one part of the split: {fix}")
     return split
+
+
+def run_facts(path: Path, config: Config) -> RunClasses | None:
+    """Returns the content of classes.yaml of a run on a user's own table; None for the data sets that dermrw knows.
+
+    Raises:
+        UserError: the file can't be read.
+    """
+    return read_run_classes(path / CLASS_FILE) if config.data.name == "table" else None
 
 
 class Log:

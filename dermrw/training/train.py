@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.datasets.dataset import load_splits, located, resolve_root
 from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.models import build_model, check_backbone, check_fit, embed, freeze, has_batch_norm
@@ -17,7 +17,7 @@ from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.embeddings import HeadLoop
 from dermrw.training.loop import Loop
-from dermrw.training.run_folder import new_run, read_split, resume_config, sole_training, start_run
+from dermrw.training.run_folder import new_run, read_split, resume_config, run_facts, sole_training, start_run
 from dermrw.training.tensorboard import require_tensorboard
 
 
@@ -35,7 +35,7 @@ def train(asked: Config, run: Path | None = None) -> Path:
     with join() as job:
         check_backbone(asked.model)  # before the data is read, which can take minutes
         root = job.in_turn(lambda: resolve_root(asked.data))
-        asked = asked.model_copy(update={"data": asked.data.model_copy(update={"root": str(root)})})
+        asked = asked.model_copy(update={"data": located(asked.data, root)})
         run = job.same(lambda: run or new_run(asked.name))
         with sole_training(run) if job.leads else nullcontext():
             return _train(asked, run, root, job)
@@ -47,7 +47,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
         raise UserError(f"{run} has a checkpoint but no config.yaml: restore config.yaml, or name another RUN")
     if resumed:
         config = resume_config(run, asked)
-        splits = load_splits(config.data, root, read_split(run), announce=True)
+        splits = load_splits(config.data, root, read_split(run), announce=True, facts=run_facts(run, config))
     else:
         config, splits = asked, load_splits(asked.data, root, announce=True)
 
@@ -65,9 +65,10 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if choice.device.type == "cuda":
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
     if not resumed and job.leads:
-        start_run(run, config, splits.table)
+        start_run(run, config, splits.table, splits.facts)
+    data = config.data.name if splits.facts is None else root.name
     print(
-        f"Run {run}: {config.objective.title} on {config.data.name} ({len(splits.train):,} training, "
+        f"Run {run}: {config.objective.title} on {data} ({len(splits.train):,} training, "
         f"{len(splits.validation):,} validation, {len(splits.test):,} test and {len(splits.meta)} meta images)\n"
         f"Model {config.model.backbone}, {origin}, {_sizes(config)}, {config.train.epochs} epochs, "
         f"batches of {config.train.batch_size}\nComputing on {choice}"

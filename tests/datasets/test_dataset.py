@@ -25,7 +25,7 @@ def splits(sample: Path) -> Splits:
 
 def test_a_stored_split_gives_the_same_sets(sample: Path, splits: Splits) -> None:
     again = load_splits(DATA, sample, splits.table.sample(frac=1, random_state=0).sort_values("image_id"))
-    for one, other in zip(splits[2:], again[2:], strict=True):
+    for one, other in zip(splits[2:6], again[2:6], strict=True):
         assert one.sources == other.sources and np.array_equal(one.labels, other.labels)
     stranger = splits.table.copy()
     stranger.loc[0, "image_id"] = "ISIC_9"

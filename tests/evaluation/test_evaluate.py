@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, command
 from sklearn.metrics import balanced_accuracy_score
 
-from dermrw.diagnoses import DX, HAM_CLASSES
+from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
 from dermrw.reports.figures import class_styles
@@ -188,7 +188,7 @@ def test_a_log_that_training_didnt_write(text: str, run: Path, capsys: pytest.Ca
 
 
 def test_a_log_with_odd_rows_among_its_own(run: Path) -> None:
-    arguments = (1, class_styles(DX), np.ones(7) / 7)
+    arguments = (1, class_styles(HAM_CLASSES), np.ones(7) / 7)
     figures = training_figures(read_log(run), *arguments)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('5\n"x"\n[1]\nnull\n')

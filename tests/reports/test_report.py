@@ -46,10 +46,12 @@ def scored_set(classes: Classes, n: int = 60, absent: tuple[int, ...] = (), seed
     p = np.exp(logits)
     ids = [f"image_{i}" for i in range(n)]
     table = pd.DataFrame({"image_id": ids, "lesion_id": [f"lesion_{i // 2}" for i in range(n)]})
-    table = table.assign(sex="female", age=40.0, localization="back", dx_type="histo")
+    if classes != CIFAR_CLASSES:
+        table = table.assign(sex="female", age=40.0, localization="back", dx_type="histo")
     pixels = list(rng.integers(0, 255, (n, 32, 32, 3)).astype(np.uint8))
     probabilities = p / p.sum(1, keepdims=True)
-    return ScoredSet("the run's own test split", table, labels, pixels, classes, probabilities)
+    unit = "images" if classes == CIFAR_CLASSES else "lesions"
+    return ScoredSet("the run's own test split", table, labels, pixels, classes, probabilities, unit)
 
 
 def made(scored: ScoredSet, **about: Any) -> Report:
@@ -279,7 +281,7 @@ def test_undecided_column_only_where_used(tmp_path: Path) -> None:
 
 def test_mistakes_are_the_most_confident_one_a_lesion() -> None:
     scored = scored_set(HAM_CLASSES)
-    styles = figures.class_styles(HAM_CLASSES.codes)
+    styles = figures.class_styles(HAM_CLASSES)
     found = page.mistakes(scored, np.ones(60), styles, 12)
     assert len(found) == 12
     assert [m.probability for m in found] == sorted((m.probability for m in found), reverse=True)
