@@ -25,15 +25,17 @@ CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / 
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy, torch and scikit-learn all accept
 # keys that change where and how fast a run is computed, but not its result
 NOT_PART_OF_A_RESULT = {
-    "data.root", "data.images", "model.weights", "train.checkpoint_seconds", "train.tensorboard", "data.workers",
-    "train.device", "name",
+    "data.root", "data.images", "data.extra_images", "model.weights", "train.checkpoint_seconds", "train.tensorboard",
+    "data.workers", "train.device", "name",
 }  # fmt: skip
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    @field_validator("root", "images", "classes", "meta", "reserve", "weights", check_fields=False)
+    @field_validator(
+        "root", "images", "classes", "extra", "extra_images", "meta", "reserve", "weights", check_fields=False
+    )
     @classmethod
     def _a_path(cls, value: str | None) -> str | None:
         if value:
@@ -54,6 +56,12 @@ class Data(_Section):
     classes: str | None = Field(
         None, description="table: a YAML file with the classes; default: classes.yaml next to the table, if it exists"
     )
+    extra: str | None = Field(
+        None,
+        description="ham10000: a CSV with the columns image and label, optionally group, or a folder with a folder per "
+        "class; its images are added to training",
+    )
+    extra_images: str | None = Field(None, description="the folder of these images; default: the folder of the table")
     size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels")
     meta: str = Field(
         "ham10000_meta_3_per_class.csv",
@@ -221,6 +229,9 @@ class Config(_Section):
         for key in ("images", "classes"):
             if self.data.name != "table" and getattr(self.data, key) is not None:
                 raise ValueError(f"data.{key} is an option of data.name=table, not of {self.data.name}")
+        for key in ("extra", "extra_images"):
+            if self.data.name != "ham10000" and getattr(self.data, key) is not None:
+                raise ValueError(f"data.{key} is an option of data.name=ham10000, not of {self.data.name}")
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self
@@ -353,6 +364,14 @@ def differences(config: Config, other: Config) -> list[str]:
     return lines
 
 
+def without_folders(config: Config) -> Config:
+    """Returns the config with the name of the table in `data.extra` only, which is the same on every machine."""
+    if config.data.extra is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"extra": Path(config.data.extra).name})})
+
+
 def settings_of(config: Config) -> list[str]:
     """Returns the differences from the defaults that change the result of a run, as `train.epochs: 5, was 30`."""
-    return [line for line in differences(config, Config()) if line.partition(":")[0] not in NOT_PART_OF_A_RESULT]
+    lines = differences(without_folders(config), Config())
+    return [line for line in lines if line.partition(":")[0] not in NOT_PART_OF_A_RESULT]

@@ -117,7 +117,8 @@ def export_encoder(model: Path, out: Path) -> None:
     network, state = load_best(model, config, Classes(codes, codes, codes, None))
     digest = hashlib.sha256((model / "best.pt").read_bytes()).hexdigest()
     origin = f"{model.resolve().name} (sha256 of best.pt {digest})"
-    write_encoder(network, out, config.model.backbone, config.data.size, origin, LICENCES.get(config.data.name, ""))
+    licence = LICENCES.get(config.data.name, "") + _further_licence(config)
+    write_encoder(network, out, config.model.backbone, config.data.size, origin, licence)
     print(f"{out}: the encoder of {model}, epoch {state['epoch']}")
 
 
@@ -155,10 +156,16 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
                 images=report.images,
             ),
             warning=report.warning,
-            licence=LICENCES[config.data.name],
+            licence=LICENCES[config.data.name] + _further_licence(config),
         )
     except ValidationError as error:
         raise UserError(f"{run} can't be exported, because a model file can't store its {first_fault(error)}") from None
+
+
+def _further_licence(config: Config) -> str:
+    if not config.data.extra:
+        return ""
+    return f" Also trained on images of {Path(config.data.extra).name[:200]}, whose licence applies, too."
 
 
 def _proportion(part: ShareWithInterval | None) -> Proportion | None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dermrw.config import NOT_PART_OF_A_RESULT, Config
+from dermrw.config import NOT_PART_OF_A_RESULT, Config, without_folders
 from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.formatting import percent
 from dermrw.inference.model_file import ModelInfo
@@ -45,7 +45,7 @@ def recipe(config: Config) -> str:
     """Returns the run's config as YAML: only values that differ from the defaults, without paths of the machine."""
     kept: dict[str, Any] = {}
     before = Config().model_dump(mode="json")
-    for section, part in config.model_dump(mode="json").items():
+    for section, part in without_folders(config).model_dump(mode="json").items():
         for key, value in part.items() if isinstance(part, dict) else ():
             if value != before[section][key] and f"{section}.{key}" not in NOT_PART_OF_A_RESULT:
                 kept.setdefault(section, {})[key] = Path(value).name if key == "classes" else value

@@ -10,6 +10,7 @@ import pandas as pd
 
 from dermrw.config import Data
 from dermrw.datasets.cifar10 import CIFAR_CLASSES, cifar_table, find_cifar10
+from dermrw.datasets.extra import choose_extra, read_extra, with_extra
 from dermrw.datasets.ham10000 import find_ham10000, read_folder, with_images
 from dermrw.datasets.label_noise import with_wrong_labels
 from dermrw.datasets.readable import readable, refuse_unreadable
@@ -49,6 +50,7 @@ class Splits(NamedTuple):
     test: ImageSet
     meta: ImageSet
     facts: RunClasses | None = None  # of a user's own table
+    left_out: pd.DataFrame | None = None  # image_id, label and reason of the images of `data.extra` that are not used
 
 
 def resolve_root(data: Data) -> Path:
@@ -103,6 +105,7 @@ def load_splits(
         announce: whether to print the table and the folders that the images come from.
         facts: a run's classes.yaml, with the split of a run on a user's own table.
     """
+    left_out = None
     if data.name == "cifar10":
         classes = CIFAR_CLASSES
         table, split = cifar_table(data, root, split)
@@ -113,6 +116,7 @@ def load_splits(
         classes = HAM_CLASSES
         ham = read_folder(root)
         table = ham.table
+        extra_images = read_extra(data) if data.extra else None
         if announce:
             print("\n".join([ham.used(), *ham.notes()]), flush=True)
         if split is None:
@@ -126,6 +130,11 @@ def load_splits(
                 refuse_unreadable(table, root)
             reserved = table.iloc[:0] if data.reserve is None else listed(table, data.reserve, "the reserve")
             split = split_lesions(table, meta, data.validation, data.test, data.split_seed, reserved)
+            if extra_images is not None:
+                added, left_out = choose_extra(extra_images, ham.table, split, root, Path(str(data.extra)).name)
+                split = pd.concat([split, added], ignore_index=True)
+        if extra_images is not None:
+            table = with_extra(table, extra_images, split, str(data.extra))
     if data.name != "cifar10":
         missing = table["image_id"][(table["path"] == "") & table["image_id"].isin(split["image_id"])]
         if len(missing):
@@ -156,7 +165,7 @@ def load_splits(
                 rows = rows.assign(lesion_id=rows["lesion_id"] + "\n" + rows["dx"])
             wrong = with_wrong_labels(rows, classes.codes, kind, rate, data.noise_seed)
             parts[name] = replace(parts[name], labels=wrong)
-    return Splits(classes, split, **parts, facts=facts)
+    return Splits(classes, split, **parts, facts=facts, left_out=left_out)
 
 
 def _own_table(
@@ -181,6 +190,6 @@ def _own_table(
 
 def located(data: Data, root: Path) -> Data:
     """Returns the section with absolute paths, so that a run's config can be used from any folder."""
-    paths = {key: getattr(data, key) for key in ("images", "classes")}
+    paths = {key: getattr(data, key) for key in ("images", "classes", "extra", "extra_images")}
     absolute = {key: str(expand_home(value).resolve()) for key, value in paths.items() if value is not None}
     return data.model_copy(update={"root": str(root), **absolute})

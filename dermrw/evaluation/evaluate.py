@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, image_set, resolve_root, true_labels
+from dermrw.datasets.extra import count_reasons, training_sources
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
 from dermrw.diagnoses import Classes
@@ -28,12 +30,12 @@ from dermrw.metrics.classification import balanced_accuracy, bootstrap_interval,
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import TrainingHistory, write_html
 from dermrw.reports.report_json import ScoredSet, build_report, compare_lesion_rules
-from dermrw.reports.report_schema import DecisionRules, Report
+from dermrw.reports.report_schema import DecisionRules, Report, TrainingSource
 from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment, keep_freed_memory
 from dermrw.training.run_data import run_splits, unit_of
-from dermrw.training.run_folder import open_run, read_log
+from dermrw.training.run_folder import LEFT_OUT, open_run, read_log
 
 TRUSTED_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (
@@ -138,6 +140,7 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
         "epochs": config.train.epochs,
         "training_seconds": round(last["seconds"]),
         "training_images": len(splits.train),
+        **({"training_sources": _sources(run, config, splits)} if config.data.extra else {}),
         "training_prevalence": dict(zip(classes.codes, prevalence.tolist(), strict=True)),
         "calibration": {
             **fitted.calibration.to_dict(),
@@ -159,6 +162,19 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     if config.data.name in ("table", "cifar10"):
         about |= {"data": config.data.name, "unit": unit, "notes": list(splits.facts.notes) if splits.facts else []}
     return Fitted(fitted.calibration, decisions, prevalence, about)
+
+
+def _sources(run: Path, config: Config, splits: Splits) -> list[TrainingSource]:
+    """The sources of the training images of a run with data.extra, and the images that were left out."""
+    codes = splits.classes.codes
+    table = run / LEFT_OUT
+    left_out = count_reasons(pd.read_csv(table, dtype=str, keep_default_na=False)) if table.is_file() else {}
+    own, extra = training_sources(splits.train.table, Path(str(config.data.extra)).name, codes)
+    parts: list[tuple[str, dict[str, int], dict[str, int]]] = [(*own, {}), (*extra, left_out)]
+    return [
+        TrainingSource(source=source, images=sum(counts.values()), classes=counts, left_out=left)
+        for source, counts, left in parts
+    ]
 
 
 def _score(
@@ -223,14 +239,15 @@ def _log(run: Path) -> list[dict[str, Any]]:
 
 
 def with_overrides(config: Config, run: Path, overrides: Sequence[str], program: str) -> Config:
-    """The run's config, with the two keys that evaluation and export accept.
+    """The run's config, with the keys that evaluation and export accept.
 
     Raises:
         UserError: another key, or an invalid value.
     """
     for item in overrides:
-        if item.partition("=")[0] not in ("data.root", "train.device"):
+        if item.partition("=")[0] not in ("data.root", "data.extra", "data.extra_images", "train.device"):
             raise UserError(
-                f"{program} can't change {item} of a run: override only data.root=FOLDER and train.device=NAME"
+                f"{program} can't change {item} of a run: override only data.root=FOLDER, "
+                "data.extra=TABLE, data.extra_images=FOLDER and train.device=NAME"
             )
     return load_config(run / "config.yaml", overrides) if overrides else config

@@ -290,6 +290,15 @@ class External(_Part):
     notes: list[str]
 
 
+class TrainingSource(_Part):
+    """Training images of one source."""
+
+    source: str  # HAM10000, or the name of the table of data.extra
+    images: int
+    classes: dict[str, int]
+    left_out: dict[str, int]  # images of the table that were not used, by reason
+
+
 class Report(SetFigures):
     """All of report.json."""
 
@@ -305,6 +314,7 @@ class Report(SetFigures):
     epochs: int | None = None
     training_seconds: int | None = None
     training_images: int | None = None
+    training_sources: list[TrainingSource] | None = None  # only of runs with data.extra
     training_prevalence: dict[str, float]
     calibration: Calibration
     decisions: DecisionRules

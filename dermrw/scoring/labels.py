@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dermrw.csv_table import read_csv_table
-from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.inference.model_file import ModelInfo
+from dermrw.labelled.names import codes_by_name
 from dermrw.published import BENIGN as BENIGN_LABEL
 from dermrw.published import MALIGNANT as MALIGNANT_LABEL
 from dermrw.published import PublishedSet, fold
@@ -17,19 +17,6 @@ TRUE, FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 LEFT_OUT = ""  # target of a label that is not scored
 NO_LABEL = "no label"
 MOST_LABELS = 12  # named in an error
-# further names of HAM10000's classes, in addition to code, column and display name
-SYNONYMS = {
-    "mel": ("malignant melanoma", "melanoma in situ"),
-    "nv": ("nevus", "naevus", "nevi", "melanocytic naevus", "melanocytic nevi"),
-    "bcc": (),
-    "akiec": ("ak", "actinic keratosis", "intraepithelial carcinoma", "bowen's disease", "bowen disease"),
-    "bkl": (
-        "benign keratosis", "benign keratosis like lesions", "seborrheic keratosis", "seborrhoeic keratosis",
-        "solar lentigo", "lichen planus like keratosis", "lichenoid keratosis",
-    ),
-    "df": (),
-    "vasc": ("vascular", "vascular lesions"),
-}  # fmt: skip
 
 
 class Truth(NamedTuple):
@@ -43,12 +30,7 @@ class Truth(NamedTuple):
 
 def class_names(info: ModelInfo) -> dict[str, str]:
     """Returns the code of each folded code, column, display name and synonym."""
-    names: dict[str, str] = {}
-    if info.codes == DX:
-        names = {name: code for code, synonyms in SYNONYMS.items() for name in synonyms}
-    for parts in (info.names, info.columns, info.codes):  # a code overrides a name that another class has
-        names |= {fold(name): code for name, code in zip(parts, info.codes, strict=True)}
-    return names
+    return codes_by_name(info.classes)
 
 
 def read_map(text: str, info: ModelInfo) -> dict[str, str]:

@@ -21,6 +21,7 @@ from dermrw.labelled.classes import CLASS_FILE, RunClasses, read_run_classes, ru
 from dermrw.strict_yaml import read_yaml
 
 RUNS = Path("runs")
+LEFT_OUT = "extra_left_out.csv"
 
 
 def new_run(name: str) -> Path:
@@ -80,13 +81,26 @@ def sole_training(path: Path) -> Iterator[None]:
             path.rmdir()
 
 
-def start_run(path: Path, config: Config, split: pd.DataFrame, facts: RunClasses | None = None) -> None:
-    """Writes split.csv, for a user's own table classes.yaml, and then config.yaml.
+def start_run(
+    path: Path,
+    config: Config,
+    split: pd.DataFrame,
+    facts: RunClasses | None = None,
+    left_out: pd.DataFrame | None = None,
+) -> None:
+    """Writes split.csv, and then config.yaml. A folder with a config.yaml counts as a run.
 
-    A folder with a config.yaml counts as a run.
+    Args:
+        path: the folder.
+        config: of the run.
+        split: of the images.
+        facts: for classes.yaml, of a user's own table.
+        left_out: for extra_left_out.csv, the images of `data.extra` that are not used.
     """
     if facts is not None:
         write_atomic(path / CLASS_FILE, run_classes_text(facts).encode())
+    if left_out is not None:
+        write_atomic(path / LEFT_OUT, left_out.to_csv(index=False, lineterminator="\n").encode())
     write_atomic(path / "split.csv", split[SPLIT_COLUMNS].to_csv(index=False, lineterminator="\n").encode())
     header = "# Complete: `python -m dermrw train config.yaml` from here reruns this run.\n"
     write_atomic(path / "config.yaml", (header + dump(config)).encode())

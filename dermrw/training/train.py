@@ -65,7 +65,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if choice.device.type == "cuda":
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
     if not resumed and job.leads:
-        start_run(run, config, splits.table, splits.facts)
+        start_run(run, config, splits.table, splits.facts, splits.left_out)
     data = config.data.name if splits.facts is None else root.name
     print(
         f"Run {run}: {config.objective.title} on {data} ({len(splits.train):,} training, "

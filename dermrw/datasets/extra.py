@@ -1,0 +1,214 @@
+"""`data.extra=TABLE`: further labelled images, added to the training split of a HAM10000 run and to no other split.
+
+Public tables overlap: ISIC 2019 contains HAM10000, and the ISIC archive contains the official test set, often resized
+or recompressed. So an image is left out if its id is known, or if it looks like an image of the run or of an official
+set (perceptual hashes, as in `dermrw.inference.known_images`). If that image is not a training image, all images of its
+group are left out, too.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from dermrw.config import Data
+from dermrw.datasets.hash_cache import HashCache
+from dermrw.datasets.official import find_official
+from dermrw.diagnoses import DX, HAM_CLASSES
+from dermrw.errors import UserError, first_of
+from dermrw.files import expand_home
+from dermrw.images.preprocess import evaluation_pixels
+from dermrw.inference.known_images import Hashes, ImageHash, have_copy, image_hash
+from dermrw.labelled.labelled_images import read_labelled_images
+from dermrw.labelled.names import codes_by_name
+from dermrw.published import fold, image_name
+
+PREFIX = "extra "  # of these images' groups in split.csv
+SIDE = 224  # pixels of the square that is hashed
+OFFICIAL_IDS = range(34321, 36065)  # ISIC_0034321 to ISIC_0036064: ISIC 2018's official validation and test images
+HELD_ID, HELD_COPY = "id of a held-out image", "looks like a held-out image"
+HELD_LESION, HELD_GROUP = "lesion of a held-out image", "group of a held-out image"
+TRAIN_ID, TRAIN_COPY = "id of a training image", "looks like a training image"
+NO_FILE, UNREADABLE, NO_CLASS = "no file", "can't be read", "label without a class"
+
+
+class Chosen(NamedTuple):
+    """The result for each image of the table."""
+
+    rows: pd.DataFrame  # image_id, lesion_id, dx, split of the added images
+    left_out: pd.DataFrame  # image_id, label and reason of the others
+
+
+def read_extra(data: Data) -> pd.DataFrame:
+    """Returns the images of `data.extra`: image_id, path, label, lesion_id, dx (empty: no class), and subgroups.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    assert data.extra is not None
+    source = expand_home(data.extra)
+    if not source.exists():
+        raise UserError(f"data.extra is {source}, which does not exist: name a table or a folder of labelled images")
+    images = expand_home(data.extra_images) if data.extra_images else None
+    if images is not None and not images.is_dir():
+        raise UserError(f"data.extra_images is {images}, which is not a folder: correct it, or leave it out")
+    names = codes_by_name(HAM_CLASSES)
+    labelled = read_labelled_images(source, images, classes=names.keys(), option="data.extra_images")
+    if labelled.published:
+        names |= {label: code for label, code in labelled.published.codes.items() if code in DX}
+    codes = [names.get(fold(label), "") for label in labelled.table["label"]]
+    return labelled.table.assign(dx=codes)
+
+
+def choose_extra(extra: pd.DataFrame, ham: pd.DataFrame, split: pd.DataFrame, root: Path, name: str) -> Chosen:
+    """Returns the images to add to training, and prints how many are added and left out.
+
+    Args:
+        extra: the result of `read_extra`.
+        ham: all images of HAM10000, with the columns image_id, lesion_id and path (empty: no file).
+        split: the run's split of them.
+        root: HAM10000's folder; official sets are searched below and next to it.
+        name: of the table, for messages.
+
+    Raises:
+        UserError: no image is left.
+    """
+    train = set(split["image_id"][split["split"] == "train"])
+    is_train = ham["image_id"].isin(train)
+    official = [found for part in ("Validation", "Test") if (found := find_official(root, part)) is not None]
+    held = pd.concat([ham[~is_train], *(found.table for found in official)])
+    held_ids = {*map(_key, held["image_id"]), *(_key(image) for found in official for image in found.missing)}
+    train_ids = set(map(_key, ham["image_id"][is_train]))
+    keys = extra["image_id"].map(_key)
+    held_id = (keys.isin(held_ids) | keys.map(_is_official)).to_numpy()
+    lesions = set(held["lesion_id"]) - set(ham["lesion_id"][is_train])
+    held_lesion = extra["lesion_id"].str.removeprefix("lesion_id ").isin(lesions).to_numpy()
+
+    hashes = hash_images([*extra["path"], *ham["path"], *held["path"]])
+    mine = [hashes.get(path) for path in extra["path"]]
+    readable = np.array([value is not None for value in mine], dtype=bool)
+    held_copy, train_copy = np.zeros(len(extra), dtype=bool), np.zeros(len(extra), dtype=bool)
+    own = _array(mine)
+    held_copy[readable] = have_copy(own, _array(hashes.get(path) for path in held["path"]))
+    train_copy[readable] = have_copy(own, _array(hashes.get(path) for path in ham["path"][is_train]))
+
+    groups = extra["lesion_id"].to_numpy(str)
+    held_group = np.isin(groups, groups[held_id | held_copy | held_lesion])
+    reasons = np.full(len(extra), "", dtype=object)
+    for reason, which in (
+        (NO_CLASS, (extra["dx"] == "").to_numpy()),
+        (NO_FILE, (extra["path"] == "").to_numpy()),
+        (HELD_ID, held_id),
+        (TRAIN_ID, keys.isin(train_ids).to_numpy()),
+        (UNREADABLE, ~readable),
+        (HELD_COPY, held_copy),
+        (HELD_LESION, held_lesion),
+        (HELD_GROUP, held_group),
+        (TRAIN_COPY, train_copy),
+    ):
+        reasons[(reasons == "") & which] = reason
+    left_out = extra[["image_id", "label"]].assign(reason=reasons)[reasons != ""].reset_index(drop=True)
+    added = extra[reasons == ""]
+    _announce(added, left_out, name)
+    if added.empty:
+        raise UserError(f"data.extra={name} adds no image to training: leave it out, or name another table")
+    several = added.groupby("lesion_id")["dx"].transform("nunique") > 1  # label noise needs one class for each lesion
+    lesion = PREFIX + added["lesion_id"].where(~several, added["lesion_id"] + " " + added["dx"])
+    rows = pd.DataFrame({"image_id": added["image_id"], "lesion_id": lesion, "dx": added["dx"], "split": "train"})
+    return Chosen(rows.reset_index(drop=True), left_out)
+
+
+def with_extra(table: pd.DataFrame, extra: pd.DataFrame, split: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Returns the table of HAM10000's images with the extra images of a split.
+
+    Raises:
+        UserError: the extra table lacks images of the split, or their files.
+    """
+    wanted = split["image_id"][is_extra(split)]
+    found = extra[extra["image_id"].isin(wanted) & (extra["path"] != "")]
+    absent = wanted[~wanted.isin(found["image_id"])].tolist()
+    if absent:
+        raise UserError(
+            f"{name} lacks {len(absent):,} of the {len(wanted):,} images that the run added from it, such as "
+            f"{first_of(absent)}: put them back, or correct data.extra and data.extra_images"
+        )
+    both = pd.concat([table, found.reindex(columns=table.columns, fill_value="")], ignore_index=True)
+    return both.fillna("")
+
+
+def is_extra(split: pd.DataFrame) -> pd.Series:
+    """Whether each row of a split.csv is an image of `data.extra`."""
+    return split["lesion_id"].str.startswith(PREFIX)
+
+
+def hash_images(paths: Iterable[str]) -> dict[str, ImageHash]:
+    """Returns the perceptual hashes of image files by path, without those that cannot be read; with a progress bar."""
+    cache = HashCache.of(SIDE)
+    unique = [path for path in dict.fromkeys(paths) if path]
+    known = {path: value for path in unique if (value := cache.get(path)) is not None}
+    missing = [path for path in unique if path not in known]
+    if not missing:
+        return known
+
+    def hashed(path: str) -> ImageHash | None:
+        try:
+            return image_hash(evaluation_pixels(path, SIDE))
+        except UserError:
+            return None
+
+    print(f"Comparing images: perceptual hashes of {len(missing):,} images, which are kept in {cache.path}", flush=True)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = tqdm(pool.map(hashed, missing), "Hashing", len(missing), unit="image", leave=False)
+        fresh = {path: value for path, value in zip(missing, results, strict=True) if value is not None}
+    cache.add(fresh)
+    return known | fresh
+
+
+def _array(values: Iterable[ImageHash | None]) -> Hashes:
+    return np.array([value for value in values if value is not None], dtype=np.uint64).reshape(-1, 2)
+
+
+def _key(image_id: str) -> str:
+    return image_name(image_id).casefold()
+
+
+def _is_official(key: str) -> bool:
+    """Whether an id is one of ISIC 2018's official images, which are not always on this machine."""
+    number = key.removeprefix("isic_")
+    return key != number and number.isdecimal() and int(number) in OFFICIAL_IDS
+
+
+def _announce(added: pd.DataFrame, left_out: pd.DataFrame, name: str) -> None:
+    counts = added["dx"].value_counts()
+    classes = ", ".join(f"{code} {counts[code]:,}" for code in DX if code in counts)
+    total = len(added) + len(left_out)
+    print(f"Added to training from {name}: {len(added):,} of {total:,} images ({classes or 'none'})")
+    if len(left_out):
+        print("Left out: " + "; ".join(f"{reason}, {n:,}" for reason, n in count_reasons(left_out).items()), flush=True)
+
+
+def count_reasons(left_out: pd.DataFrame) -> dict[str, int]:
+    """Returns the number of images by reason; a label without a class is named."""
+    without = left_out["reason"] == NO_CLASS
+    named = left_out["reason"].where(~without, left_out["reason"] + ": " + left_out["label"].replace("", "no label"))
+    return dict(Counter(named.tolist()).most_common())
+
+
+def training_sources(train: pd.DataFrame, name: str, codes: Sequence[str]) -> list[tuple[str, dict[str, int]]]:
+    """Returns the sources of the training images and their number of images of each class.
+
+    Args:
+        train: the table of the training images.
+        name: of the extra table.
+        codes: of the classes.
+    """
+    extra = is_extra(train)
+    parts = ("HAM10000", train[~extra]), (name, train[extra])
+    counts = [(source, Counter(rows["dx"].tolist())) for source, rows in parts]
+    return [(source, {code: count[code] for code in codes}) for source, count in counts]

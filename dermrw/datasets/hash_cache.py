@@ -1,0 +1,65 @@
+"""Perceptual hashes of image files that are kept between runs, in the user's cache folder.
+
+An entry counts only for a file of the same path, size and time of modification, so a changed file is hashed again. The
+cache may be deleted at any time.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from dermrw.errors import UserError
+from dermrw.files import csv_text, expand_home, write_atomic
+from dermrw.inference.known_images import ImageHash
+
+FORMAT = 1  # of the file; to be raised if the hashes or the pixels that they are of change
+Key = tuple[str, int, int]  # absolute path, bytes, nanoseconds
+
+
+class HashCache(NamedTuple):
+    """The hashes in a file."""
+
+    path: Path
+    entries: dict[Key, ImageHash]
+
+    @classmethod
+    def of(cls, side: int) -> "HashCache":
+        """Returns the cache of the hashes of pixels `[side, side, 3]`; a damaged file counts as empty."""
+        folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        path = expand_home(folder) / "dermrw" / f"image_hashes_{side}_{FORMAT}.csv"
+        try:
+            text = path.read_text("utf-8", "surrogateescape")
+            entries: dict[Key, ImageHash] = {}
+            for name, *numbers in csv.reader(io.StringIO(text, newline="")):
+                size, modified, first, second = map(int, numbers)
+                entries[name, size, modified] = (first, second)
+            return cls(path, entries)
+        except (OSError, ValueError, csv.Error):
+            return cls(path, {})
+
+    def get(self, path: str) -> ImageHash | None:
+        """Returns the hashes of a file, or None if it is not in the cache or has changed."""
+        key = _key(path)
+        return self.entries.get(key) if key else None
+
+    def add(self, hashes: Mapping[str, ImageHash]) -> None:
+        """Adds the hashes of files, by path. A cache that can't be written is named, and the run continues."""
+        keys = {path: _key(path) for path in hashes}
+        self.entries.update({key: hashes[path] for path, key in keys.items() if key})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            text = csv_text([*key, *value] for key, value in self.entries.items())
+            write_atomic(self.path, text.encode("utf-8", "surrogateescape"))
+        except (OSError, UserError) as error:
+            print(f"The hashes are not kept: {error}", flush=True)
+
+
+def _key(path: str) -> Key | None:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return str(Path(path).absolute()), status.st_size, status.st_mtime_ns

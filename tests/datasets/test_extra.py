@@ -1,0 +1,197 @@
+"""`data.extra`: further images in training; copies and relatives of held-out images stay out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, command
+from PIL import Image
+
+from dermrw.config import Config, load_config, settings_of
+from dermrw.datasets import extra
+from dermrw.datasets.dataset import Splits, load_splits
+from dermrw.datasets.extra import PREFIX, choose_extra, count_reasons, read_extra
+from dermrw.datasets.ham10000 import read_ham10000
+from dermrw.datasets.hash_cache import HashCache
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.diagnoses import DX
+from dermrw.errors import UserError
+from dermrw.training.run_folder import latest_run, open_run, read_split
+from export.card import recipe
+from export.training_images import known_images
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def splits(sample: Path) -> Splits:
+    """The sample as HAM10000, without extra images."""
+    return load_splits(load_config(None, ["data.meta=rule"]).data, sample)
+
+
+def picture(code: str, n: int) -> Image.Image:
+    rng = np.random.default_rng
+    return Image.fromarray(draw_lesion(code, rng([n, 77]), rng([n, 78]), 90, 120))
+
+
+@pytest.fixture
+def table(tmp_path: Path, sample: Path, splits: Splits) -> Path:
+    """Labelled images: new ones, and ids and copies of the sample's."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    paths = dict(zip(read_ham10000(sample)["image_id"], read_ham10000(sample)["path"], strict=True))
+    test, train = splits.test.table["image_id"], splits.train.table["image_id"]
+    rows: list[tuple[str, str, str]] = []
+
+    def add(name: str, label: str, group: str, image: Image.Image) -> None:
+        image.save(folder / f"{name}.jpg", quality=85)
+        rows.append((name, label, group))
+
+    for n, code in enumerate(DX):
+        add(f"new_{code}", code.upper(), f"p{n}", picture(code, n))
+    add("naevus", "Naevus", "", picture("nv", 20))
+    add("scc", "SCC", "p1", picture("bcc", 21))
+    add("copy_of_test", "nv", "q1", Image.open(paths[test.iloc[0]]).resize((200, 150)))
+    add("relative", "nv", "q1", picture("nv", 22))
+    add(test.iloc[1].lower(), "mel", "q2", picture("mel", 23))
+    add("relative_2", "mel", "q2", picture("mel", 24))
+    add("copy_of_train", "nv", "q3", Image.open(paths[train.iloc[0]]).resize((160, 120)))
+    add("other_of_q3", "nv", "q3", picture("nv", 25))
+    add(train.iloc[1], "nv", "q4", picture("nv", 26))
+    add("ISIC_0035000_downsampled", "nv", "q5", picture("nv", 27))
+    rows.append(("gone", "nv", ""))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff cut short")
+    rows.append(("broken", "nv", ""))
+    lines = ["image,label,patient_id", *(",".join(row) for row in rows)]
+    (folder / "mine.csv").write_text("\n".join(lines))
+    return folder / "mine.csv"
+
+
+def test_held_out_images_and_their_groups_stay_out(
+    sample: Path, splits: Splits, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = load_config(None, ["data.meta=rule", f"data.extra={table}"]).data
+    found = load_splits(data, sample)
+    assert found.left_out is not None
+    reason = dict(zip(found.left_out["image_id"], found.left_out["reason"], strict=True))
+    test, train = splits.test.table["image_id"], splits.train.table["image_id"]
+    assert reason == {
+        "scc": "label without a class",
+        "copy_of_test": "looks like a held-out image",
+        "relative": "group of a held-out image",
+        test.iloc[1].lower(): "id of a held-out image",
+        "relative_2": "group of a held-out image",
+        "copy_of_train": "looks like a training image",
+        train.iloc[1]: "id of a training image",
+        "ISIC_0035000_downsampled": "id of a held-out image",
+        "gone": "no file",
+        "broken": "can't be read",
+    }
+    assert count_reasons(found.left_out)["label without a class: SCC"] == 1
+    names = [*(f"new_{code}" for code in DX), "naevus", "other_of_q3"]
+    added = found.train.table[found.train.table["lesion_id"].str.startswith(PREFIX)]
+    assert added["image_id"].tolist() == names and added["dx"].tolist() == [*DX, "nv", "nv"]
+    assert len(found.train) == len(splits.train) + len(names)
+    for part in ("validation", "test", "meta"):
+        assert getattr(found, part).table["image_id"].tolist() == getattr(splits, part).table["image_id"].tolist()
+    output = capsys.readouterr().out
+    assert "9 of 19 images (mel 1, nv 3, bcc 1" in output and "perceptual hashes" in output
+    again = load_splits(data, sample)
+    assert "hashes of 1 images" in capsys.readouterr().out  # of the one that can't be read
+    assert again.table.equals(found.table)
+    stored = load_splits(data, sample, found.table)  # as evaluation reads it; nothing is compared
+    assert stored.train.table.equals(found.train.table) and stored.train.sources == found.train.sources
+    assert capsys.readouterr().out == "" and stored.left_out is None
+    (table.parent / "naevus.jpg").unlink()
+    with pytest.raises(UserError, match="lacks 1 of the 9 images that the run added from it, such as naevus"):
+        load_splits(data, sample, found.table)
+
+
+def test_a_lesion_of_a_held_out_image_stays_out(sample: Path, splits: Splits, table: Path) -> None:
+    """ISIC 2019 names HAM10000's lesions."""
+    lesion = splits.validation.table["lesion_id"].iloc[0]
+    text = table.read_text().replace("patient_id", "lesion_id").replace("new_mel,MEL,p0", f"new_mel,MEL,{lesion}")
+    table.write_text(text)
+    images = read_extra(load_config(None, [f"data.extra={table}"]).data)
+    chosen = choose_extra(images, read_ham10000(sample), splits.table, sample, "mine.csv")
+    reason = dict(zip(chosen.left_out["image_id"], chosen.left_out["reason"], strict=True))
+    assert reason["new_mel"] == "lesion of a held-out image" and "new_nv" not in reason
+
+
+def test_a_group_of_two_classes_is_two_lesions_in_training(sample: Path, splits: Splits, table: Path) -> None:
+    table.write_text(table.read_text().replace("new_mel,MEL,p0", "new_mel,MEL,p1"))
+    images = read_extra(load_config(None, [f"data.extra={table}"]).data)
+    rows = choose_extra(images, read_ham10000(sample), splits.table, sample, "mine.csv").rows
+    assert rows["lesion_id"].tolist()[:2] == ["extra patient_id p1 mel", "extra patient_id p1 nv"]
+
+
+def test_published_labels_have_their_classes(tmp_path: Path) -> None:
+    names = ["Nevus", '"Melanoma, NOS"', '"Squamous cell carcinoma, NOS"']
+    for i in range(3):
+        picture("nv", i).save(tmp_path / f"ISIC_{i}.jpg")
+    lines = ["isic_id,diagnosis_1,diagnosis_3", *(f"ISIC_{i},x,{name}" for i, name in enumerate(names))]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    images = read_extra(load_config(None, [f"data.extra={tmp_path / 'metadata.csv'}"]).data)
+    assert images["dx"].tolist() == ["nv", "mel", ""]
+
+
+def test_changed_files_are_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    picture("nv", 1).save(path)
+    first = extra.hash_images([str(path), "", str(path), str(tmp_path / "none.png")])
+    picture("mel", 2).save(path)
+    second = extra.hash_images([str(path)])
+    assert set(first) == {str(path)} and first != second
+    cache = HashCache.of(extra.SIDE)
+    assert cache.get(str(path)) == second[str(path)]
+    cache.path.write_text("damaged")
+    assert HashCache.of(extra.SIDE).entries == {}
+    assert extra.hash_images([str(path)]) == second
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # not a folder
+    assert extra.hash_images([str(path)]) == second
+
+
+def test_the_key_changes_no_other_digest() -> None:
+    assert settings_of(Config()) == []
+    config = load_config(None, ["data.extra=/a/b/labels.csv", "data.extra_images=/a/b"])
+    assert settings_of(config) == ["data.extra: labels.csv, was None"]
+    with pytest.raises(UserError, match=r"option of data\.name=ham10000, not of cifar10"):
+        load_config(None, ["data.name=cifar10", "data.extra=x.csv"])
+
+
+def test_a_run_with_extra_images(
+    sample: Path, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained, resumed, evaluated from another folder, audited; the images are on the list of the model file."""
+    monkeypatch.chdir(table.parent)
+    keys = ["data.meta=rule", "data.test=0.15", f"data.root={sample}", "data.extra=mine.csv", "model.weights=none"]
+    keys.append("model.backbone=small_cnn")
+    command(monkeypatch, "train", "name=more", *TINY, *keys, "--run", str(tmp_path / "runs/more"))
+    run = tmp_path / "runs/more"
+    command(monkeypatch, "train", "name=more", *TINY, *keys, "--run", str(run))
+    monkeypatch.chdir(tmp_path)
+    assert latest_run() == Path("runs/more")
+    added = read_split(run)["lesion_id"].str.startswith(PREFIX)
+    assert added.sum() == 9 and set(read_split(run)["split"][added]) == {"train"}
+    command(monkeypatch, "eval", str(run))
+    report = json.loads((run / "report.json").read_text())
+    own, more = report["training_sources"]
+    assert own["source"] == "HAM10000" and own["left_out"] == {}
+    assert more["source"] == "mine.csv" and more["images"] == 9 and more["classes"]["nv"] == 3
+    assert more["left_out"]["group of a held-out image"] == 2
+    assert report["training_images"] == own["images"] + 9
+    counts = pd.Series(own["classes"]) + pd.Series(more["classes"])
+    assert report["training_prevalence"] == pytest.approx((counts / counts.sum()).to_dict())
+    page = (run / "report.html").read_text()
+    assert "Sources of the training images" in page and "looks like a held-out image, 1" in page
+    command(monkeypatch, "audit", str(run), "--count", "5")
+    found = load_splits(open_run(run).data, sample, read_split(run))
+    known = known_images(found, 32)
+    assert known.match(["new_nv", "scc"], [(0, 0)] * 2).tolist() == [True, False]
+    text = recipe(open_run(run))
+    assert "extra: mine.csv" in text and str(tmp_path) not in text
