@@ -26,7 +26,7 @@ from .engine import MAX_BYTES, MAX_PICTURES, Engine, Picture, plain_name
 from .middleware import MAX_REQUEST_BYTES, Guard
 from .page_cache import PageCache
 from .render import error_box, fixed_part, lesion_result
-from .table import MAX_IMAGES, Row, classify_many
+from .table import MAX_IMAGES, Upload, classify_many
 
 HERE = Path(__file__).parent
 CSS = (HERE / "page.css").read_text(encoding="utf-8")
@@ -153,8 +153,8 @@ def prevalence_fields(engine: Engine, name: str) -> list[Any]:
 class PageEvents:
     """The functions that the page's events call, with the results of the open pages."""
 
-    def __init__(self, engine: Engine, lesions: PageCache[Explanation], rows: PageCache[Row]) -> None:
-        """`lesions` keeps the results of the first tab, `rows` those of the second."""
+    def __init__(self, engine: Engine, lesions: PageCache[Explanation], rows: PageCache[Upload]) -> None:
+        """`lesions` keeps the results of the first tab, `rows` those of the second, and its tables."""
         self.engine, self.lesions, self.rows = engine, lesions, rows
 
     def show_lesion(self, request: gradio.Request, paths: list[str], choice: str, *percentages: str) -> Iterator[str]:
@@ -233,6 +233,7 @@ def build_page(events: PageEvents) -> Page:
             with gradio.Tab("Many images"):
                 table_prevalence = prevalence_fields(engine, "many")
                 table_files = upload_field(f"Up to {MAX_IMAGES} {words.images} of different {words.things}", "many")
+                gradio.HTML(fixed_part("score", engine), padding=False)
                 table = gradio.HTML(fixed_part("waiting", engine), elem_id="table", padding=False)
         gradio.HTML(fixed_part("texts", engine))
         gradio.HTML(fixed_part("foot", engine))

@@ -235,7 +235,12 @@ def error_box(message: str, name: str = "", title: str = "This image cannot be c
 
 
 def fixed_part(part: str, engine: Engine) -> str:
-    """Returns a part of the page that no result changes: `head`, `waiting`, `classifying`, `texts` or `foot`."""
+    """Returns a part of the page that no result changes.
+
+    Args:
+        part: `head`, `score`, `waiting`, `classifying`, `texts` or `foot`.
+        engine: the model.
+    """
     info = engine.info
     about = [(name, ABOUT[code] if info.is_ham10000 else "") for code, name in zip(info.codes, info.names, strict=True)]
     return TEMPLATES.get_template("page.html.jinja").render(

@@ -8,17 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup
 
 from dermrw.errors import UserError
 from dermrw.files import csv_text
+from dermrw.inference.classifier import Explanation
+from dermrw.inference.image_rows import ImageRow
+from dermrw.inference.known_images import ImageHash, image_hash
 from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.messages import adapted
+from dermrw.inference.verdict import Verdict
 
 from .engine import Engine, Picture, plain_name
 from .render import TEMPLATES, now, percent, prevalence_phrase
-from .words import listed
+from .score_table import LabelTable, is_table, score_box, take_table
+from .words import MOST_IN_CELL, MOST_LISTED, listed
 
 MAX_IMAGES = 500
+WAITING = '<p class="lead" role="status">Computing the score …</p>'
 REDRAW_SECONDS = 1.0
 Shares = npt.NDArray[np.float64] | None  # [C] of a prevalence; None: equal
 # a formula's first character at the start of the text, or after any character that may separate cells
@@ -32,6 +39,7 @@ class Row(NamedTuple):
     lesion: Lesion | None  # without its pictures
     error: str
     notes: tuple[str, ...] = ()  # on how the image was read
+    image: ImageRow | None = None  # for the score, also of a refused image
 
     def at(self, shares: Shares) -> tuple[npt.NDArray[np.float64] | None, str]:
         """Returns the probabilities `[C]` at this prevalence, or None with the reason why there are none."""
@@ -45,11 +53,16 @@ class Row(NamedTuple):
             return None, str(error)
 
 
+Upload = Row | LabelTable
+
+
 def classify_many(
     engine: Engine, paths: Sequence[str], take: Callable[[str], Picture], drop: Callable[[str], None],
-    touch: Callable[[str], None], prevalence: str, shares: Shares, rows: dict[str, Row],
+    touch: Callable[[str], None], prevalence: str, shares: Shares, rows: dict[str, Upload],
 ) -> Iterator[str]:  # fmt: skip
     """Yields the table of these uploads as HTML, repeatedly while it grows. Each upload is deleted when it is read.
+
+    With a table of labels among the uploads, the score is added at the end.
 
     Args:
         engine: the model.
@@ -59,25 +72,58 @@ def classify_many(
         touch: postpones the sweeping of an upload.
         prevalence: the selected option, for the caption.
         shares: its share of each diagnosis `[C]`; None for equal prevalence.
-        rows: earlier results by path; new results are added.
+        rows: earlier results, and tables, by path; new ones are added.
     """
     last_drawn = 0.0
-    left_out = max(0, len(paths) - MAX_IMAGES)
-    used = paths[:MAX_IMAGES]
+    paths_of_images = [path for path in paths if not is_table(path)]
+    paths_of_tables = [path for path in paths if is_table(path)]
+    left_out = max(0, len(paths_of_images) - MAX_IMAGES)
+    used = paths_of_images[:MAX_IMAGES]
     try:
+        for path in paths_of_tables:
+            if path not in rows:
+                rows[path] = _label_table(path, take)
         for path in used:
             if path not in rows:
                 rows[path] = _row(engine, path, take)
                 if time.monotonic() - last_drawn > REDRAW_SECONDS:
-                    done = [rows[p] for p in used if p in rows]
+                    done = [row for p in used if isinstance(row := rows.get(p), Row)]
                     for waiting in used[len(done) :]:
                         touch(waiting)
                     yield _table(engine, done, len(used), left_out, prevalence, shares)
                     last_drawn = time.monotonic()
-        yield _table(engine, [rows[path] for path in used], len(used), left_out, prevalence, shares) if used else ""
+        done = [row for p in used if isinstance(row := rows[p], Row)]
+        known = _known_score(used, paths_of_tables, rows)
+        if paths_of_tables and not known:
+            yield _table(engine, done, len(used), left_out, prevalence, shares, WAITING)
+            known = _new_score(engine, used, paths_of_tables, rows)
+        yield _table(engine, done, len(used), left_out, prevalence, shares, known) if paths else ""
     finally:  # also if the page was closed in the meantime
         for path in paths:
             drop(path)
+
+
+def _label_table(path: str, take: Callable[[str], Picture]) -> LabelTable:
+    try:
+        return take_table(take(path))
+    except UserError as error:
+        return LabelTable(plain_name(path), b"", str(error))
+
+
+def _known_score(used: Sequence[str], tables: Sequence[str], rows: dict[str, Upload]) -> str:
+    """The score of these images as HTML, if it was computed for another prevalence; it is the same for each."""
+    first = rows[tables[0]] if len(tables) == 1 else None
+    return first.scored[1] if isinstance(first, LabelTable) and first.scored[0] == tuple(used) else ""
+
+
+def _new_score(engine: Engine, used: Sequence[str], tables: Sequence[str], rows: dict[str, Upload]) -> str:
+    """The score of these images as HTML, which is kept with the table."""
+    uploaded = [table for path in tables if isinstance(table := rows[path], LabelTable)]
+    images = [row.image for path in used if isinstance(row := rows[path], Row) and row.image]
+    html = score_box(engine, uploaded, images)
+    if len(uploaded) == 1:
+        rows[tables[0]] = uploaded[0]._replace(scored=(tuple(used), html))
+    return html
 
 
 def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
@@ -85,12 +131,26 @@ def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
     try:
         explanation = engine.explain(take(path))
         lesion = combine_explanations([explanation], engine.info)._replace(pictures=())
-        return Row(name, lesion, "", explanation.notes)
+        probabilities = tuple(explanation.probabilities.astype(np.float64).tolist())
+        hashes = _hashes(explanation) if engine.classifier.lists_known_images else None
+        image = ImageRow(name, probabilities, explanation.verdict, explanation.notes, hashes=hashes)
+        return Row(name, lesion, "", explanation.notes, image)
     except UserError as error:
-        return Row(name, None, str(error))
+        unreadable = ImageRow(name, (), Verdict(None, (), None), error=str(error))
+        return Row(name, None, str(error), (), unreadable)
 
 
-def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalence: str, shares: Shares) -> str:
+def _hashes(explanation: Explanation) -> ImageHash | None:
+    """The perceptual hashes, by which the score leaves out training images; now, since the pixels are not kept."""
+    try:
+        return image_hash(explanation.pixels)
+    except ImportError:  # of ImageHash: then there is no score either
+        return None
+
+
+def _table(
+    engine: Engine, rows: list[Row], total: int, left_out: int, prevalence: str, shares: Shares, score: str = ""
+) -> str:
     info = engine.info
     shown = [_cells(engine, row, shares) for row in rows]
     done = len(rows) == total
@@ -99,7 +159,7 @@ def _table(engine: Engine, rows: list[Row], total: int, left_out: int, prevalenc
         prevalence=prevalence_phrase(prevalence, shares, info),
         csv=base64.b64encode(_csv(engine, rows, prevalence, shares)).decode() if done else "",
         info=info, digest=engine.classifier.digest, now=now(),
-        words=engine.words,
+        words=engine.words, score=Markup(score),
         referred=sum(row["triage"] == "refer" for row in shown), refused=sum(bool(row["fault"]) for row in shown),
     )  # fmt: skip
 
@@ -112,13 +172,14 @@ def _cells(engine: Engine, row: Row, shares: Shares) -> dict[str, Any]:
         return {"name": row.name, "notes": row.notes, "fault": adapted(fault, info), "triage": ""}
     name_of = dict(zip(info.codes, info.names, strict=True))
     verdict, best = row.lesion.verdict, int(np.argmax(probabilities))
+    most = MOST_LISTED if len(info.codes) <= MOST_LISTED else MOST_IN_CELL
     return {
         "name": row.name,
         "notes": row.notes,
         "fault": "",
         "triage": verdict.triage,
-        "not_ruled_out": listed([name_of[code] for code in verdict.not_ruled_out]),
-        "differential": listed([name_of[code] for code in verdict.classes]),
+        "not_ruled_out": listed([name_of[code] for code in verdict.not_ruled_out], most),
+        "differential": listed([name_of[code] for code in verdict.classes], most),
         "most_probable": f"{info.names[best]}, {percent(float(probabilities[best]))}",
     }
 

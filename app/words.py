@@ -6,6 +6,7 @@ from typing import NamedTuple
 from dermrw.inference.model_file import ModelInfo
 
 MOST_LISTED = 10  # classes in a sentence, and rows of a table before the rest is folded
+MOST_IN_CELL = 3  # classes in a cell of the table of many images, for models of more than `MOST_LISTED` classes
 NO_TRIAGE = "This model has no triage: it gives probabilities and a prediction set, and no recommendation."
 
 
@@ -63,7 +64,7 @@ def words_for(info: ModelInfo) -> Words:
     )
 
 
-def listed(names: Sequence[str]) -> str:
-    """Returns the names with commas, at most `MOST_LISTED` of them, and the number of the others."""
-    more = len(names) - MOST_LISTED
-    return ", ".join(names[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
+    """Returns the names with commas, at most `most` of them, and the number of the others."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

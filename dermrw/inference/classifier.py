@@ -146,6 +146,11 @@ class Classifier:
         return KnownImages.from_props(self._known_images, str(self.path))
 
     @property
+    def lists_known_images(self) -> bool:
+        """Whether the file lists the images that the model was trained and calibrated on."""
+        return bool(self._known_images)
+
+    @property
     def origin(self) -> Origin:
         """How this classifier was loaded."""
         return Origin(str(self.path.absolute()), self._device, self._threads, self.digest)

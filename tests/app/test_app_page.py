@@ -127,9 +127,12 @@ def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path,
     # another prevalence and another image need no new upload of the first ones
     visit.page.click("#many-prevalence label:has-text('training data')")
     visit.page.wait_for_selector("#table caption:has-text('at the training data’s prevalence')")
-    visit.page.set_input_files("#many input[type=file]", str(draw(tmp_path / "third.png", 5)))
-    visit.page.wait_for_selector("#table h2:has-text('5 images')")
-    assert "2 not classified" in visit.page.inner_text("#table h2")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,label\nmrs-smith.jpg,melanoma\nthird,mel\nabsent,nv\n")
+    visit.page.set_input_files("#many input[type=file]", [str(draw(tmp_path / "third.png", 5)), str(labels)])
+    visit.page.wait_for_selector("#table .score h3:has-text('Score on 2 labelled images')")
+    assert "5 images" in visit.page.inner_text("#table h2") and "2 not classified" in visit.page.inner_text("#table h2")
+    assert "1 image in labels.csv was not uploaded" in visit.page.inner_text("#table") and server.files() == []
     visit.page.click("#many button[aria-label='Clear']")
     visit.page.wait_for_selector("#table .answer", state="detached")
 
