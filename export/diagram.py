@@ -22,7 +22,7 @@ def reliability_diagram(run: Path, info: ModelInfo) -> bytes:
     """
     try:
         p, truth = (
-            pd.read_csv(run / name, dtype={"image": str}).set_index("image")[list(info.columns)]
+            pd.read_csv(run / name, dtype={"image": str}, keep_default_na=False).set_index("image")[list(info.columns)]
             for name in ("predictions.csv", "ground_truth.csv")
         )
     except (OSError, ValueError, KeyError) as error:

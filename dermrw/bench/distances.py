@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from dermrw.bench.methods import METHODS, Case, run
 from dermrw.config import load_config
-from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.evaluation.predict import load_best
 from dermrw.models import to_input
 from dermrw.objectives import Batch, Reweight
 from dermrw.reweight.meta_step import normalize
 from dermrw.training.optim import build_optimizer
-from dermrw.training.run_folder import open_run, read_split
+from dermrw.training.run_data import run_splits
+from dermrw.training.run_folder import open_run
 
 CPU = torch.device("cpu")
 
@@ -42,7 +42,7 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
         refresh: the values of n.
     """
     config = open_run(folder)
-    splits = load_splits(config.data, resolve_root(config.data), read_split(folder))
+    splits = run_splits(folder, config)
     model, _ = load_best(folder, config, splits.classes)
     some = splits.train.part(lambda rows: np.random.default_rng(0).permutation(rows)[: batch * batches])
     pixels, meta = ImageDataset(some, config.data, seed=1), ImageDataset(splits.meta, config.data)

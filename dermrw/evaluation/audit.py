@@ -26,8 +26,8 @@ from dermrw.models import RecordedInputs, last_linear
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
 from dermrw.training.example_weights import by_weight, read_weights
 from dermrw.training.logits import predict_logits
-from dermrw.training.run_data import run_splits, unit_of
-from dermrw.training.run_folder import open_run
+from dermrw.training.run_data import run_splits
+from dermrw.training.run_folder import open_run, unit_of
 
 NEIGHBOURS = 4
 

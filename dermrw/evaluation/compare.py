@@ -17,7 +17,7 @@ from dermrw.formatting import percent
 from dermrw.labelled.folder import read_frame
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.paired import Difference, paired_difference
-from dermrw.training.run_folder import open_run, read_split
+from dermrw.training.run_folder import open_run, read_split, unit_of
 
 # (title, the file of predictions in a run folder)
 SETS = (
@@ -108,7 +108,17 @@ def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: 
         print(f"Config of {run}, compared with that of {first}:")
         print("".join(f"  {line}\n" for line in lines or ["no difference that affects a result"]))
     print(f"Balanced accuracy, and its difference from that of {first}:\n")
-    heading = ("set", "run", "images", "lesions", "score", "first", "difference", "95 % interval")
+    unit = next((unit_of(path, open_run(path)) for path in paths if path.is_dir()), "lesions")
+    heading = (
+        "set",
+        "run",
+        "images",
+        "groups" if unit == "images" else unit,
+        "score",
+        "first",
+        "difference",
+        "95 % interval",
+    )
     cells = [
         (
             row.title, row.run, f"{row.images:,}", "unknown" if row.lesions is None else f"{row.lesions:,}",
@@ -122,8 +132,8 @@ def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: 
         padded = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
         padded += [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]
         print("  ".join(padded))
-    print("\nDifferences are in percentage points. Intervals: paired bootstrap over lesions; they do not cover the")
-    print("variation between training runs with different seeds.")
+    print(f"\nDifferences are in percentage points. Intervals: paired bootstrap over {unit}; they do not cover")
+    print("the variation between training runs with different seeds.")
     for row in rows:
         if row.only_here or row.only_there:
             print(
@@ -131,7 +141,7 @@ def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: 
                 f"{row.only_here:,} are only in {row.run}, {row.only_there:,} only in {first}."
             )
         if row.lesions is None:
-            print(f"{row.title}: the lesions of {row.run} are not known, so each image counts as its own lesion.")
+            print(f"{row.title}: the {unit} of {row.run} are not known, so each image counts as its own {unit[:-1]}.")
 
 
 def _points(share: float) -> str:

@@ -34,8 +34,8 @@ from dermrw.reports.report_schema import DecisionRules, Report, TrainingSource
 from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment, keep_freed_memory
-from dermrw.training.run_data import run_splits, unit_of
-from dermrw.training.run_folder import LEFT_OUT, open_run, read_log
+from dermrw.training.run_data import run_splits
+from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
 TRUSTED_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (

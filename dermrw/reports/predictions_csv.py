@@ -17,5 +17,5 @@ def write_predictions(path: Path, image_ids: pd.Series, classes: Classes, probab
 def read_predictions(path: Path, image_ids: pd.Series, classes: Classes) -> np.ndarray:
     """Probabilities `[N, C]` of the images, in the order of `image_ids`."""
     # as text first: pandas' own fast parser may miss a number by its last digit
-    table = pd.read_csv(path, dtype=str).set_index("image")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("image")
     return table.loc[image_ids.tolist(), list(classes.columns)].to_numpy(str).astype(np.float64)

@@ -44,7 +44,7 @@ def read_map(text: str, info: ModelInfo) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read, an item names no class, or a label has two classes.
     """
-    targets = class_names(info) | {name: name for name in (MALIGNANT_LABEL, BENIGN_LABEL)}
+    targets = {name: name for name in (MALIGNANT_LABEL, BENIGN_LABEL)} | class_names(info)
     pairs: list[tuple[str, str]] = []  # label, class
     if "=" not in text or Path(text).is_file():
         pairs = _pairs_of_file(Path(text))
@@ -98,13 +98,14 @@ def find_truth(
     Raises:
         UserError: a label is unknown, classes are mixed with malignant and benign, or no image can be scored.
     """
-    names = class_names(info) | {name: name for name in (MALIGNANT_LABEL, BENIGN_LABEL)}
+    own = class_names(info)
+    names = {name: name for name in (MALIGNANT_LABEL, BENIGN_LABEL)} | own
     if binary:
         names |= dict.fromkeys(TRUE, MALIGNANT_LABEL) | dict.fromkeys(FALSE, BENIGN_LABEL)
     counts = Counter(labels)
     if published:
         codes = {*info.codes, MALIGNANT_LABEL, BENIGN_LABEL}
-        names |= {name: code for name, code in published.codes.items() if code in codes}
+        names |= {name: code for name, code in published.codes.items() if code in codes and name not in own}
         names = dict.fromkeys(map(fold, counts), LEFT_OUT) | names
     names |= mapped | {"": LEFT_OUT}
     unknown = {label: n for label, n in counts.most_common() if fold(label) not in names}
@@ -112,7 +113,7 @@ def find_truth(
         raise UserError(_unknown(unknown, info))
     targets = [names[fold(label)] for label in labels]
     used = set(targets) - {LEFT_OUT}
-    two = used & {MALIGNANT_LABEL, BENIGN_LABEL}
+    two = (used & {MALIGNANT_LABEL, BENIGN_LABEL}) - set(info.codes)
     if not used:
         raise UserError("no image has a label that is scored: check --map")
     if two and used - two and not binary:
@@ -121,9 +122,9 @@ def find_truth(
             f"malignant against benign with --binary, or leave labels out with --map {sorted(two)[0]}="
         )
     if binary or two:
-        if not info.malignant or not any(info.malignant):
+        if info.malignant is None or len(set(info.malignant)) < 2:
             raise UserError(
-                "the model does not state malignant classes, so malignant and benign labels can't be scored"
+                "the model does not state malignant and benign classes, so malignant and benign labels can't be scored"
             )
         malignant = {code for code, bad in zip(info.codes, info.malignant, strict=True) if bad}
         targets = [_binary_target(target, malignant) for target in targets]

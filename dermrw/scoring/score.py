@@ -13,7 +13,6 @@ import numpy.typing as npt
 import onnxruntime
 import pandas as pd
 
-from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.evaluation.decision_rules import Predicted, measure_decisions
 from dermrw.files import csv_text, require_writable, write_atomic
@@ -47,7 +46,6 @@ from dermrw.scoring.refit import Labelled, fit, plan, refit_lines, require_targe
 
 PARTIAL = "predictions.csv.partial"  # rows of an unfinished score
 FILES = ("predictions.csv", "predictions_decisions.csv", "left_out.csv", "report.json", "report.html")
-TRUTH_OF_BINARY = {MALIGNANT_LABEL: DX.index("mel"), BENIGN_LABEL: DX.index("nv")}  # see `OwnTable.binary`
 
 
 class Answers(NamedTuple):
@@ -125,8 +123,6 @@ def score(
     labelled = read_labelled_images(data, images, by, class_names(info).keys())
     mapped = read_map(label_map, info) if label_map else {}
     truth = find_truth(labelled.table["label"].tolist(), info, mapped, binary, labelled.published)
-    if truth.binary and info.codes != DX:
-        raise UserError(f"{model} has other classes than HAM10000, so malignant and benign labels can't be scored")
     folder = out or Path("score") / (data.resolve().name if data.is_dir() else data.stem)
     _require_folder(folder, data, model)
     if refit:
@@ -260,10 +256,11 @@ def score_rows(
     return Scored(report, scored, hashes, missing, list(answers.errors.values()))
 
 
-def _labelled(groups: pd.Series, labels: npt.NDArray[np.int64], binary: bool) -> Labelled:
+def _labelled(groups: pd.Series, labels: npt.NDArray[np.int64], binary: bool, info: ModelInfo) -> Labelled:
     """The images to refit on; labels of malignant and benign images are 1 and 0."""
-    positive = (labels == TRUTH_OF_BINARY[MALIGNANT_LABEL]).astype(np.int64)
-    return Labelled(positive if binary else labels, groups.to_numpy(str), binary)
+    if binary:
+        labels = np.array(info.malignant)[labels].astype(np.int64)
+    return Labelled(labels, groups.to_numpy(str), binary)
 
 
 def _require_enough(table: pd.DataFrame, truth: Truth, info: ModelInfo) -> None:
@@ -271,18 +268,21 @@ def _require_enough(table: pd.DataFrame, truth: Truth, info: ModelInfo) -> None:
     codes = _label_numbers(truth.binary, info)
     labels = np.array([codes.get(target, -1) for target in truth.targets])
     usable = (labels >= 0) & (table["path"] != "").to_numpy()
-    plan(_labelled(table["lesion_id"][usable], labels[usable], truth.binary), info)
+    plan(_labelled(table["lesion_id"][usable], labels[usable], truth.binary, info), info)
 
 
 def _label_numbers(binary: bool, info: ModelInfo) -> dict[str, int]:
-    return TRUTH_OF_BINARY if binary else {code: i for i, code in enumerate(info.codes)}
+    if binary:  # any malignant class and any other; see `OwnTable.binary`
+        malignant = info.malignant or ()
+        return {MALIGNANT_LABEL: malignant.index(True), BENIGN_LABEL: malignant.index(False)}
+    return {code: i for i, code in enumerate(info.codes)}
 
 
 def _refit(target: Path, classifier: Classifier, scored: Scored) -> None:
     """Fits thresholds on the scored images, writes the model file and its card, and prints the figures."""
     images, report, info = scored.images, scored.report, classifier.info
     assert report.external is not None
-    labelled = _labelled(images.table["lesion_id"], images.labels, report.external.binary)
+    labelled = _labelled(images.table["lesion_id"], images.labels, report.external.binary, info)
     planned = plan(labelled, info)
     fitted = fit(images.probabilities, labelled, info, planned)
     ids = images.table["image_id"].tolist()
@@ -362,7 +362,7 @@ def _decided(info: ModelInfo, scored: ScoredSet, reasons: Sequence[str | None], 
     decided = measure_decisions(_rules(info), predicted, weights, info.classes, reasons)
     if not binary or decided.refused is None:
         return decided
-    names = {DX[row]: name for name, row in TRUTH_OF_BINARY.items()}
+    names = {info.codes[row]: name for name, row in _label_numbers(binary, info).items()}
     by_class = {names[code]: share for code, share in decided.refused.by_class.items()}
     refused = decided.refused.model_copy(update={"by_class": by_class})
     return decided.model_copy(update={"refused": refused, "sets": None, "by_lesion": None})

@@ -6,6 +6,8 @@ import pandas as pd
 
 from dermrw.errors import UserError
 
+TEXTS = ("image_id", "lesion_id", "dx", "label")  # columns
+
 
 def by_weight(table: pd.DataFrame) -> pd.DataFrame:
     """Returns the rows of weights.csv with a column `relative`, sorted by it in ascending order.
@@ -41,7 +43,9 @@ def read_weights(run: Path) -> pd.DataFrame:
             can't be read.
     """
     try:
-        return pd.read_csv(run / "weights.csv", dtype={"image_id": str, "lesion_id": str})
+        return pd.read_csv(  # a class may be called NA
+            run / "weights.csv", dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values={"weight": [""]}
+        )
     except FileNotFoundError:
         raise UserError(
             f"{run} has no weights.csv: name a run that weights its examples (objective=reweight, noise_weights, "

@@ -21,14 +21,6 @@ def classes_of(run: Path, config: Config) -> Classes:
     return CIFAR_CLASSES if config.data.name == "cifar10" else HAM_CLASSES
 
 
-def unit_of(run: Path, config: Config) -> str:
-    """Returns the unit of a run's split and of resampling: lesions, or for other data images, groups or patients."""
-    facts = run_facts(run, config)
-    if facts is not None:
-        return facts.unit
-    return "images" if config.data.name == "cifar10" else "lesions"
-
-
 def run_splits(run: Path, config: Config, announce: bool = False) -> Splits:
     """Returns the image sets of a run.
 

@@ -166,6 +166,14 @@ def run_facts(path: Path, config: Config) -> RunClasses | None:
     return read_run_classes(path / CLASS_FILE) if config.data.name == "table" else None
 
 
+def unit_of(run: Path, config: Config) -> str:
+    """Returns the unit of a run's split and of resampling: lesions, or for other data images, groups or patients."""
+    facts = run_facts(run, config)
+    if facts is not None:
+        return facts.unit
+    return "images" if config.data.name == "cifar10" else "lesions"
+
+
 class Log:
     """Writer of metrics.jsonl, with one JSON object per line.
 

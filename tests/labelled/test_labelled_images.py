@@ -152,3 +152,20 @@ def test_a_patient_overrides_a_lesion_and_repeated_rows_count_once(tmp_path: Pat
     found = read_labelled_images(tmp_path / "mine.csv")
     assert found.table["lesion_id"].tolist() == ["patient_id p1", "patient_id p1", "lesion_id l3", "image d"]
     assert any("counted once" in note for note in found.notes)
+
+
+def test_binary_truth_of_models_with_other_classes(info: ModelInfo) -> None:
+    binary = info.model_copy(
+        update={"codes": ("Benign", "Malignant"), "columns": ("Benign", "Malignant"), "names": ("Benign", "Malignant"),
+                "malignant": (False, True)}
+    )  # fmt: skip
+    truth = find_truth(["benign", "MALIGNANT"], binary, {})
+    assert truth.targets == ["Benign", "Malignant"] and not truth.binary  # its own classes
+    truth = find_truth(["0", "1"], binary, {}, binary=True)
+    assert truth.targets == ["benign", "malignant"] and truth.binary
+    three = binary.model_copy(update={"codes": ("a", "b", "c"), "columns": ("a", "b", "c"), "names": ("a", "b", "c"),
+                                      "malignant": (False, True, True)})  # fmt: skip
+    assert find_truth(["a", "c"], three, {}, binary=True).targets == ["benign", "malignant"]
+    for malignant in (None, (True, True, True)):
+        with pytest.raises(UserError, match="does not state malignant and benign classes"):
+            find_truth(["malignant", "benign"], three.model_copy(update={"malignant": malignant}), {})
