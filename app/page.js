@@ -10,6 +10,29 @@
         input.files = transfer.files;
         input.dispatchEvent(new Event("change", { bubbles: true }));
     });
+    // A dropped folder gives its files. The browser itself, and so Gradio, would pass the folder as one empty file.
+    const MOST_FILES = 1000;
+    const filesBelow = async (entry) => {
+        if (entry.name.startsWith(".")) return [];
+        if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+        const reader = entry.createReader(), files = [];
+        for (;;) {
+            const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+            if (!entries.length || files.length >= MOST_FILES) return files;
+            for (const inner of entries) files.push(...await filesBelow(inner));
+        }
+    };
+    addEventListener("drop", async (event) => {
+        const field = event.target.closest?.("#upload, #many")?.querySelector("input[type=file]");
+        const entries = [...(event.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+        if (!field || !entries.some((entry) => entry.isDirectory)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        const transfer = new DataTransfer();
+        for (const entry of entries) (await filesBelow(entry)).forEach((file) => transfer.items.add(file));
+        field.files = transfer.files;
+        field.dispatchEvent(new Event("change", { bubbles: true }));
+    }, true);
     // Gradio 6.31 has no translation for this button's label.
     const labelUploadButtons = () => document.querySelectorAll("[aria-label='common.upload']").forEach((button) => {
         button.ariaLabel = button.title = "Add images";

@@ -73,7 +73,9 @@ def score_box(engine: Engine, tables: Sequence[LabelTable], images: Sequence[Ima
         message = " ".join(str(error).split())
     except ImportError as error:
         message = f"the score needs the package {error.name}, which this demo lacks: install app/requirements.txt again"
-    return TEMPLATES.get_template("score.html.jinja").render(error=message[:1].upper() + message[1:])
+    if not message.startswith(tuple(table.name for table in tables)):
+        message = message[:1].upper() + message[1:]
+    return TEMPLATES.get_template("score.html.jinja").render(error=message)
 
 
 class Uploads:
@@ -158,7 +160,7 @@ def _truth(engine: Engine, name: str, labelled: "LabelledImages") -> "Truth":
     """The classes of the images. Labels that are no class of the model are left out and counted.
 
     Raises:
-        UserError: no label is a class of the model, or the labels mix classes with malignant and benign.
+        UserError: no label is a class of the model.
     """
     from dermrw.published import fold
     from dermrw.scoring.labels import BENIGN_LABEL, LEFT_OUT, MALIGNANT_LABEL, class_names, find_truth
@@ -180,8 +182,9 @@ def _truth(engine: Engine, name: str, labelled: "LabelledImages") -> "Truth":
             f"{listed(info.codes)}"
         )
     used = {fold(label) for label in counts} - set(map(fold, unknown))
-    if published is None and used & binary and used - binary:
-        raise UserError(f"{name} labels some images {' and '.join(sorted(used & binary))} and others by class: use one")
+    if published is None and used - binary:  # next to classes, malignant and benign are no class of the model
+        unknown += [label for label in counts if fold(label) in binary]
+        used -= binary
     if used & binary and not (info.is_ham10000 and info.malignant):
         raise UserError(f"{name} must have classes of the model as labels, such as {info.codes[0]}, not {labels[0]}")
     return find_truth(labels, info, {fold(label): LEFT_OUT for label in unknown}, published=published)

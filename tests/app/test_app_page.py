@@ -174,6 +174,20 @@ def test_by_keyboard_and_by_pasting(visit: Visit, lesion: Path) -> None:
     page.wait_for_selector("#result .views")
 
 
+def test_a_dropped_folder_gives_its_files(visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "folder/inner").mkdir(parents=True)
+    draw(tmp_path / "folder/inner/dropped.png", 9)
+    (tmp_path / "folder/.hidden").write_text("x")
+    box = visit.page.locator("#upload").bounding_box()
+    where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(tmp_path / "folder")], "dragOperationsMask": 1}
+    session = visit.context.new_cdp_session(visit.page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **where, "data": data})
+    visit.page.wait_for_selector("#result figcaption:has-text('dropped.png')")
+    assert visit.page.locator("#result .views img").count() == 2
+
+
 @pytest.mark.parametrize("count", [1, 3, MAX_PICTURES])
 def test_the_report_is_one_page(count: int, visit: Visit, lesion: Path, tmp_path: Path) -> None:
     visit.give(lesion, *(draw(tmp_path / f"a long name of a picture, number {n}.png", n) for n in range(1, count)))
