@@ -169,8 +169,9 @@ def _truth(engine: Engine, name: str, labelled: "LabelledImages") -> "Truth":
     counts = Counter(filter(None, labels))
     if not counts:
         raise UserError(f"{name} has no label for these images: fill in the column label")
-    binary = {MALIGNANT_LABEL, BENIGN_LABEL}
-    known = {*class_names(info), *binary, *(published.codes if published else ())}
+    own = class_names(info).keys()
+    binary = {MALIGNANT_LABEL, BENIGN_LABEL} - own
+    known = {*own, *binary, *(published.codes if published else ())}
     unknown = [label for label, _ in counts.most_common() if fold(label) not in known]
     if len(unknown) == len(counts):
         if published is None and all(fold(label) in NUMBERS for label in unknown):
@@ -185,7 +186,7 @@ def _truth(engine: Engine, name: str, labelled: "LabelledImages") -> "Truth":
     if published is None and used - binary:  # next to classes, malignant and benign are no class of the model
         unknown += [label for label in counts if fold(label) in binary]
         used -= binary
-    if used & binary and not (info.is_ham10000 and info.malignant):
+    if used & binary and len(set(info.malignant or ())) < 2:
         raise UserError(f"{name} must have classes of the model as labels, such as {info.codes[0]}, not {labels[0]}")
     return find_truth(labels, info, {fold(label): LEFT_OUT for label in unknown}, published=published)
 

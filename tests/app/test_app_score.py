@@ -105,6 +105,20 @@ def test_a_figure_that_is_worse_than_on_the_card(tmp_path: Path) -> None:
     assert re.search(r"Triage sensitivity 11\.1\s% worse .* Triage specificity 100\.0\s% .* AUC|AUC, malignant", page)
 
 
+def test_malignant_and_benign_are_labels_or_classes(tmp_path: Path) -> None:
+    files = [picture(tmp_path, f"{i}.png", RED if i < 3 else GREEN) for i in range(6)]
+    labels = "image,label\n" + "".join(f"{i},{'malignant' if i < 2 else 'benign'}\n" for i in range(6))
+    page = table_of(
+        engine_of(tmp_path, info=model_info(*NAMES, **MALIGNANT)), [*files, upload("l.csv", labels.encode())]
+    )
+    assert re.search(r"AUC, malignant against benign 0\.\d+ .* Triage sensitivity 100\.0", page)
+    assert "Balanced accuracy" not in page and "Recall" not in page
+    files = [picture(tmp_path, f"{i}.png", RED if i < 3 else GREEN) for i in range(6)]
+    classes = engine_of(tmp_path, info=model_info(("malignant", "odd", "benign")))
+    page = table_of(classes, [*files, upload("l.csv", labels.encode())])
+    assert "Balanced accuracy" in page and "No image of odd is scored" in page
+
+
 def test_another_prevalence_needs_no_new_score_and_another_image_does(
     tmp_path: Path, images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
