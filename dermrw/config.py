@@ -26,7 +26,7 @@ LARGEST_SEED = 2**32 - 1  # the largest that NumPy, torch and scikit-learn all a
 # keys that change where and how fast a run is computed, but not its result
 NOT_PART_OF_A_RESULT = {
     "data.root", "data.images", "data.extra_images", "model.weights", "train.checkpoint_seconds", "train.tensorboard",
-    "data.workers", "train.device", "name",
+    "data.workers", "data.cache", "data.cache_folder", "train.device", "name",
 }  # fmt: skip
 
 
@@ -34,8 +34,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator(
-        "root", "images", "classes", "extra", "extra_images", "meta", "reserve", "weights", check_fields=False
-    )
+        "root", "images", "classes", "extra", "extra_images", "meta", "reserve", "cache_folder", "weights",
+        check_fields=False,
+    )  # fmt: skip
     @classmethod
     def _a_path(cls, value: str | None) -> str | None:
         if value:
@@ -92,6 +93,10 @@ class Data(_Section):
     )
     skip_unreadable: bool = Field(False, description="leave out missing and unreadable images, and list them")
     workers: int = Field(0, ge=0, le=64, description="processes that augment images in parallel; 0: none")
+    cache: Literal["auto", "memory", "disk", "none"] = Field(
+        "auto", description="where decoded images are kept; auto: in memory, else on disk, else nowhere, as they fit"
+    )
+    cache_folder: str | None = Field(None, description="folder of data.cache=disk; default: runs/.pixel_cache")
 
     @property
     def meta_list(self) -> str:

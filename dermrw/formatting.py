@@ -18,3 +18,8 @@ def duration(seconds: float, space: str = " ") -> str:
     if seconds < 90:
         return f"{seconds:.0f}{space}s"
     return f"{seconds / 60:.0f}{space}min" if seconds < 5400 else f"{seconds / 3600:.1f}{space}h"
+
+
+def gigabytes(size: float, space: str = " ") -> str:
+    """A number of bytes in GB, in MB below 1 GB: `2.1 GB`, `350 MB`."""
+    return f"{size / 1e9:,.1f}{space}GB" if size >= 1e9 else f"{size / 1e6:.0f}{space}MB"

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import monai.transforms as mt
@@ -12,10 +13,9 @@ import torchvision.transforms.v2 as tv
 from torchvision.io import ImageReadMode, decode_image
 
 from dermrw.config import Config
-from dermrw.datasets.augment import augmenter
 from dermrw.datasets.dataset import load_splits, resolve_root
+from dermrw.datasets.pixel_cache import thread_count
 from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
-from dermrw.images.preprocess import resized_pixels
 from dermrw.models import build_model, to_input
 from dermrw.objectives import Batch, build_objective
 from dermrw.training.device import Placement, choose_device
@@ -64,29 +64,52 @@ def throughput(image_of: ImageOf, count: int, seconds: float = 3.0) -> float:
 
 
 def images_per_second(config: Config) -> dict[str, float]:
-    """Returns the images per second of each pipeline, with augmentation, in one thread.
+    """Returns the images per second of each pipeline, with augmentation, in one thread and in several workers.
 
-    Our pipeline is measured from memory and from files, MONAI's and torchvision's from files.
+    Our pipeline is measured with pixels from memory, from the cache on disk and from files (`data.cache`), MONAI's and
+    torchvision's from files.
     """
     splits, data = load_splits(config.data, resolve_root(config.data)), config.data
     some = splits.train.part(lambda rows: rows[:512])
-    paths, pixels, augment = (
-        list(map(str, some.sources)),
-        ImageDataset(some, data, seed=0),
-        augmenter(data.augment, data.size),
-    )
-    assert augment is not None
-    before = torch.get_num_threads()
+    paths = list(map(str, some.sources))
+    before, workers = torch.get_num_threads(), thread_count()
     torch.set_num_threads(1)
     try:
+        with TemporaryDirectory() as folder:
+            cached = {
+                cache: ImageDataset(
+                    some, data.model_copy(update={"cache": cache, "cache_folder": folder, "workers": 0}), seed=0
+                )
+                for cache in ("memory", "disk", "none")
+            }
+            names = {"memory": "dermrw, cached", "disk": "dermrw, cached on disk", "none": "dermrw, from files"}
+            rates = {
+                names[cache]: throughput(lambda i, pixels=pixels: pixels[(0, i)], len(some))  # type: ignore[misc]
+                for cache, pixels in cached.items()
+            }
+            for cache, pixels in cached.items():
+                rates[f"{names[cache]}, {workers} workers"] = rate_of_workers(pixels, workers)
         return {
-            "dermrw, cached": throughput(lambda i: pixels[(0, i)], len(some)),
-            "dermrw, from files": throughput(lambda i: augment(resized_pixels(paths[i], data.size), i), len(some)),
+            **rates,
             "MONAI's transforms": throughput(_monai(paths, data.size), len(paths)),
             "torchvision's v2": throughput(_torchvision(paths, data.size), len(paths)),
         }
     finally:
         torch.set_num_threads(before)
+
+
+def rate_of_workers(pixels: ImageDataset, workers: int, seconds: float = 3.0) -> float:
+    """Returns the images per second of `loader` with worker processes, measured for `seconds` after the first batch."""
+    rows = np.arange(len(pixels))
+    batches = [rows[i : i + 32] for i in range(0, len(rows), 32)] * 100
+    iterator = iter(loader(pixels, batches, 0, workers))
+    next(iterator)
+    start, done = time.perf_counter(), 0
+    for images, _, _ in iterator:
+        done += len(images)
+        if time.perf_counter() - start > seconds:
+            break
+    return done / (time.perf_counter() - start)
 
 
 def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:

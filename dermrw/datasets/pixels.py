@@ -1,87 +1,77 @@
-"""Pixels of an image set, in batches: decoding, memory cache, augmentation, order of the images in an epoch."""
+"""Pixels of an image set, in batches: cache, augmentation, order of the images in an epoch."""
 
-import os
+import itertools
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
-from monai.data import CacheDataset
-from monai.transforms import Compose, MapTransform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dermrw.config import Data
 from dermrw.datasets.augment import augmenter, example_seed
 from dermrw.datasets.dataset import ImageSet
-from dermrw.errors import UserError
-from dermrw.images.preprocess import center_crop, resized_pixels
-
-
-class LoadPixels(MapTransform):
-    """MONAI transform that replaces a file path by the image's resized, uncropped pixels, uint8 `[H, W, 3]`."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__("image")
-        self.size = size
-
-    def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Reads files and leaves arrays unchanged."""
-        image = data["image"]
-        return {**data, "image": resized_pixels(image, self.size) if isinstance(image, str) else image}
+from dermrw.datasets.pixel_cache import (
+    FOLDER,
+    DecodedPixels,
+    DiskPixels,
+    MemoryPixels,
+    choose_cache,
+    decoded_in_order,
+)
+from dermrw.images.preprocess import center_crop
 
 
 class ImageDataset(Dataset):
     """Pixels and labels of an image set: (epoch, index) -> (uint8 `[size, size, 3]`, label, index).
 
-    Decoded and resized images are cached in memory (MONAI's CacheDataset), in at most half of the free memory.
+    Decoded and resized images are kept in memory, in a file or nowhere, as `data.cache` says (`pixel_cache`).
     """
 
-    def __init__(self, images: ImageSet, data: Data, seed: int | None = None, progress: str | None = None) -> None:
-        """With a `seed`, images are augmented and depend on (seed, epoch, index) alone; without, evaluation pixels."""
+    def __init__(
+        self,
+        images: ImageSet,
+        data: Data,
+        seed: int | None = None,
+        progress: str | None = None,
+        once: bool = False,
+    ) -> None:
+        """With a `seed`, images are augmented and depend on (seed, epoch, index) alone; without, evaluation pixels.
+
+        Args:
+            images: the images.
+            data: the config's section.
+            seed: of the augmentation.
+            progress: the name of the set, to print it with the place of its pixels. None prints nothing.
+            once: every image is read once, so `data.cache=auto` writes no file.
+        """
         self.images, self.size, self.seed = images, data.size, seed
         self.augment = augmenter(data.augment, data.size) if seed is not None else None
+        folder = Path(data.cache_folder).expanduser() if data.cache_folder else FOLDER
+        in_files = any(isinstance(source, str) for source in images.sources)
+        choice = choose_cache(data.cache if in_files else "memory", len(images), data.size, folder, once)
         if progress:
-            print(f"Reading {len(images):,} images into memory: {progress}", flush=True)
-        try:
-            self.base = CacheDataset(
-                [{"image": source} for source in images.sources],
-                Compose([LoadPixels(data.size)]),
-                cache_num=int(_free_memory() / 2 / (data.size * data.size * 4 / 3 * 3)),
-                num_workers=min(8, os.cpu_count() or 1),
-                progress=progress is not None,
-                copy_cache=False,
-            )
-        except RuntimeError as error:
-            raise _user_error(error) from None
+            print(f"Reading {len(images):,} images: {progress}; {choice.sentence}", flush=True)
+        self.base: MemoryPixels | DiskPixels | DecodedPixels
+        if choice.where == "memory":
+            self.base = MemoryPixels(images.sources, data.size, progress is not None)
+        elif choice.where == "disk":
+            self.base = DiskPixels(images.sources, data.size, folder, progress is not None)
+        else:
+            self.base = DecodedPixels(images.sources, data.size)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = key
-        try:
-            pixels = self.base[index]["image"]
-        except RuntimeError as error:
-            raise _user_error(error) from None
+        pixels = self.base[index]
         if self.augment is not None and self.seed is not None:
             pixels = self.augment(pixels, example_seed(self.seed, epoch, index))
         else:
             pixels = center_crop(pixels, self.size)
         return torch.from_numpy(np.ascontiguousarray(pixels)), int(self.images.labels[index]), index
-
-
-def _free_memory() -> float:
-    """Returns the free memory in bytes."""
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _user_error(error: BaseException) -> BaseException:
-    """Returns the UserError that MONAI has wrapped, or the error itself if there is none."""
-    inner: BaseException | None = error
-    while inner is not None and not isinstance(inner, UserError):
-        inner = inner.__cause__
-    return inner or error
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
@@ -121,7 +111,20 @@ def loader(pixels: ImageDataset, batches: np.ndarray | list[np.ndarray], epoch: 
 
 
 def in_order(pixels: ImageDataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields batches of every image once, in the order of the set."""
+    """Yields batches of every image once, in the order of the set. Threads decode images that are not cached."""
     n = len(pixels)
     batches = [np.arange(start, min(n, start + batch_size)) for start in range(0, n, batch_size)]
+    if isinstance(pixels.base, DecodedPixels) and pixels.augment is None:
+        return _decoded_batches(pixels, batches)
     return iter(loader(pixels, batches, 0))
+
+
+def _decoded_batches(pixels: ImageDataset, batches: list[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def read(index: int) -> np.ndarray:
+        return np.ascontiguousarray(center_crop(pixels.base[index], pixels.size))
+
+    labels = torch.as_tensor(np.array(pixels.images.labels))
+    decoded = decoded_in_order(read, range(len(pixels)))
+    for batch in batches:
+        index = torch.from_numpy(batch)
+        yield torch.from_numpy(np.stack(list(itertools.islice(decoded, len(batch))))), labels[index], index

@@ -44,7 +44,7 @@ class Audit(NamedTuple):
 
 def embed(model: nn.Module, images: ImageSet, config: Config, choice: Placement) -> tuple[np.ndarray, np.ndarray]:
     """Logits `[N, C]` and embeddings `[N, D]` of unit length (inputs of the last linear layer) of a set."""
-    pixels = ImageDataset(images, config.data, progress="the training split")
+    pixels = ImageDataset(images, config.data, progress="the training split", once=True)
     with RecordedInputs(last_linear(model)) as entered:
         logits = predict_logits(model, pixels, choice, BATCH)
     embedding = torch.cat([x.flatten(1).float().cpu() for x in entered])

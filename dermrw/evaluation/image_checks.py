@@ -83,7 +83,7 @@ def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Place
     found = []
     with Watch(model, names) as watch:
         model.eval()
-        for images, _, _ in in_order(ImageDataset(part, data, progress="of the training split"), batch_size):
+        for images, _, _ in in_order(ImageDataset(part, data, progress="of the training split", once=True), batch_size):
             model(to_input(images, choice.device, choice.channels_last))
             found.append(describe(watch.take()).float().cpu())
     return Familiarity.fit(names, torch.cat(found).numpy())

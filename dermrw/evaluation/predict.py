@@ -36,7 +36,7 @@ class Predictor(NamedTuple):
 
     def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Logits float32 `[N, C]` and checks float32 `[N, 8]` of a set; `name` is for the progress message."""
-        pixels = ImageDataset(images, self.data, progress=name)
+        pixels = ImageDataset(images, self.data, progress=name, once=True)
         return logits_and_checks(self.model, self.checks, pixels, self.placement, BATCH, self.data.views == 8)
 
 

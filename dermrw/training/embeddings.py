@@ -25,6 +25,7 @@ from tqdm import tqdm
 from dermrw.config import Config
 from dermrw.datasets.augment import augmenter, example_seed
 from dermrw.datasets.dataset import ImageSet, Splits
+from dermrw.datasets.pixel_cache import source_key, thread_count
 from dermrw.errors import UserError
 from dermrw.files import reserve
 from dermrw.images.preprocess import center_crop, resized_pixels
@@ -81,17 +82,6 @@ def view_reader(size: int, augment: str, seed: int) -> Callable[[ImageSet, int, 
         return np.stack(found)
 
     return read
-
-
-def source_key(source: object) -> str:
-    """Returns a text that changes with the image: path, size and time of change of a file; a digest of an array."""
-    if isinstance(source, str):
-        try:
-            status = Path(source).stat()
-        except OSError:
-            return source  # reading it raises an error that names it
-        return f"{source} {status.st_size} {status.st_mtime_ns}"
-    return hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()
 
 
 def embeddings_key(network: nn.Module, splits: Splits, config: Config, placement: Placement) -> str:
@@ -255,7 +245,7 @@ def _compute(
 def _batches(tasks: Iterable[Task], config: Config) -> Iterator[np.ndarray]:
     """Yields the pixels uint8 `[images x views, size, size, 3]` of each task; threads read two tasks ahead."""
     read = view_reader(config.data.size, config.data.augment, config.train.seed)
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
 
         def submit(task: Task) -> list:
             return [pool.submit(read, task.images, i, task.views) for i in range(task.start, task.stop)]

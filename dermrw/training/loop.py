@@ -128,7 +128,7 @@ class Loop:
             self.images = None  # free the memory of the old images before the new ones are read
             data = self.config.data.model_copy(update={"size": size})
             pixels = ImageDataset(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
-            meta = ImageDataset(self.splits.meta, data)
+            meta = ImageDataset(self.splits.meta, data, once=True)
             images, labels, _ = next(in_order(meta, len(meta)))
             meta_x = to_input(images, self.placement.device, self.placement.channels_last)
             self.images = EpochImages(size, pixels, meta_x, labels.to(self.placement.device))

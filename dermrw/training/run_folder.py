@@ -114,7 +114,7 @@ def resume_config(path: Path, asked: Config) -> Config:
     Raises:
         UserError: any other key differs.
     """
-    data = {"workers": asked.data.workers}
+    data = {"workers": asked.data.workers, "cache": asked.data.cache, "cache_folder": asked.data.cache_folder}
     train = {"checkpoint_seconds": asked.train.checkpoint_seconds, "tensorboard": asked.train.tensorboard}
     stored = open_run(path)
     stored = stored.model_copy(

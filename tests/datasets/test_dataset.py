@@ -76,7 +76,7 @@ def test_the_cache_holds_no_augmented_image(splits: Splits) -> None:
     pixels = ImageDataset(splits.train, DATA, seed=0)
     pixels[(0, 0)]
     plain = ImageDataset(splits.train, DATA)
-    assert np.array_equal(pixels.base[0]["image"], plain.base[0]["image"])
+    assert np.array_equal(pixels.base[0], plain.base[0])
     assert np.array_equal(plain[(0, 0)][0], evaluation_pixels(splits.train.sources[0], 32))
 
 
