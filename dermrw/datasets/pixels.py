@@ -71,7 +71,8 @@ class ImageDataset(Dataset):
             pixels = self.augment(pixels, example_seed(self.seed, epoch, index))
         else:
             pixels = center_crop(pixels, self.size)
-        return torch.from_numpy(np.ascontiguousarray(pixels)), int(self.images.labels[index]), index
+        # a copy unless it is contiguous and writable, as torch requires
+        return torch.from_numpy(np.require(pixels, requirements=["C", "W"])), int(self.images.labels[index]), index
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

@@ -108,6 +108,16 @@ def test_a_crash_at_any_step_and_a_resume_change_nothing(
     assert_same_end(whole, tmp_path / "run")
 
 
+@pytest.mark.parametrize("cache", ["disk", "none"])
+def test_where_pixels_are_kept_does_not_change_a_training(
+    whole: Path, sample: Path, tmp_path: Path, cache: str
+) -> None:
+    run = train(config(sample, f"data.cache={cache}", f"data.cache_folder={tmp_path / 'pixels'}"), tmp_path / "run")
+    assert_same_end(whole, run)
+    assert len(list(tmp_path.glob("pixels/*.pixels"))) == (3 if cache == "disk" else 0)
+    train(config(sample, "data.cache=memory"), run)  # such a resume is allowed
+
+
 @pytest.mark.slow
 def test_a_resume_across_sizes_keeps_the_moving_average(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
