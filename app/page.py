@@ -131,7 +131,7 @@ def prevalence_fields(engine: Engine, name: str) -> list[Any]:
     choice = gradio.Radio(
         [
             (f"Equal: each {engine.words.category} equally often", EQUAL),
-            (f"As in the training data ({100 * share:.0f} % {common_name})", TRAINING),
+            (f"As in {info.prevalence_images} ({100 * share:.0f} % {common_name})", TRAINING),
             ("As in my clinic" if ham10000 else "My own", OWN),
         ],
         value=EQUAL, elem_id=f"{name}-prevalence", label=f"Prevalence (changes the probabilities, not {decisions})",

@@ -96,7 +96,7 @@ def case_for_page(case: Case, info: ModelInfo) -> dict[str, str]:
 
 def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
     """Returns the selected prevalence in words; the user's own with its shares `[C]`, for users to check."""
-    known = {"equal": "at equal prevalence", "training": "at the training data’s prevalence"}
+    known = {"equal": "at equal prevalence", "training": f"at {info.prevalence_images}’s prevalence"}
     if prevalence in known or shares is None:
         return known[prevalence]
     stated = [f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, shares, strict=True)]

@@ -152,6 +152,13 @@ class ModelInfo(BaseModel):
         return self
 
     @property
+    def prevalence_images(self) -> str:
+        """The images that `prevalence` is of, such as `the training data`."""
+        if self.refit and "prevalence" in self.refit.fields:
+            return f"{self.refit.source} (refitted)"
+        return "the training data"
+
+    @property
     def is_ham10000(self) -> bool:
         """Whether the classes are HAM10000's."""
         return self.codes == HAM_CLASSES.codes

@@ -279,7 +279,7 @@ def predict(
         if isinstance(rows, RowFile):
             rows.finish()
 
-    summary = f"{written.images:,} images into {out}, probabilities at {_prevalence_name(prevalence)}"
+    summary = f"{written.images:,} images into {out}, probabilities at {_prevalence_name(prevalence, info)}"
     if lesion_of:
         answered = sum(combined is not None for combined, _ in answers.values())
         summary += f", the images of {answered:,} {group}s combined"
@@ -325,8 +325,8 @@ def open_rows(classifier: Classifier, images: Mapping[str, Path], path: Path, op
         yield file
 
 
-def _prevalence_name(prevalence: str) -> str:
-    names = {"equal": "equal prevalence", "training": "the training data's prevalence"}
+def _prevalence_name(prevalence: str, info: ModelInfo) -> str:
+    names = {"equal": "equal prevalence", "training": f"{info.prevalence_images}'s prevalence"}
     return names.get(prevalence, "the stated prevalence")
 
 

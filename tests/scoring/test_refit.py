@@ -159,6 +159,7 @@ def test_the_new_file_has_the_same_network(
     assert all(getattr(info, key) == getattr(old, key) for key in same)
     assert info.prevalence == pytest.approx(dict.fromkeys(DX, 1 / 7)) and info.triage and info.triage.sensitivity
     assert info.score.scored_on == "mine.csv, thresholds out of fold" and info.covered == info.refit.covered
+    assert (old.prevalence_images, info.prevalence_images) == ("the training data", "mine.csv (refitted)")
     card = new.with_suffix(".md").read_text()
     for text in (
         after.digest, before.digest, "84 labelled images", "| mel | 12 | 12 |", "triage threshold", "mine.csv",
