@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
 from dermrw.errors import UserError
 from dermrw.files import csv_text, expand_home, write_atomic
 from dermrw.inference.known_images import ImageHash
 
 FORMAT = 1  # of the file; to be raised if the hashes or the pixels that they are of change
+LONGEST_WAIT = 60  # seconds for another run's writing
 Key = tuple[str, int, int]  # absolute path, bytes, nanoseconds
 
 
@@ -30,15 +33,7 @@ class HashCache(NamedTuple):
         """Returns the cache of the hashes of pixels `[side, side, 3]`; a damaged file counts as empty."""
         folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         path = expand_home(folder) / "dermrw" / f"image_hashes_{side}_{FORMAT}.csv"
-        try:
-            text = path.read_text("utf-8", "surrogateescape")
-            entries: dict[Key, ImageHash] = {}
-            for name, *numbers in csv.reader(io.StringIO(text, newline="")):
-                size, modified, first, second = map(int, numbers)
-                entries[name, size, modified] = (first, second)
-            return cls(path, entries)
-        except (OSError, ValueError, csv.Error):
-            return cls(path, {})
+        return cls(path, _read(path))
 
     def get(self, path: str) -> ImageHash | None:
         """Returns the hashes of a file, or None if it is not in the cache or has changed."""
@@ -51,10 +46,23 @@ class HashCache(NamedTuple):
         self.entries.update({key: hashes[path] for path, key in keys.items() if key})
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = csv_text([*key, *value] for key, value in self.entries.items())
-            write_atomic(self.path, text.encode("utf-8", "surrogateescape"))
-        except (OSError, UserError) as error:
+            with FileLock(self.path.with_suffix(".lock"), timeout=LONGEST_WAIT):  # other runs may write it, too
+                text = csv_text([*key, *value] for key, value in (_read(self.path) | self.entries).items())
+                write_atomic(self.path, text.encode("utf-8", "surrogateescape"))
+        except (OSError, UserError) as error:  # of a lock, too: Timeout is an OSError
             print(f"The hashes are not kept: {error}", flush=True)
+
+
+def _read(path: Path) -> dict[Key, ImageHash]:
+    entries: dict[Key, ImageHash] = {}
+    try:
+        text = path.read_text("utf-8", "surrogateescape")
+        for name, *numbers in csv.reader(io.StringIO(text, newline="")):
+            size, modified, first, second = map(int, numbers)
+            entries[name, size, modified] = (first, second)
+    except (OSError, ValueError, csv.Error):
+        return {}
+    return entries
 
 
 def _key(path: str) -> Key | None:
