@@ -15,7 +15,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-table train-cifar eval score audit export challenge index box demo bench reproduce test test-all load replicas screenshots lint docs package format clean
+.PHONY: help install data check train-ham train-table train-cifar eval score audit export challenge index box demo bench reproduce test test-all backbones load replicas screenshots lint docs package format clean
 
 help: ## list the targets
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -99,6 +99,9 @@ test: $(READY) ## run the tests (ARGS="-m 'not slow'": without the browser and t
 
 test-all: $(READY) ## run all tests, and check the page wide and narrow, light and dark
 	DERMRW_ALL_LOOKS=1 $(PY) -m pytest -n auto --dist loadgroup $(ARGS)
+
+backbones: $(READY) ## test a network of each of timm's families (takes long)
+	DERMRW_ALL_BACKBONES=1 $(PY) -m pytest -n auto tests/reweight/test_timm_models.py tests/export/test_timm_export.py $(ARGS)
 
 load: $(READY) ## measure the demo with many concurrent users (ARGS="--users 20 --requests 2000")
 	PYTHONPATH=.:tests $(PY) tests/tools/load.py $(ARGS)

@@ -108,9 +108,13 @@ class Data(_Section):
 class Model(_Section):
     """The network."""
 
-    backbone: str = Field("efficientnet_b0", description="a torchvision classifier, small_cnn or cifar_alexnet")
+    backbone: str = Field(
+        "efficientnet_b0",
+        description="a torchvision classifier, efficientnet_lite0 to 2, timm/NAME, small_cnn or cifar_alexnet",
+    )
     weights: str = Field(
-        "imagenet", description="imagenet (from torchvision), none, or a file: a state dict or safetensors"
+        "imagenet",
+        description="imagenet (pretrained, from torchvision or timm), none, or a file: a state dict or safetensors",
     )
     freeze: Literal["none", "batch_norm", "backbone"] = Field(
         "none", description="batch_norm: its statistics stay fixed; backbone: only the last linear layer is trained"

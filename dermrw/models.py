@@ -1,4 +1,4 @@
-"""Networks by their torchvision names, with a head for our classes and a description of where the weights come from."""
+"""Networks by their torchvision or timm names, with a head for our classes and where their weights come from."""
 
 import difflib
 from pathlib import Path
@@ -13,14 +13,18 @@ from torchvision.models import get_model, get_model_weights, list_models
 from dermrw.config import Model
 from dermrw.errors import UserError
 from dermrw.images.preprocess import MEAN, STD
+from dermrw.timm_models import LITE_NAMES, PREFIX, is_timm, timm_names
+from dermrw.timm_models import create as create_timm
 from dermrw.weights import load_backbone
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 # googlenet and inception_v3 return auxiliary logits in train mode; squeezenet ends in a convolution
 UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
 
 
 def backbones() -> list[str]:
-    """Returns every valid value of `model.backbone`."""
+    """Returns the valid values of `model.backbone` that aren't models of timm."""
     return [*sorted(set(list_models(module=torchvision.models)) - UNFIT), *OWN]
 
 
@@ -95,14 +99,20 @@ def check_backbone(config: Model) -> None:
     Raises:
         UserError: the name is unknown; the message names similar ones.
     """
-    if config.backbone not in backbones():
-        similar = difflib.get_close_matches(config.backbone, backbones(), n=3) or backbones()
+    if config.backbone not in backbones() and not is_timm(config.backbone):
+        names = [PREFIX + name if name in backbones() else name for name in timm_names()]
+        similar = difflib.get_close_matches(config.backbone, [*backbones(), *names, *LITE_NAMES], n=3)
+        similar = similar or [*backbones(), f"{PREFIX}NAME"]
         raise UserError(f"model.backbone={config.backbone} is unknown: choose one of {', '.join(similar)}")
 
 
 def _untrained(backbone: str, classes: int) -> nn.Module:
     """Returns the network with random weights."""
-    return OWN[backbone](classes) if backbone in OWN else get_model(backbone, weights=None, num_classes=classes)
+    if backbone in OWN:
+        return OWN[backbone](classes)
+    if backbone in backbones():
+        return get_model(backbone, weights=None, num_classes=classes)
+    return create_timm(backbone, classes)[0]
 
 
 def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
@@ -117,6 +127,8 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
     origin = "trained from scratch"
     if config.weights == "none":
         model = _untrained(config.backbone, classes)
+    elif config.weights == "imagenet" and config.backbone not in backbones():
+        model, origin = create_timm(config.backbone, classes, pretrained=True)
     elif config.weights == "imagenet":
         weights = get_model_weights(config.backbone).DEFAULT
         try:
@@ -271,10 +283,24 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
-def to_input(pixels: Tensor, device: torch.device, channels_last: bool = False) -> Tensor:
-    """Converts pixels uint8 `[N, H, W, 3]` to the network's input, float `[N, 3, H, W]`, normalised as for ImageNet."""
+def pixel_statistics(model: nn.Module) -> Statistics:
+    """Returns mean and standard deviation, of pixels in [0, 1], that a network expects; ImageNet's by default."""
+    return getattr(getattr(model, "module", model), "pixel_statistics", (MEAN, STD))  # module: of a moving average
+
+
+def to_input(
+    pixels: Tensor, device: torch.device, channels_last: bool = False, statistics: Statistics = (MEAN, STD)
+) -> Tensor:
+    """Converts pixels uint8 `[N, H, W, 3]` to the network's input, float `[N, 3, H, W]`.
+
+    Args:
+        pixels: the images.
+        device: of the result.
+        channels_last: the memory layout of the result.
+        statistics: mean and standard deviation for the normalisation, see `pixel_statistics`.
+    """
     x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
-    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255
+    mean = torch.tensor(statistics[0], device=device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(statistics[1], device=device).view(1, 3, 1, 1) * 255
     x = (x.float() - mean) / std
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -14,6 +14,8 @@ from torchvision import models as tv
 
 from dermrw.models import CifarAlexNet, SmallCNN
 
+from . import timm_parts
+
 Layers = list[nn.Module]
 
 
@@ -116,6 +118,20 @@ class _ClassToken(nn.Module):
         return self.finish(tokens[:, :1], rest.transpose(1, 2))
 
 
+class _TimmClassToken(_ClassToken):
+    """The last block of one of timm's vision transformers for its class token alone, then the head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.model = model
+
+    def attended(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return timm_parts.attended(self.model, tokens)
+
+    def finish(self, token: Tensor, seen: Tensor) -> Tensor:
+        return timm_parts.finish(self.model, token, seen)
+
+
 def cut(model: nn.Module) -> Parts:
     """Returns the two parts of a network from `dermrw.models.build_model`. The layers are shared, not copied.
 
@@ -124,6 +140,11 @@ def cut(model: nn.Module) -> Parts:
     """
     if isinstance(model, tv.VisionTransformer):
         return Parts(_Tokens(model), _ClassToken(model), False)
+    if hasattr(model, "forward_features") and hasattr(model, "forward_head"):  # one of timm's
+        if timm_parts.has_class_token(model):
+            return Parts(timm_parts.Tokens(model), _TimmClassToken(model), False)
+        tokens = getattr(model, "num_prefix_tokens", None) is not None and hasattr(model, "fc_norm")
+        return Parts(timm_parts.Features(model), timm_parts.HeadOfMean(model, tokens), True)
     for kind, pooled in POOLED.items():
         if isinstance(model, kind):
             layers, head = pooled(model)

@@ -19,8 +19,10 @@ from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
 
+from .backbone_head import logits_and_map
 from .network import Exported
 from .pillow_resize import resize_graph
+from .timm_parts import require_equal
 
 OPSET = 20
 # Largest accepted difference: absolute for a probability; relative to the largest value for the activation map and the
@@ -48,6 +50,9 @@ def _quiet() -> Iterator[None]:
 def build(network: Exported, info: ModelInfo) -> onnx.ModelProto:
     """Returns the whole graph with metadata, from images of any size to the outputs."""
     example = torch.zeros(2, info.size, info.size, 3, dtype=torch.uint8)
+    noise = torch.randn(2, 3, info.size, info.size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        require_equal(network.model, logits_and_map(network.parts, noise)[0], noise, info.backbone)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # attention's fused kernel has no ONNX form
     try:

@@ -19,7 +19,7 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import OUTPUTS
-from dermrw.models import Head, backbones, build_model, embed, to_input
+from dermrw.models import Head, backbones, build_model, embed, pixel_statistics, to_input
 from dermrw.weights import encoder_state, safetensors_bytes
 
 TOLERANCE = 1e-4  # of an embedding, relative to the largest value
@@ -97,6 +97,7 @@ def _difference(model: nn.Module, classifier: Classifier) -> float:
     rng = np.random.default_rng
     pictures = [draw_lesion(code, rng([i, 0]), rng([i, 1]), 300, 400) for i, code in enumerate(DX)]
     pixels = np.stack([classifier.pixels(picture) for picture in pictures])
-    ours = embed(model, to_input(torch.from_numpy(pixels), torch.device("cpu"))).numpy()
+    x = to_input(torch.from_numpy(pixels), torch.device("cpu"), statistics=pixel_statistics(model))
+    ours = embed(model, x).numpy()
     theirs = classifier.run(pixels, *OUTPUTS)[2]
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-9))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Watch
-from dermrw.models import RecordedInputs, last_linear, to_input, views
+from dermrw.models import RecordedInputs, last_linear, pixel_statistics, to_input, views
 
 from .backbone_head import cut, logits_and_map
 
@@ -29,7 +29,7 @@ class Exported(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the four outputs that the class lists."""
-        x = to_input(pixels, pixels.device)
+        x = to_input(pixels, pixels.device, statistics=pixel_statistics(self.model))
         names = self.checks.familiarity.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
             logits, activation_map = logits_and_map(self.parts, x)

@@ -8,7 +8,7 @@ from dermrw.config import Data
 from dermrw.datasets.dataset import ImageSet
 from dermrw.datasets.pixels import ImageDataset, in_order
 from dermrw.evaluation.ood_score import IMAGES, Familiarity, Watch, describe, middle
-from dermrw.models import to_input
+from dermrw.models import pixel_statistics, to_input
 from dermrw.training.device import Placement
 from dermrw.training.logits import predict_logits
 
@@ -84,7 +84,7 @@ def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Place
     with Watch(model, names) as watch:
         model.eval()
         for images, _, _ in in_order(ImageDataset(part, data, progress="of the training split", once=True), batch_size):
-            model(to_input(images, choice.device, choice.channels_last))
+            model(to_input(images, choice.device, choice.channels_last, pixel_statistics(model)))
             found.append(describe(watch.take()).float().cpu())
     return Familiarity.fit(names, torch.cat(found).numpy())
 

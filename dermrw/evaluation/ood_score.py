@@ -35,8 +35,13 @@ LEAST_VARIANCE = 0.01  # of a principal component, relative to the mean over all
 GREATEST_CONDITION = 1e4  # largest variance over smallest
 
 
-def _positions(x: Tensor) -> tuple[int, int] | None:
-    """Returns the two spatial axes of a map `[N, D, h, w]`, or `[N, h, w, D]` as in Swin; None if it is not a map."""
+def _positions(x: Tensor) -> tuple[int, ...] | None:
+    """Returns the spatial axes of a map `[N, D, h, w]`, or `[N, h, w, D]` as in Swin, or of tokens `[N, T, D]`.
+
+    It returns None for other outputs.
+    """
+    if x.ndim == 3:
+        return (1,)
     if x.ndim != 4:
         return None
     if x.shape[2] == x.shape[3]:
@@ -86,18 +91,24 @@ class Watch:
 def middle(model: nn.Module, size: int) -> tuple[str, ...]:
     """Returns the names of the last block of every scale from a quarter to a sixteenth of `size`.
 
-    If there is no block in this range, it returns the last block of every scale.
+    If there is no block in this range, it returns the last block of every scale. If blocks return tokens alone, as in
+    timm's vision transformers, it returns the block in the middle.
 
     Raises:
-        ValueError: no block outputs a map.
+        ValueError: no block outputs a map or tokens.
     """
     with torch.no_grad(), Watch(model, tuple(name for name, _ in blocks(model))) as watch:
         model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
     sides: dict[int, str] = {}  # the last block of each side wins
+    tokens = []
     for name, given in watch.maps.items():
         axes = _positions(given) if isinstance(given, Tensor) else None
-        if axes:
+        if axes == (1,):
+            tokens.append(name)
+        elif axes:
             sides[given.shape[axes[0]]] = name
+    if tokens and not sides:
+        return (tokens[len(tokens) // 2],)
     kept = tuple(name for side, name in sides.items() if size // 16 <= side <= size // 4)
     if not sides:
         raise ValueError("no block of this network returns a feature map")

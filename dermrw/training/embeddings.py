@@ -29,7 +29,7 @@ from dermrw.datasets.pixel_cache import source_key, thread_count
 from dermrw.errors import UserError
 from dermrw.files import reserve
 from dermrw.images.preprocess import center_crop, resized_pixels
-from dermrw.models import Head, embed, last_linear, to_input
+from dermrw.models import Head, embed, last_linear, pixel_statistics, to_input
 from dermrw.training.device import Placement
 from dermrw.training.distributed import Job
 from dermrw.training.loop import Loop
@@ -226,7 +226,9 @@ def _compute(
             total=total, desc="embeddings", unit="view", leave=False, mininterval=1, disable=not job.leads
         ) as bar:
             for number, task, pixels in zip(pending, todo, _batches(todo, config), strict=True):
-                x = to_input(torch.from_numpy(pixels), placement.device, placement.channels_last)
+                x = to_input(
+                    torch.from_numpy(pixels), placement.device, placement.channels_last, pixel_statistics(network)
+                )
                 found = embed(network, x).float().cpu().numpy().reshape(task.stop - task.start, task.views, -1)
                 for view in range(task.views):
                     row = task.first_row + view * len(task.images)

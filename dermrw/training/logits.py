@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.datasets.pixels import ImageDataset, in_order
-from dermrw.models import to_input, views
+from dermrw.models import pixel_statistics, to_input, views
 from dermrw.training.device import Placement
 
 
@@ -36,7 +36,7 @@ def predict_logits(
     model.eval()
     parts = []
     for images, _, _ in in_order(pixels, batch_size):
-        x = to_input(images, placement.device, placement.channels_last)
+        x = to_input(images, placement.device, placement.channels_last, pixel_statistics(model))
         outputs = [model(x)]
         if after_plain_view is not None:
             after_plain_view(images)

@@ -19,7 +19,7 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.formatting import duration
 from dermrw.metrics.classification import balanced_accuracy
-from dermrw.models import to_input, train_mode
+from dermrw.models import pixel_statistics, to_input, train_mode
 from dermrw.objectives import Batch, Objective
 from dermrw.reweight.meta_step import sum_over
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
@@ -130,7 +130,9 @@ class Loop:
             pixels = ImageDataset(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
             meta = ImageDataset(self.splits.meta, data, once=True)
             images, labels, _ = next(in_order(meta, len(meta)))
-            meta_x = to_input(images, self.placement.device, self.placement.channels_last)
+            meta_x = to_input(
+                images, self.placement.device, self.placement.channels_last, pixel_statistics(self.network)
+            )
             self.images = EpochImages(size, pixels, meta_x, labels.to(self.placement.device))
         return self.images
 
@@ -173,7 +175,7 @@ class Loop:
 
     def to_x(self, images: Tensor) -> Tensor:
         """Converts what `examples` returns to the input of the trained module."""
-        return to_input(images, self.placement.device, self.placement.channels_last)
+        return to_input(images, self.placement.device, self.placement.channels_last, pixel_statistics(self.network))
 
     def meta_set(self) -> tuple[Tensor, Tensor]:
         """Returns the inputs and the labels of the meta set."""
