@@ -16,6 +16,7 @@ import onnx
 
 from dermrw.config import load_config
 from dermrw.datasets.dataset import Splits, load_splits, resolve_root, true_labels
+from dermrw.datasets.table import is_distinctive
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
 from dermrw.images.preprocess import evaluation_pixels
@@ -41,6 +42,8 @@ def known_images(splits: Splits, size: int) -> KnownImages:
 
     parts = [getattr(splits, name) for name in PARTS]
     ids = [name for part in parts for name in part.table["image_id"]]
+    if splits.facts is not None:  # names such as `1` also belong to other people's images: hashes must find these
+        ids = [name for name in ids if is_distinctive(name)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         hashes = pool.map(hashed, (source for part in parts for source in part.sources))
         return KnownImages.of(ids, (value for value in hashes if value is not None))

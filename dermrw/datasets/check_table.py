@@ -61,7 +61,9 @@ def check_table(path: Path, folder: Path | None = None) -> None:
         print_list(f"{unit if unit != 'images' else 'groups'} in two splits", conflicts.divided_groups)
     warnings = unlike(decoded.pictures, images.folder)
     print("\n".join(warnings), end="\n" if warnings else "")
-    faults = [f"{len(missing):,} images are missing"] * bool(missing) + [f"{len(bad):,} can't be read"] * bool(bad)
+    faults = [f"{len(missing):,} images are missing"] * bool(missing) + [f"{len(bad):,} images can't be read"] * bool(
+        bad
+    )
     faults += conflicts.errors
     if faults:
         raise UserError(f"{images.source}: {'; '.join(faults)}")

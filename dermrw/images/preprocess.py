@@ -224,7 +224,7 @@ def check_size(image: Image.Image, name: object) -> None:
     if width * height > MOST_PIXELS:
         raise UserError(f"{described}, more than {MOST_PIXELS:,}: shrink it")
     if min(width, height) < LEAST_SIDE:
-        raise UserError(f"{described}, too few to show a lesion: take a larger copy of it")
+        raise UserError(f"{described}, too few to classify: take a larger copy of it")
     if max(width, height) > MOST_ELONGATED * min(width, height):
         raise UserError(f"{described}, too long and narrow for a photograph: is it one?")
 

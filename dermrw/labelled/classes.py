@@ -139,7 +139,7 @@ def _classes_of(codes: set[str], published: PublishedSet | None, source: Path) -
     bad = dict(zip(DX, HAM_CLASSES.malignant or (), strict=True))
     if {fold(code) for code in codes} == {MALIGNANT, BENIGN}:
         return Classes(order, order, order, tuple(fold(code) == MALIGNANT for code in order))
-    if not published:
+    if not published and not codes <= {*DX, MALIGNANT, BENIGN}:
         return Classes(order, order, order, None)
     names = dict(zip(DX, HAM_CLASSES.names, strict=True))
     stated = [bad.get(code, states_malignancy(code)) for code in order]

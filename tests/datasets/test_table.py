@@ -10,6 +10,7 @@ from PIL import Image
 
 from dermrw.config import Data, load_config
 from dermrw.datasets.dataset import Splits, load_splits, resolve_root
+from dermrw.datasets.table import is_distinctive
 from dermrw.datasets.verify import check
 from dermrw.diagnoses import DX, Classes
 from dermrw.errors import UserError
@@ -317,3 +318,14 @@ def test_check_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "  0_0\n" in capsys.readouterr().out
     with pytest.raises(UserError, match="--images is an option for a table"):
         check(None, tmp_path)
+
+
+def test_ids_that_may_name_other_peoples_images_too() -> None:
+    assert all(is_distinctive(name) for name in ("ISIC_0024306", "a/IMG_20240131.jpg", "123456"))
+    assert not any(is_distinctive(name) for name in ("1", "mel/0001.jpg", "image 12", "20240131/3.png"))
+
+
+def test_codes_of_ham10000_state_what_is_malignant(tmp_path: Path) -> None:
+    mixed = load(patients(tmp_path / "a", ("nv", "mel", "benign"))).classes
+    assert mixed.codes == ("benign", "mel", "nv") and mixed.malignant == (False, True, False)
+    assert load(patients(tmp_path / "b", ("nv", "mel"))).classes.columns == ("MEL", "NV")
