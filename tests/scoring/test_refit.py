@@ -188,3 +188,18 @@ def test_targets_are_checked_first(
     error = capsys.readouterr().err
     assert "nothing can be refitted on these images" in error and "images of mel have 4 groups, and 12" in error
     assert not (tmp_path / "out").exists() and not (tmp_path / "new.onnx").exists()
+
+
+def test_figures_of_replaced_thresholds_are_deleted_where_classes_are_absent(
+    run_score: Callable[..., int], tmp_path: Path
+) -> None:
+    lines = (tmp_path / "mine.csv").read_text().splitlines()
+    (tmp_path / "mine.csv").write_text("\n".join(lines[: 1 + 2 * PER_CLASS]))  # melanomas and nevi
+    new = tmp_path / "two.onnx"
+    assert run_score("model.onnx", "--refit", str(new)) == 0
+    old, info = Classifier(tmp_path / "model.onnx", "cpu").info, Classifier(new, "cpu").info
+    assert info.refit and info.refit.fields == ("covered", "thresholds") and info.refit.classes == ("mel", "nv")
+    assert info.thresholds[2:] == old.thresholds[2:] and info.covered is None and info.refit.covered
+    assert (info.score, info.triage, info.prevalence) == (old.score, old.triage, old.prevalence)
+    card = new.with_suffix(".md").read_text()
+    assert "triage threshold |" not in card and "malignant images have 12 groups, and 25 are needed" in card
