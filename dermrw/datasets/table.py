@@ -104,7 +104,10 @@ def class_file(root: Path, data: Data) -> ClassFile | None:
 
 def read_images(data: Data, root: Path) -> LabelledImages:
     """Returns the images of a table or folder with the labels that the user gives them."""
-    declared = class_file(root, data)
+    try:
+        declared = class_file(root, data)
+    except UserError:  # `read_table` reports it; a run that exists does not need the file
+        declared = None
     names = {fold(d.dx) for d in DIAGNOSES} | {fold(d.column) for d in DIAGNOSES} | {"ak", "scc"}
     names |= set(declared.code_of) if declared else set()
     images = expand_home(data.images) if data.images else None

@@ -37,6 +37,7 @@ from dermrw.training.device import Placement, choose_device, environment, keep_f
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
+MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "train.device")  # keys that eval accepts
 TRUSTED_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (
     "Embedded sample: pictures drawn by dermrw, not photographs of skin. These figures only show that the software "
@@ -245,9 +246,9 @@ def with_overrides(config: Config, run: Path, overrides: Sequence[str], program:
         UserError: another key, or an invalid value.
     """
     for item in overrides:
-        if item.partition("=")[0] not in ("data.root", "data.extra", "data.extra_images", "train.device"):
+        if item.partition("=")[0] not in MOVABLE:
             raise UserError(
                 f"{program} can't change {item} of a run: override only data.root=FOLDER, "
-                "data.extra=TABLE, data.extra_images=FOLDER and train.device=NAME"
+                "data.images=FOLDER, data.extra=TABLE, data.extra_images=FOLDER and train.device=NAME"
             )
     return load_config(run / "config.yaml", overrides) if overrides else config

@@ -67,7 +67,7 @@ def test_patients_are_whole_and_every_split_has_every_class(tmp_path: Path) -> N
 def test_a_run_reads_its_split_back(tmp_path: Path) -> None:
     path = patients(tmp_path)
     splits = load(path)
-    (tmp_path / CLASS_FILE).write_text("classes: [dog, cat]")  # a later class file does not change a run
+    (tmp_path / CLASS_FILE).write_text("classes: [dog, cow")  # a later class file, even a bad one, is not read
     data = Data(name="table", root=str(path))
     again = load_splits(data, path, splits.table, facts=splits.facts)
     assert again.classes == splits.classes and again.test.sources == splits.test.sources
