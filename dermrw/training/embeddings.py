@@ -5,13 +5,14 @@ in the run folder. The name of the file contains a digest of everything that the
 other weights, images or settings are never used. An interrupted pass continues where it stopped.
 """
 
+import copy
 import hashlib
 import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -29,13 +30,13 @@ from dermrw.datasets.pixel_cache import source_key, thread_count
 from dermrw.errors import UserError
 from dermrw.files import reserve
 from dermrw.images.preprocess import center_crop, resized_pixels
-from dermrw.models import Head, embed, last_linear, pixel_statistics, to_input
+from dermrw.models import Head, last_linear, to_input
 from dermrw.training.device import Placement
 from dermrw.training.distributed import Job
 from dermrw.training.loop import Loop
 
-BATCH = 64  # rows of a forward pass
-FORMAT = "1"  # part of the digest: a change of the layout or of the computation outdates old files
+BATCH = 32  # rows of a forward pass
+FORMAT = "2"  # part of the digest: a change of the layout or of the computation outdates old files
 FLUSH_SECONDS = 5.0  # at most this much of the pass is lost in a power cut
 
 
@@ -225,16 +226,12 @@ def _compute(
         with tqdm(
             total=total, desc="embeddings", unit="view", leave=False, mininterval=1, disable=not job.leads
         ) as bar:
-            for number, task, pixels in zip(pending, todo, _batches(todo, config), strict=True):
-                x = to_input(
-                    torch.from_numpy(pixels), placement.device, placement.channels_last, pixel_statistics(network)
-                )
-                found = embed(network, x).float().cpu().numpy().reshape(task.stop - task.start, task.views, -1)
+            for number, task, found in zip(pending, todo, _embedded(todo, network, config, placement), strict=True):
                 for view in range(task.views):
                     row = task.first_row + view * len(task.images)
                     target[row + task.start : row + task.stop] = found[:, view]
                 finished.append(int(number))
-                bar.update(len(pixels))
+                bar.update(found.shape[0] * found.shape[1])
                 if time.monotonic() - saved > FLUSH_SECONDS:
                     flush()
                     saved = time.monotonic()
@@ -244,23 +241,53 @@ def _compute(
     print(f"{total:,} embeddings in {seconds:.0f} s, {total / max(seconds, 1e-9):.0f} per second", flush=True)
 
 
-def _batches(tasks: Iterable[Task], config: Config) -> Iterator[np.ndarray]:
-    """Yields the pixels uint8 `[images x views, size, size, 3]` of each task; threads read two tasks ahead."""
+def _embedded(tasks: Sequence[Task], network: nn.Module, config: Config, placement: Placement) -> Iterator[np.ndarray]:
+    """Yields the embeddings float32 `[images, views, D]` of each task, in order.
+
+    Each of several threads reads the images of a task and computes their forward pass. On a CPU, the pass itself uses
+    one thread. This is faster than a pass in several threads, which wait for each other at every layer.
+    """
     read = view_reader(config.data.size, config.data.augment, config.train.seed)
-    with ThreadPoolExecutor(thread_count()) as pool:
+    backbone = without_head(network)
+    device = placement.device
+    threads = min(8, torch.get_num_threads()) if device.type == "cpu" else thread_count()
 
-        def submit(task: Task) -> list:
-            return [pool.submit(read, task.images, i, task.views) for i in range(task.start, task.stop)]
+    def compute(task: Task) -> np.ndarray:
+        pixels = np.concatenate([read(task.images, i, task.views) for i in range(task.start, task.stop)])
+        found = embed_pixels(backbone, pixels, placement)
+        return found.reshape(task.stop - task.start, task.views, -1)
 
+    def start_thread() -> None:
+        if device.type == "cpu":
+            torch.set_num_threads(1)  # of this thread
+
+    own = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=start_thread) as pool:
         remaining = iter(tasks)
-        ahead = [submit(task) for task in itertools.islice(remaining, 2)]
+        ahead = [pool.submit(compute, task) for task in itertools.islice(remaining, 2 * threads)]
         try:
             while ahead:
-                pixels = np.concatenate([future.result() for future in ahead.pop(0)])
-                ahead += [submit(task) for task in itertools.islice(remaining, 1)]
-                yield pixels
+                found = ahead.pop(0).result()
+                ahead += [pool.submit(compute, task) for task in itertools.islice(remaining, 1)]
+                yield found
         finally:
             pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(own)
+
+
+def without_head(network: nn.Module) -> nn.Module:
+    """Returns a copy of the network in eval mode, `[N, 3, H, W]` -> embeddings, which threads can share."""
+    backbone = copy.deepcopy(network).eval()
+    parent, _, attribute = Head(backbone).name.rpartition(".")
+    setattr(backbone.get_submodule(parent), attribute, nn.Identity())
+    return backbone
+
+
+@torch.inference_mode()
+def embed_pixels(backbone: nn.Module, pixels: np.ndarray, placement: Placement) -> np.ndarray:
+    """Returns the embeddings float32 `[N, D]` of pixels uint8 `[N, size, size, 3]`."""
+    x = to_input(torch.from_numpy(pixels), placement.device, placement.channels_last)
+    return backbone(x).flatten(1).float().cpu().numpy()
 
 
 class HeadLoop(Loop):
