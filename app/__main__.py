@@ -54,8 +54,12 @@ def read_password(path: Path | None) -> str:
             if os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o077:
                 print(f"Other users of this machine can read {path}: run chmod 600 {path}")
             password = file.read(10_000).decode("utf-8-sig").partition("\n")[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the password file {path} can't be read: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"the password file {path} is not text in UTF-8: write the password in its first line"
+        ) from None
+    except OSError as error:
+        raise UserError(f"the password file {path} can't be read ({error.strerror}): name another file") from None
     if len(password) < 8:
         raise UserError(f"the first line of {path} must be a password of at least 8 characters")
     return password
@@ -88,7 +92,7 @@ def bind_socket(host: str, port: int | None) -> socket.socket:
     raise UserError(f"no port from {PORT} to {PORT + 99} of {host} can be used: choose one with --port")
 
 
-def main(command_line: Sequence[str] | None = None, program: str = "app") -> None:
+def main(command_line: Sequence[str] | None = None, program: str = "python -m app") -> None:
     """Runs the command. A user's mistake ends it with one sentence and status 2.
 
     Args:

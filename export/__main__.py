@@ -231,7 +231,7 @@ def _pictures(splits: Splits | None) -> tuple[list[npt.NDArray[np.uint8]], str]:
     return drawn, "drawn pictures"
 
 
-def main(command_line: Sequence[str] | None = None, program: str = "export") -> None:
+def main(command_line: Sequence[str] | None = None, program: str = "python -m export") -> None:
     """Runs the export. A user error prints one sentence and exits with status 2.
 
     Args:

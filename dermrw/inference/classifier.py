@@ -120,7 +120,9 @@ class Classifier:
         except UserError:
             raise
         except Exception as error:  # ONNX Runtime's errors have no common base class
-            raise UserError(f"{path} is not a model that can be loaded: {_short(error)}") from None
+            raise UserError(
+                f"{path} is not a model that can be loaded: name a file that `dermrw export` wrote ({_short(error)})"
+            ) from None
         self.path = path
         self._device, self._threads = device, threads
         self.digest = hashlib.sha256(content).hexdigest()  # SHA-256 of the file

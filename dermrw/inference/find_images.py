@@ -96,7 +96,7 @@ def find_images(paths: Iterable[Path]) -> InputFiles:
         elif path.exists():
             add(path, path.parent)
         else:
-            raise UserError(f"there is no file or folder {path}")
+            raise UserError(f"there is no file or folder {path}: name images, or folders of images")
     ids = _distinct_ids(found)
     images: dict[str, Path] = {}
     for name, path in zip(ids, files, strict=True):

@@ -47,8 +47,8 @@ from dermrw.reweight.tangents import RULES
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
-# the method for a model's derivatives, an index into _WAYS; models that are absent use the first method
-_WAY: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
+# of each model, the method for its derivatives, an index into _METHODS; other models use the first
+_METHOD_OF: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -197,25 +197,27 @@ def outputs_along(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> 
 def _along(
     model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
 ) -> tuple[Tensor, Tensor]:
-    """Computes `losses_along` by the first method in `_WAYS` that supports the model."""
+    """Computes `losses_along` by the first method in `_METHODS` that supports the model."""
     # for restoring the model's buffers and the random state after a pass that met an operator without a rule
     buffers = _Buffers(model)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     stream, streams = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
     while True:
-        way = _WAY.get(model, 0)
+        method = _METHOD_OF.get(model, 0)
         try:
             with _eagerly():
-                losses, slopes = _WAYS[way](model, x, y, direction, loss)
+                losses, slopes = _METHODS[method](model, x, y, direction, loss)
             return losses, slopes.detach()
         except RuntimeError as error:
             # TorchScript wraps every exception in an error type of its own
             scripted = "TorchScript" in str(error)
-            if not (scripted or isinstance(error, NotImplementedError)) or way + 1 == len(_WAYS):
+            if not (scripted or isinstance(error, NotImplementedError)) or method + 1 == len(_METHODS):
                 raise
-            _WAY[model] = len(_WAYS) - 1 if scripted or isinstance(error, OnlyInReverse) else way + 1
-            method = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[_WAY[model]]
-            warnings.warn(f"the weights come from {method}: {str(error).splitlines()[0]}", stacklevel=4)
+            _METHOD_OF[model] = len(_METHODS) - 1 if scripted or isinstance(error, OnlyInReverse) else method + 1
+            description = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[
+                _METHOD_OF[model]
+            ]
+            warnings.warn(f"the weights come from {description}: {str(error).splitlines()[0]}", stacklevel=4)
         buffers.put_back()
         torch.set_rng_state(stream)
         for device, state in streams.items():
@@ -283,7 +285,7 @@ def _by_reverse(
     return losses, torch.autograd.grad(sum(inner, v.sum() * 0), v)[0]
 
 
-_WAYS = (_by_rules, recorded_losses_along, _by_reverse)
+_METHODS = (_by_rules, recorded_losses_along, _by_reverse)
 
 
 def reweighted_losses(
