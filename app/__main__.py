@@ -117,7 +117,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args(command_line)
-    with plain_endings(program, "demo"):
+    with plain_endings(program.removeprefix("python -m "), "demo"):
         classifier = Classifier(find_model(arguments.model), arguments.device)
         password = read_password(arguments.password_file)
         is_own = own_names(arguments.host, arguments.allow_host)

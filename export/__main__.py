@@ -253,7 +253,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ex
     if arguments.run and "=" in arguments.run:
         overrides.insert(0, arguments.run)
         arguments.run = None
-    with plain_endings(program):
+    with plain_endings(program.removeprefix("python -m ")):
         if arguments.encoder:
             if overrides:
                 parser.error(f"--encoder takes no key=value, such as {overrides[0]}")

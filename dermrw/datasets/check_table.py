@@ -6,7 +6,14 @@ import pandas as pd
 
 from dermrw.config import Data
 from dermrw.datasets.readable import print_list, read_all, unlike
-from dermrw.datasets.table import TableImages, find_conflicts, read_table, with_checked_splits
+from dermrw.datasets.table import (
+    TableImages,
+    choose_meta,
+    find_conflicts,
+    read_table,
+    split_groups,
+    with_checked_splits,
+)
 from dermrw.errors import UserError
 from dermrw.images.formats import is_image_file
 from dermrw.labelled.folder import data_files, matching
@@ -67,6 +74,12 @@ def check_table(path: Path, folder: Path | None = None) -> None:
     faults += conflicts.errors
     if faults:
         raise UserError(f"{images.source}: {'; '.join(faults)}")
+    try:
+        meta = choose_meta(table, images.facts.classes, data, images)
+        split_groups(table[~table["lesion_id"].isin(meta["lesion_id"])], images.facts.classes.codes, data, images)
+    except UserError as error:
+        print(f"warning: training with the default splits and meta set will stop: {error}")
+        return
     print("No fault found.")
 
 

@@ -13,6 +13,8 @@ from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.labelled.folder import folder_counts, relative
 
+TABLES = (".csv", ".tsv", ".tab", ".txt")  # endings of tables
+
 
 def check(folder: Path | None, images: Path | None = None) -> None:
     """Prints a summary of a HAM10000 folder and of the official sets next to it, or of a user's own table or folder.
@@ -23,6 +25,8 @@ def check(folder: Path | None, images: Path | None = None) -> None:
         UserError: HAM10000 is not found, its files contradict each other, or images are missing or unreadable (after
             the summary). Of a table or folder also: an image has two classes or splits, or a group has two splits.
     """
+    if folder is not None and folder.suffix.lower() in TABLES and not folder.exists():
+        raise UserError(f"the table {folder} does not exist: name a CSV with the columns image and label")
     if folder is not None and is_own_data(folder):
         check_table(folder, images)
         return

@@ -26,7 +26,8 @@ from dermrw.evaluation.calibration import fit as fit_calibration
 from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
 from dermrw.evaluation.predict import Predictor, load_best, softmax
 from dermrw.files import require_writable, write_atomic
-from dermrw.metrics.classification import balanced_accuracy, bootstrap_interval, score_weights
+from dermrw.metrics.classification import balanced_accuracy, score_weights
+from dermrw.metrics.intervals import score_intervals
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import TrainingHistory, write_html
 from dermrw.reports.report_json import ScoredSet, build_report, compare_lesion_rules
@@ -154,7 +155,7 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
         "validation": {
             "images": len(valid),
             "balanced_accuracy_as_trained": balanced_accuracy(as_trained, valid.labels),
-            "interval_95": bootstrap_interval(as_trained, valid.labels, lesions).balanced_accuracy,
+            "interval_95": score_intervals(as_trained, valid.labels, lesions).balanced_accuracy,
         },
         "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
         "evaluated": time.strftime("%Y-%m-%d"),

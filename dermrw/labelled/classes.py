@@ -91,7 +91,10 @@ def assign_classes(
 
 
 def _own_name(label: str, published: PublishedSet | None) -> str:
-    return "" if published and fold(label) in ("unk", "unknown", "indeterminate") else label
+    without_class = {"unk", "unknown", "indeterminate"}
+    if published and set(published.codes.values()) - {BENIGN, MALIGNANT}:  # it has diagnoses: these two are none
+        without_class |= {"benign", "malignant"}
+    return "" if published and fold(label) in without_class else label
 
 
 def _declared_codes(counts: Counter[str], known: dict[str, str], declared: ClassFile, source: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from dermrw.csv_table import parse_csv_table
@@ -169,7 +170,9 @@ def _read_table(
         labels = [published.label(dict(zip(named.columns, row, strict=True))) for row in named.to_numpy().tolist()]
     else:
         labels = _labels(frame, image, column, classes, source)
-    frame = frame if alone else _with_sibling(frame, image, source)
+    sibling = ""
+    if not alone and "label" not in column:  # a published ground truth; a table of the user's own stands alone
+        frame, sibling = _with_sibling(frame, image, source)
     column = {name.casefold(): name for name in frame.columns}
     absent = [name for name in by if name.casefold() not in column]
     if absent:
@@ -199,7 +202,9 @@ def _read_table(
             parts[column[name.casefold()]] = frame[column[name.casefold()]].tolist()
             extra.append(column[name.casefold()])
     table = pd.DataFrame(parts, index=frame.index)
-    table["lesion_id"], unit, notes = _groups(frame, column, table["image_id"])
+    table["lesion_id"], unit, notes = _groups(frame, column, table["image_id"], texts)
+    if sibling:
+        notes.append(f"groups and further columns are those of {sibling}, next to the table")
     table["line"] = table.index
     table, repeats = _without_repeats(table, source)
     notes += repeats
@@ -233,10 +238,13 @@ def _labels(
     return [hot[i] for i in numbers.to_numpy().argmax(axis=1)]
 
 
-def _with_sibling(frame: pd.DataFrame, image: str, source: Path) -> pd.DataFrame:
-    """The table with the columns of a table next to it that names a group for each image, as ISIC's metadata does."""
+def _with_sibling(frame: pd.DataFrame, image: str, source: Path) -> tuple[pd.DataFrame, str]:
+    """The table with the columns of a table next to it that names a group for each image, as ISIC's metadata does.
+
+    The second value is the name of that table, or empty.
+    """
     if {name.casefold() for name in frame.columns}.intersection(GROUP_COLUMNS):
-        return frame
+        return frame, ""
     for path in sorted(source.parent.glob("*.csv")):
         if path.samefile(source):
             continue
@@ -251,8 +259,8 @@ def _with_sibling(frame: pd.DataFrame, image: str, source: Path) -> pd.DataFrame
             known = {name.casefold() for name in frame.columns}
             other = other.drop_duplicates(key).set_index(key)
             wanted = [name for name in other.columns if name.casefold() not in known]
-            return frame.assign(**{name: frame[image].map(other[name]) for name in wanted})
-    return frame
+            return frame.assign(**{name: frame[image].map(other[name]) for name in wanted}), path.name
+    return frame, ""
 
 
 def _ids(texts: Sequence[str]) -> list[str]:
@@ -264,22 +272,48 @@ def _ids(texts: Sequence[str]) -> list[str]:
     return [name if len(texts_of[name]) == 1 else text for name, text in zip(short, texts, strict=True)]
 
 
-def _groups(frame: pd.DataFrame, column: dict[str, str], ids: pd.Series) -> tuple[list[str], str, list[str]]:
-    """The group of each row, the unit of resampling, and notes. A group column overrides patients, these lesions."""
+def _groups(
+    frame: pd.DataFrame, column: dict[str, str], ids: pd.Series, texts: Sequence[str]
+) -> tuple[list[str], str, list[str]]:
+    """The group of each row, the unit of resampling, and notes. A column `group` overrides patients and lesions.
+
+    Rows that share a patient, a lesion or the image belong to one group, also indirectly: a lesion is not divided
+    where the patient is known for some of its images only.
+    """
     names = [name for name in GROUP_COLUMNS if name in column]
     names = ["group"] if "group" in names else names
-    groups = [""] * len(frame)
+    first: dict[str, int] = {}  # a row with this value
+    parents = list(range(len(frame)))
+
+    def root(row: int) -> int:
+        while parents[row] != row:
+            parents[row] = parents[parents[row]]
+            row = parents[row]
+        return row
+
+    def join(row: int, value: str) -> None:
+        parents[root(row)] = root(first.setdefault(value, row))
+
+    named = [""] * len(frame)  # the coarsest name of each row's group
     used = []
     for name in names:
         values = [str(value).strip() for value in frame[column[name]]]
-        filled = [not group and value.casefold() not in MISSING for group, value in zip(groups, values, strict=True)]
-        if any(filled):
+        filled = [value.casefold() not in MISSING for value in values]
+        if any(take and not known for take, known in zip(filled, named, strict=True)):
             used.append(name)
-        groups = [
-            f"{name} {value}" if take else group for group, value, take in zip(groups, values, filled, strict=True)
-        ]
+        for row in np.flatnonzero(filled).tolist():
+            join(row, f"{name} {values[row]}")
+            named[row] = named[row] or f"{name} {values[row]}"
     if not used:
         return ids.tolist(), "images", []
+    for row, text in enumerate(texts):
+        join(row, f"image {text}")
+    of_group: dict[int, str] = {}
+    for name in names:  # patients name a group before lesions do
+        for row, value in enumerate(named):
+            if value.startswith(f"{name} "):
+                of_group.setdefault(root(row), value)
+    groups = [of_group.get(root(row), "") for row in range(len(frame))]
     units = {GROUP_COLUMNS[name] for name in used}
     alone = sum(not group for group in groups)
     notes = [f"{alone:,} of {len(groups):,} images have no group and count as groups of their own"] if alone else []

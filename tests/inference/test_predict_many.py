@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -204,7 +205,9 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
 def started(model: Path, out: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "dermrw", "predict", str(model), str(folder), "--csv", str(out), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(line, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload]
+    # Ctrl-C has its effect, even if the tests were started in the background of a shell, which ignores it
+    ready = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(line, text=True, start_new_session=True, preexec_fn=ready, **pipes)  # type: ignore[call-overload]
 
 
 def children(pid: int) -> list[int]:

@@ -169,3 +169,23 @@ def test_binary_truth_of_models_with_other_classes(info: ModelInfo) -> None:
     for malignant in (None, (True, True, True)):
         with pytest.raises(UserError, match="does not state malignant and benign classes"):
             find_truth(["malignant", "benign"], three.model_copy(update={"malignant": malignant}), {})
+
+
+def test_a_lesion_is_whole_where_some_of_its_images_lack_the_patient(tmp_path: Path) -> None:
+    rows = [("a", "P1", "L1"), ("b", "", "L1"), ("c", "P1", "L2"), ("d", "", "L3"), ("e", "P2", ""), ("a", "P3", "")]
+    text = "image,label,patient_id,lesion_id\n" + "".join(f"{i},nv,{p},{lesion}\n" for i, p, lesion in rows)
+    for name in "abcde":
+        Image.new("RGB", (40, 40)).save(tmp_path / f"{name}.png")
+    (tmp_path / "t.csv").write_text(text)
+    table = read_labelled_images(tmp_path / "t.csv").table.set_index("image_id")
+    groups = table["lesion_id"]
+    assert groups["a"] == groups["b"] == groups["c"]  # also through the second row of a, whose patient is another
+    assert groups.nunique() == 3 and groups["d"] == "lesion_id L3" and groups["e"] == "patient_id P2"
+
+
+def test_other_tables_next_to_a_table_of_ones_own_are_not_read(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "mine.csv").write_text("image,label\na,nv\n")
+    (tmp_path / "old.csv").write_text("image,group,split\na,G1,test\n")
+    labelled = read_labelled_images(tmp_path / "mine.csv")
+    assert labelled.unit == "images" and "split" not in labelled.table and labelled.table["lesion_id"].tolist() == ["a"]

@@ -141,7 +141,7 @@ def test_ham_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     root = parse(source)
     text = words(root)
     assert len(source) < 1_500_000
-    for title in ("Class by class", "ROC curves", "Training", "learned weights", "confident mistakes", "Groups of"):
+    for title in ("Class by class", "ROC curves", "Training", "learned weights", "confident mistakes", "Subgroups"):
         assert title in text
     assert "CC BY-NC 4.0, ViDIR Group, Medical University of Vienna" in text
     assert "Not a medical device" in text
@@ -238,7 +238,7 @@ def test_ten_classes_without_groups(tmp_path: Path) -> None:
     root = parse(html(tmp_path, made(scored), scored))
     text = words(root)
     assert "automobile" in text and "guessing, 10.0" in text
-    for word in ("lesion", "ViDIR", "malignant against", "Groups of", "diagnoses"):
+    for word in ("lesion", "ViDIR", "malignant against", "Subgroups", "diagnoses"):
         assert word not in text
     assert any("pixelated" in image.get("class", "") for image in root.iter(f"{HTML}img"))
 
