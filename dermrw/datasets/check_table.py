@@ -28,8 +28,10 @@ def is_own_data(path: Path) -> bool:
         return False
     if matching(files, path, "*Task3_Training_GroundTruth"):
         return False
-    classes = {file.relative_to(path).parts[0] for file in files if file.parent != path and is_image_file(file)}
-    return len(classes) > 1
+    images = [file for file in files if file.parent != path and is_image_file(file)]
+    classes = {file.relative_to(path).parts[0] for file in images}
+    # a single folder of archive ids is that of HAM10000 without its table
+    return len(classes) > 1 or (len(classes) == 1 and not any(file.name.startswith("ISIC_") for file in images))
 
 
 def check_table(path: Path, folder: Path | None = None) -> None:

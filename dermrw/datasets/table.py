@@ -172,6 +172,9 @@ def draw_split(images: TableImages, data: Data) -> tuple[pd.DataFrame, RunClasse
         print(warning, flush=True)
     classes = images.facts.classes
     meta = choose_meta(table, classes, data, images)
+    others = int(table["lesion_id"].isin(meta["lesion_id"]).sum()) - len(meta)
+    if others:
+        notes.insert(0, f"Not used: {others:,} further images of the groups of the {len(meta):,} meta images.")
     reserved = table.iloc[:0] if data.reserve is None else _listed_rows(table, data.reserve, "the reserve")
     rest = table[~table["lesion_id"].isin([*meta["lesion_id"], *reserved["lesion_id"]])]
     split = split_groups(rest, classes.codes, data, images)

@@ -5,6 +5,7 @@ any other prevalence, provided that the appearance of each diagnosis stays the s
 Decaestecker, Neural Computation 14:21-41 (2002), eq. 2.4).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,14 +56,17 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
         return None
     if text == "training":
         return np.array([training[code] for code in codes]) / sum(training.values())
-    pairs = [item.partition("=") for item in text.split(",")]
-    names = [name.strip() for name, _, _ in pairs]
-    if sorted(names) != sorted(codes):
+    pairs, rest = [], text
+    alternatives = "|".join(re.escape(code) for code in sorted(codes, key=len, reverse=True))
+    while item := re.match(rf"\s*({alternatives})\s*=([^,]*)(,(?=.)|$)", rest, re.DOTALL):  # a code can contain a comma
+        pairs.append((item[1], item[2]))
+        rest = rest[item.end() :]
+    if rest or sorted(name for name, _ in pairs) != sorted(codes):
         raise UserError(
             f"--prevalence takes equal, training, or a share of each of {', '.join(codes)}: {codes[0]}=0.05,..."
         )
     try:
-        share = {name.strip(): float(number) for name, _, number in pairs}
+        share = {name: float(number) for name, number in pairs}
     except ValueError:
         raise UserError(f"--prevalence {text}: every share must be a number, such as {codes[0]}=0.05") from None
     values = np.array([share[code] for code in codes])

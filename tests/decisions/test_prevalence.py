@@ -73,3 +73,11 @@ def test_a_stated_prevalence() -> None:
 def test_a_prevalence_that_is_none(text: str) -> None:
     with pytest.raises(UserError, match="--prevalence"):
         parse_prevalence(text, ("mel", "nv"), {"mel": 0.2, "nv": 0.8})
+
+
+def test_codes_with_commas_and_equals_signs() -> None:
+    codes = ("a", "a, b", "c=d")
+    found = parse_prevalence(" a, b =0.5,c=d=0.3,a=0.2", codes, dict.fromkeys(codes, 1 / 3))
+    assert found is not None and found.tolist() == [0.2, 0.5, 0.3]
+    with pytest.raises(UserError, match="a share of each of a, a, b, c=d"):
+        parse_prevalence("a=0.5,c=d=0.5,", codes, dict.fromkeys(codes, 1 / 3))
