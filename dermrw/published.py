@@ -163,16 +163,10 @@ def published_duplicates(pairs: Iterable[tuple[str, str]], images: Iterable[str]
         pairs: of image ids, such as the rows of `ISIC_2020_Training_Duplicates.csv`.
         images: the ids in the table.
     """
-    present = set(images)
-    first = {image: image for image in present}
+    from scipy.cluster.hierarchy import DisjointSet  # takes long to import, and few need it
 
-    def find(image: str) -> str:
-        while first[image] != image:
-            image = first[image]
-        return image
-
+    connected: DisjointSet[str] = DisjointSet(images)
     for one, other in pairs:
-        if one in present and other in present:
-            a, b = sorted((find(one), find(other)))
-            first[b] = a
-    return {image for image in present if find(image) != image}
+        if one in connected and other in connected:
+            connected.merge(one, other)
+    return {image for group in connected.subsets() for image in group - {min(group)}}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.cluster.hierarchy import DisjointSet
 
 from dermrw.config import Data
 from dermrw.datasets.readable import Decoded, print_list, read_all, unlike
@@ -303,20 +304,13 @@ def _same_names(table: pd.DataFrame) -> list[list[str]]:
 
 def _joined(groups: Iterable[Sequence[str]]) -> list[list[str]]:
     """The groups of ids, with those that share an id joined."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
+    joined: DisjointSet[str] = DisjointSet()
     for first, *others in groups:
+        joined.add(first)
         for other in others:
-            parent[root(other)] = root(first)
-    joined: dict[str, list[str]] = defaultdict(list)
-    for name in parent:
-        joined[root(name)].append(name)
-    return [sorted(group) for group in joined.values() if len(group) > 1]
+            joined.add(other)
+            joined.merge(first, other)
+    return [sorted(group) for group in joined.subsets() if len(group) > 1]
 
 
 def merged_groups(table: pd.DataFrame, copies: Sequence[Sequence[str]]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.cluster.hierarchy import DisjointSet
 
 from dermrw.csv_table import parse_csv_table
 from dermrw.errors import UserError, first_of
@@ -283,16 +284,10 @@ def _groups(
     names = [name for name in GROUP_COLUMNS if name in column]
     names = ["group"] if "group" in names else names
     first: dict[str, int] = {}  # a row with this value
-    parents = list(range(len(frame)))
-
-    def root(row: int) -> int:
-        while parents[row] != row:
-            parents[row] = parents[parents[row]]
-            row = parents[row]
-        return row
+    joined = DisjointSet(range(len(frame)))
 
     def join(row: int, value: str) -> None:
-        parents[root(row)] = root(first.setdefault(value, row))
+        joined.merge(first.setdefault(value, row), row)
 
     named = [""] * len(frame)  # the coarsest name of each row's group
     used = []
@@ -312,8 +307,8 @@ def _groups(
     for name in names:  # patients name a group before lesions do
         for row, value in enumerate(named):
             if value.startswith(f"{name} "):
-                of_group.setdefault(root(row), value)
-    groups = [of_group.get(root(row), "") for row in range(len(frame))]
+                of_group.setdefault(joined[row], value)
+    groups = [of_group.get(joined[row], "") for row in range(len(frame))]
     units = {GROUP_COLUMNS[name] for name in used}
     alone = sum(not group for group in groups)
     notes = [f"{alone:,} of {len(groups):,} images have no group and count as groups of their own"] if alone else []
