@@ -57,6 +57,15 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     main()
 
 
+def exit_status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Runs a command as `command` does, and returns its exit status."""
+    try:
+        command(monkeypatch, *arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
 @pytest.fixture(scope="session")
 def _trained(tmp_path_factory: pytest.TempPathFactory, sample: Path, worker_id: str) -> Path:
     """A newcomer's folder: the sample where `train` looks for it, a run, its evaluation and its model file.

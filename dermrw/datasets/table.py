@@ -378,7 +378,6 @@ def _require_groups(table: pd.DataFrame, codes: Sequence[str], data: Data, image
     """Raises a UserError if a class has fewer groups than splits need it in."""
     given = set(table["split"]) if "split" in table else set()
     drawn = [name for name in ("train", *HELD_OUT) if name not in given]
-    groups = table.groupby("dx")["lesion_id"].nunique()
     least = (len(drawn) if not given else 1 + len(drawn)) + for_meta
     pool = table if not given else table[table["split"] == "train"]
     groups = pool.groupby("dx")["lesion_id"].nunique()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import exit_status
 from PIL import Image
 
 from dermrw.datasets.sample_drawing import draw_lesion
@@ -129,14 +129,10 @@ def run_score(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "model.onnx").write_bytes(add_list(model_file.read_bytes(), KnownImages.of(["other"], [])))
 
     def run(model: str, *options: str) -> int:
-        try:
-            command(
-                monkeypatch, "score", str(tmp_path / model), str(tmp_path / "mine.csv"), "--out", str(tmp_path / "out"),
-                "--device", "cpu", *options,
-            )  # fmt: skip
-        except SystemExit as ended:
-            return int(ended.code or 0)
-        return 0
+        return exit_status(
+            monkeypatch, "score", str(tmp_path / model), str(tmp_path / "mine.csv"), "--out", str(tmp_path / "out"),
+            "--device", "cpu", *options,
+        )  # fmt: skip
 
     return run
 

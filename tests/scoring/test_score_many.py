@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import command
+from conftest import exit_status
 from PIL import Image
 
 from dermrw.datasets.sample_drawing import draw_lesion
@@ -45,14 +45,10 @@ def run_score(model_file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     model.write_bytes(add_list(model_file.read_bytes(), KnownImages.of(["003"], [])))
 
     def run(out: str, *options: str) -> int:
-        try:
-            command(
-                monkeypatch, "score", str(model), str(folder / "mine.csv"), "--out", str(folder / out),
-                "--device", "cpu", *options,
-            )  # fmt: skip
-        except SystemExit as ended:
-            return int(ended.code or 0)
-        return 0
+        return exit_status(
+            monkeypatch, "score", str(model), str(folder / "mine.csv"), "--out", str(folder / out),
+            "--device", "cpu", *options,
+        )  # fmt: skip
 
     return run
 
