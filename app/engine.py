@@ -73,6 +73,7 @@ class Engine:
         return {
             "refused": verdict.refused,
             "triage": verdict.triage or None,
+            **({"no_triage": self.info.no_triage} if self.info.no_triage else {}),
             "set": list(verdict.classes),
             "not_ruled_out": list(verdict.not_ruled_out),
             "probabilities": None if verdict.refused else by_code(codes, lesion.at(shares)),

@@ -125,8 +125,8 @@ def prevalence_fields(engine: Engine, name: str) -> list[Any]:
     common = "nv" if ham10000 else max(info.prevalence, key=lambda code: info.prevalence[code])
     share = info.prevalence.get(common, 0) / sum(info.prevalence.values())
     common_name = "nevi" if ham10000 else dict(zip(info.codes, info.names, strict=True))[common]
-    decisions = "the prediction set"
-    if ham10000 or info.triage:
+    decisions = f"the {engine.words.prediction_set}"
+    if info.triage:
         decisions = "the referral or the differential" if ham10000 else "triage or the prediction set"
     choice = gradio.Radio(
         [

@@ -7,7 +7,7 @@ from dermrw.inference.model_file import ModelInfo
 
 MOST_LISTED = 10  # classes in a sentence, and rows of a table before the rest is folded
 MOST_IN_CELL = 3  # classes in a cell of the table of many images, for models of more than `MOST_LISTED` classes
-NO_TRIAGE = "This model has no triage: it gives probabilities and a prediction set, and no recommendation."
+NO_TRIAGE = "This model has no triage: it gives probabilities and a {}, and no recommendation."
 
 
 class Words(NamedTuple):
@@ -45,8 +45,12 @@ HAM10000 = Words(
 
 def words_for(info: ModelInfo) -> Words:
     """Returns the words for a model."""
+    no_triage = ""
+    if not info.triage:
+        reason = f" The reason: {info.no_triage}." if info.no_triage else ""
+        no_triage = NO_TRIAGE.format("differential" if info.is_ham10000 else "prediction set") + reason
     if info.is_ham10000:
-        return HAM10000
+        return HAM10000._replace(no_triage=no_triage)
     any_image = info.subject == "image"
     return Words(
         ham10000=False,
@@ -60,7 +64,7 @@ def words_for(info: ModelInfo) -> Words:
         malignant="malignant classes",
         tag="malignant",
         own_prevalence="Your prevalence",
-        no_triage="" if info.triage else NO_TRIAGE,
+        no_triage=no_triage,
     )
 
 

@@ -15,6 +15,7 @@ from dermrw.config import Config
 from dermrw.datasets.dataset import Splits
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.lesion_rule import LESION_RULE
+from dermrw.decisions.triage import LEAST_POSITIVE, few_positive
 from dermrw.diagnoses import DX, Classes
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.calibration import EqualPrevalence
@@ -27,7 +28,7 @@ from dermrw.images.preprocess import read_image
 from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault
 from dermrw.inference.shipped import shipped_model
-from dermrw.reports.report_schema import DefinedReport, ShareWithInterval
+from dermrw.reports.report_schema import DefinedReport, Report, ShareWithInterval
 from dermrw.reports.report_text import report_unit
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.run_data import classes_of, run_splits
@@ -123,6 +124,7 @@ def export_encoder(model: Path, out: Path) -> None:
 
 
 def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
+    no_triage = no_triage_reason(report)
     try:
         return ModelInfo(
             name=run.resolve().name,
@@ -148,7 +150,8 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
             coverage=report.decisions.fitted.sets.coverage,
             thresholds=tuple(report.decisions.thresholds.values()),
             covered=_proportion(report.decided.sets.coverage if report.decided.sets else None),
-            triage=_triage(report),
+            triage=None if no_triage else _triage(report),
+            no_triage=no_triage,
             score=Score(
                 balanced_accuracy=report.balanced_accuracy,
                 interval_95=report.interval_95,
@@ -172,6 +175,18 @@ def _proportion(part: ShareWithInterval | None) -> Proportion | None:
     if part is None:
         return None
     return Proportion(share=part.share, interval_95=part.interval_95, images=part.images)
+
+
+def no_triage_reason(report: Report) -> str | None:
+    """Returns the reason why a run on the user's own images has no triage.
+
+    Reports of dermrw before 28 November 2026 have a threshold even if no threshold can have the sensitivity that is
+    aimed at. Such a threshold is not exported.
+    """
+    fitted = report.decisions.fitted.triage
+    if report.data == "table" and fitted and fitted.validation.sensitivity.lesions < LEAST_POSITIVE:
+        return few_positive(fitted.validation.sensitivity.lesions, report_unit(report))
+    return report.decisions.no_triage
 
 
 def _triage(report: DefinedReport) -> Triage | None:

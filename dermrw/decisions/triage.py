@@ -6,6 +6,7 @@ intraepithelial carcinoma. The operating point is chosen on validation so that t
 target half of the time.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from dermrw.decisions import ROUNDING
 Floats = npt.NDArray[np.float64]
 
 LEAST_SENSITIVITY = 0.92
+# Groups below which no threshold has this sensitivity with 97.5 % confidence: if none of n groups is missed, the lower
+# end of Clopper and Pearson's interval is 0.025^(1/n)
+LEAST_POSITIVE = math.ceil(math.log(0.025) / math.log(LEAST_SENSITIVITY))
 
 
 class Share(NamedTuple):
@@ -83,6 +87,25 @@ def measure(score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLik
     s, event, lesion_of = _validated(score, positive, lesions)
     sensitivity = share_of(s[event] >= threshold, lesion_of[event])
     return OperatingPoint(threshold, sensitivity, share_of(s[~event] < threshold, lesion_of[~event]))
+
+
+def too_few_positive(lesions: npt.ArrayLike, unit: str) -> str | None:
+    """Returns the reason why no threshold can have `LEAST_SENSITIVITY` with confidence; None if one can.
+
+    Args:
+        lesions: the lesion, or other group, of each positive validation image `[N]`.
+        unit: of the groups, in the plural.
+    """
+    count = len(np.unique(np.asarray(lesions)))
+    return None if count >= LEAST_POSITIVE else few_positive(count, unit)
+
+
+def few_positive(count: int, unit: str) -> str:
+    """Returns a phrase on too few malignant groups, such as `only 12 malignant patients in validation; …`."""
+    counted = f"only {count}" if count else "no"
+    return (
+        f"{counted} malignant {unit[:-1] if count == 1 else unit} in validation; at least {LEAST_POSITIVE} are needed"
+    )
 
 
 def choose(

@@ -12,7 +12,15 @@ import numpy.typing as npt
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.lesion_rule import combine
 from dermrw.decisions.refusal import fit_limits, refusal
-from dermrw.decisions.triage import LEAST_SENSITIVITY, OperatingPoint, Share, choose, measure, share_of
+from dermrw.decisions.triage import (
+    LEAST_SENSITIVITY,
+    OperatingPoint,
+    Share,
+    choose,
+    measure,
+    share_of,
+    too_few_positive,
+)
 from dermrw.diagnoses import DX, Classes
 from dermrw.metrics.classification import malignant
 from dermrw.reports.report_schema import (
@@ -41,23 +49,39 @@ class Predicted(NamedTuple):
     lesions: npt.NDArray[Any]
 
 
-def fit_decisions(valid: Predicted, classes: Classes) -> DecisionRules:
+def fit_decisions(valid: Predicted, classes: Classes, table_unit: str | None = None) -> DecisionRules:
     """Thresholds and limits from the validation images.
 
-    There is no triage if malignant classes are not stated, or if all or no validation images are malignant.
+    There is no triage if malignant classes are not stated, or if all or no validation images are malignant. With the
+    user's own images there is none either if they have too few malignant groups for the sensitivity that triage is to
+    have.
+
+    Args:
+        valid: the validation images.
+        classes: their classes.
+        table_unit: of the groups of the user's own images, in the plural; None: HAM10000 or CIFAR-10.
     """
     codes = classes.codes
     sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
-    point = None
-    if classes.malignant is not None:
+    point, no_triage = None, None
+    if classes.malignant is None:
+        no_triage = "the data does not state which classes are malignant"
+    elif not any(classes.malignant) or all(classes.malignant):
+        no_triage = f"{'every' if all(classes.malignant) else 'no'} class is malignant"
+    else:
         positive, score = malignant(valid.probabilities, valid.labels, classes.malignant)
-        if positive.any() and not positive.all():
+        if table_unit is not None:
+            no_triage = too_few_positive(valid.lesions[positive], table_unit)
+        if positive.all():
+            no_triage = "all validation images are malignant"
+        if positive.any() and not positive.all() and no_triage is None:
             point = choose(score, positive, valid.lesions)
     likely = {code: (float(low), float(high)) for code, (low, high) in zip(codes, sets.likely, strict=True)}
     lesions = dict(zip(codes, sets.lesions.tolist(), strict=True))
     return DecisionRules(
         thresholds=dict(zip(codes, sets.values.tolist(), strict=True)),
         triage_threshold=None if point is None else point.threshold,
+        **({} if table_unit is None or no_triage is None else {"no_triage": no_triage}),
         limits=fit_limits(valid.checks, valid.lesions),
         fitted=FittedDecisions(
             sets=FittedSets(coverage=sets.coverage, validation_lesions=lesions, likely_coverage=likely),

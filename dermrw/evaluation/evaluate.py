@@ -121,13 +121,14 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     write_atomic(run / "familiarity.npz", predictor.checks.familiarity.save())
     fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
     probabilities = fitted.calibration(logits)
-    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes)
+    unit = unit_of(run, config)
+    table_unit = unit if config.data.name == "table" else None
+    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes, table_unit)
     lesion_rule = compare_lesion_rules(
         probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold
     )
     counts = np.bincount(true_labels(splits.train.table, classes), minlength=len(classes.codes))
     prevalence = counts / len(splits.train)
-    unit = unit_of(run, config)
     if unit != "lesions":  # images of one patient or group do not show one lesion
         lesion_rule = compare_lesion_rules(probabilities, valid.labels, np.arange(len(valid)), None, None)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time

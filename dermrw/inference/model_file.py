@@ -20,7 +20,7 @@ RESIZE = (
 )
 
 
-ADDED_LATER = frozenset({"malignant", "subject", "refit"})  # fields that older model files lack
+ADDED_LATER = frozenset({"malignant", "subject", "refit", "no_triage"})  # fields that older model files lack
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -118,7 +118,10 @@ class ModelInfo(BaseModel):
     coverage: Share = Field(description="share of each class's cases whose prediction set is to hold the class")
     thresholds: tuple[Share, ...] = Field(description="probability from which a class belongs to the prediction set")
     covered: Proportion | None = Field(description="share of the images that the score is of, whose set held the class")
-    triage: Triage | None = Field(description="None: no class is known to be malignant")
+    triage: Triage | None = Field(description="None: no class is known to be malignant, or see no_triage")
+    no_triage: str | None = Field(
+        None, max_length=500, description="why there is no triage, a phrase; None: not stated"
+    )
     score: Score
     refit: Refit | None = Field(None, description="how `dermrw score --refit` made this file from another")
     warning: str | None = Field(None, max_length=2000)

@@ -292,7 +292,8 @@ def predict(
     decisions = "prediction sets and triage" if info.triage else "and prediction sets"
     print(f"Refusals ({written.refused:,}){',' * bool(info.triage)} {decisions} into {decisions_out}")
     if not info.triage:
-        print("The model has no triage, so the column triage is empty")
+        reason = f" ({info.no_triage})" if info.no_triage else ""
+        print(f"The model has no triage{reason}, so the column triage is empty")
     for note in written.notes:
         print(note)
     if written.all_notes > MOST_NOTES:

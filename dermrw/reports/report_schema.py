@@ -225,6 +225,7 @@ class DecisionRules(_Part):
 
     thresholds: dict[str, float]
     triage_threshold: float | None
+    no_triage: str | None = None  # why there is none, a phrase; only for data.name=table
     limits: dict[str, float]
     fitted: FittedDecisions
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
-from dermrw.decisions.triage import LEAST_SENSITIVITY, Share, choose, measure, share_of
+from dermrw.decisions.triage import LEAST_POSITIVE, LEAST_SENSITIVITY, Share, choose, measure, share_of
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
 from dermrw.formatting import percent
@@ -29,8 +29,6 @@ from dermrw.reports.report_schema import Report
 FOLDS = 5
 SEED = 0
 LEAST_NEGATIVE = 12  # groups; for the specificity of triage
-# Positive groups below which even the lowest positive score does not reach `LEAST_SENSITIVITY` with 97.5 % confidence
-LEAST_POSITIVE = math.ceil(math.log(0.025) / math.log(LEAST_SENSITIVITY))
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -141,7 +139,8 @@ def plan(images: Labelled, info: ModelInfo) -> Plan:
         reason = reason or too_few("benign images", ~positive, LEAST_NEGATIVE)
         triage = reason is None
         if reason:
-            kept.append(f"The triage threshold is kept, because {reason}.")
+            state = "The triage threshold is kept" if info.triage else "There is still no triage"
+            kept.append(f"{state}, because {reason}.")
     chosen: list[int] = []
     prevalence = False
     if images.binary:
@@ -326,6 +325,8 @@ def refitted_info(
             sensitivity=_proportion(fitted.sensitivity) if complete else None,
             specificity=_proportion(fitted.specificity) if complete else None,
         )
+        if info.no_triage is not None:
+            update["no_triage"] = None
     if complete:
         update["covered"] = _proportion(fitted.covered)
         update["score"] = Score(

@@ -373,6 +373,7 @@ def _rules(info: ModelInfo) -> DecisionRules:
     return DecisionRules(
         thresholds=dict(zip(info.codes, info.thresholds, strict=True)),
         triage_threshold=info.triage.threshold if info.triage else None,
+        **({"no_triage": info.no_triage} if info.no_triage else {}),
         limits=info.limits,
         fitted=FittedDecisions(sets=sets, triage=None),
     )

@@ -18,9 +18,12 @@ from app.page import PageEvents, build_page, selected_shares, take_upload
 from app.page_cache import PageCache
 from app.render import fixed_part
 from app.table import classify_many
+from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
+from dermrw.inference.lesion import Lesion
 from dermrw.inference.model_file import ModelInfo
+from dermrw.inference.verdict import Verdict
 
 OF_LESIONS = re.compile(r"lesion|HAM10000|\bseven\b|\bskin\b|dermoscop|diagnoses|melanoma|nev[iu]", re.IGNORECASE)
 OF_TRIAGE = re.compile(r"refer|no reason|malignan", re.IGNORECASE)
@@ -73,6 +76,20 @@ def test_malignant_classes_are_named_where_they_are_stated(tmp_path: Path) -> No
     assert "Leaf classifier: 3 classes" in page and "One leaf" in page and "combined as one leaf" in page
     assert '<h2 class="refer">Refer</h2>' in page and "Malignant classes together" in page
     assert '<span\nclass="tag">malignant</span>' in page and "has no triage" not in page
+
+
+@pytest.mark.parametrize("names", [THREE, (HAM_CLASSES.codes, HAM_CLASSES.names)], ids=["three", "ham10000"])
+def test_the_reason_why_there_is_no_triage(names: tuple[tuple[str, ...], tuple[str, ...]], tmp_path: Path) -> None:
+    reason = "only 12 malignant patients in validation; at least 45 are needed"
+    stated = (True, *(False,) * (len(names[0]) - 1))
+    engine = engine_of(tmp_path, model_info(*names, malignant=stated, no_triage=reason))
+    page = whole_page(engine)
+    assert page.count(f"This model has no triage: it gives probabilities and a {engine.words.prediction_set}") == 5
+    assert (
+        page.count(f"The reason: {reason}.") == 5 and "no reason to refer" not in page.lower() and " refer" not in page
+    )
+    answer = engine.answer([], Lesion((), None, Verdict("it is blurred", (), None)), "equal", None)
+    assert answer["triage"] is None and answer["no_triage"] == reason
 
 
 def test_sixty_classes_are_folded(tmp_path: Path) -> None:

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from dermrw.decisions.triage import choose, measure, share_of
+from dermrw.decisions.triage import (
+    LEAST_POSITIVE,
+    LEAST_SENSITIVITY,
+    choose,
+    few_positive,
+    measure,
+    share_of,
+    too_few_positive,
+)
 
 
 def cases(seed: int, lesions: int = 400) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -78,3 +86,15 @@ def test_too_few_positive_lesions_miss_none_of_them() -> None:
 def test_one_side_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="positive and negative"):
         choose([0.1, 0.2], [True, True], [0, 1])
+
+
+def test_fewer_groups_than_the_least_cannot_have_the_promise() -> None:
+    assert LEAST_POSITIVE == 45
+    for count, kept in ((LEAST_POSITIVE, True), (LEAST_POSITIVE - 1, False)):
+        groups = np.arange(count)
+        low = share_of(np.ones(count), groups).low
+        assert low == pytest.approx(0.025 ** (1 / count)) and (low >= LEAST_SENSITIVITY) == kept
+        assert (too_few_positive(np.repeat(groups, 3), "patients") is None) == kept  # images of a group count once
+    assert few_positive(12, "patients") == "only 12 malignant patients in validation; at least 45 are needed"
+    assert few_positive(1, "images") == "only 1 malignant image in validation; at least 45 are needed"
+    assert few_positive(0, "lesions") == "no malignant lesions in validation; at least 45 are needed"

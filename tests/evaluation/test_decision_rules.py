@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from dermrw.decisions.refusal import CHECKS
-from dermrw.diagnoses import DX, HAM_CLASSES
-from dermrw.evaluation.decision_rules import Predicted, measure_decisions
+from dermrw.diagnoses import DX, HAM_CLASSES, Classes
+from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
 from dermrw.reports.report_schema import DecisionRules, FittedDecisions, FittedSets, Judged
 
 THRESHOLDS = np.array([0.2, 0.3, 0.25, 0.2, 0.15, 0.4, 0.35])
@@ -58,3 +58,26 @@ def test_images_of_weight_zero_count_nowhere_and_single_ones_make_no_lesion() ->
     assert single.by_lesion is None and single.refused.images == 15
     assert single.refused.reasons == {"it is too grainy": 1}
     assert measure_decisions(RULES, data, np.zeros(60), HAM_CLASSES).by_lesion is None
+
+
+def test_triage_of_ones_own_images_needs_enough_malignant_groups() -> None:
+    rng = np.random.default_rng(0)
+    classes = Classes(("a", "b"), ("a", "b"), ("a", "b"), (True, False))
+
+    def fitted(malignant: int, unit: str | None, classes: Classes = classes) -> DecisionRules:
+        labels = np.repeat([0, 1], [malignant, 60])
+        p = rng.dirichlet([1, 1], len(labels))
+        checks = np.tile([100, 0, 20, 0.2, 5, 0.2, 0.2, 1], (len(labels), 1)).astype(float)
+        return fit_decisions(Predicted(p, checks, labels, np.arange(len(labels)).astype(str)), classes, unit)
+
+    few = fitted(44, "patients")
+    assert few.triage_threshold is None and few.fitted.triage is None
+    assert few.no_triage == "only 44 malignant patients in validation; at least 45 are needed"
+    enough, ham = fitted(45, "patients"), fitted(44, None)
+    assert enough.triage_threshold is not None and enough.fitted.triage and enough.fitted.triage.validation
+    assert enough.fitted.triage.validation.sensitivity.interval_95[0] >= 0.92
+    assert ham.triage_threshold is not None  # HAM10000's runs keep their rule
+    assert "no_triage" not in enough.model_dump(exclude_unset=True) | ham.model_dump(exclude_unset=True)
+    unstated = fitted(50, "images", classes._replace(malignant=None))
+    assert unstated.no_triage == "the data does not state which classes are malignant"
+    assert fitted(50, "images", classes._replace(malignant=(False, False))).no_triage == "no class is malignant"

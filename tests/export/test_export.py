@@ -34,9 +34,10 @@ from dermrw.inference.known_images import image_hash
 from dermrw.inference.model_file import ModelInfo, Score
 from dermrw.inference.shipped import shipped_model
 from dermrw.models import backbones, build_model, to_input
+from dermrw.reports.report_schema import DefinedReport
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.run_folder import read_split
-from export.__main__ import export, main
+from export.__main__ import export, main, no_triage_reason
 from export.backbone_head import _ClassToken, cut, logits_and_map
 from export.build import build, check
 from export.network import Exported
@@ -450,3 +451,13 @@ def test_the_file_lists_its_training_images_and_not_its_test_split(run: Path, mo
     for image_id in split["image_id"][split["split"] == "train"][:3]:
         hashes = image_hash(evaluation_pixels(table.loc[image_id, "path"], size))
         assert known.match(["renamed"], [hashes]).all(), image_id
+
+
+def test_a_table_run_evaluated_before_the_rule_has_no_triage(run: Path) -> None:
+    report = DefinedReport.model_validate_json((run / "report.json").read_text())
+    fitted = report.decisions.fitted.triage
+    assert fitted and fitted.validation.sensitivity.lesions < 45  # the sample is small, and keeps its threshold
+    assert no_triage_reason(report) is None
+    count = fitted.validation.sensitivity.lesions
+    table = report.model_copy(update={"data": "table", "unit": "patients"})
+    assert no_triage_reason(table) == f"only {count} malignant patients in validation; at least 45 are needed"

@@ -65,6 +65,12 @@ def test_predict_of_any_classes(
     table, decisions = out.read_text().splitlines(), (tmp_path / "out_decisions.csv").read_text().splitlines()
     assert table[0] == "image,A,B,C" and table[1].partition(",")[2] == table[2].partition(",")[2]
     assert decisions[0] == "image,refused,set,triage,not_ruled_out" and decisions[1].endswith(",,")
+    reason = "only 2 malignant images in validation; at least 45 are needed"
+    write_model(model, model_info(("a", "b", "c"), malignant=(True, False, False), no_triage=reason))
+    with pytest.raises(SystemExit):
+        command(monkeypatch, *arguments)
+    assert f"The model has no triage ({reason}), so the column triage is empty" in capsys.readouterr().out
+    assert (tmp_path / "out_decisions.csv").read_text().splitlines()[1].endswith(",,")
     groups.write_text("image,group\none,G1\n")
     with pytest.raises(SystemExit):
         command(monkeypatch, *arguments)
