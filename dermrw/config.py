@@ -63,6 +63,11 @@ class Data(_Section):
         "class; its images are added to training",
     )
     extra_images: str | None = Field(None, description="the folder of these images; default: the folder of the table")
+    extra_benign: Literal["leave_out", "sum"] = Field(
+        "leave_out",
+        description="images of data.extra with the label benign and no diagnosis; sum: they train through the summed "
+        "probability of the benign classes",
+    )
     size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels")
     meta: str = Field(
         "ham10000_meta_3_per_class.csv",
@@ -241,9 +246,21 @@ class Config(_Section):
         for key in ("extra", "extra_images"):
             if self.data.name != "ham10000" and getattr(self.data, key) is not None:
                 raise ValueError(f"data.{key} is an option of data.name=ham10000, not of {self.data.name}")
+        if self.data.extra_benign == "sum":
+            self._fits_benign_images()
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self
+
+    def _fits_benign_images(self) -> None:
+        """Checks the settings that images without a single class need."""
+        losses = ("cross_entropy", "balanced_softmax", "focal")
+        if self.data.extra is None:
+            raise ValueError("data.extra_benign=sum requires data.extra: name a table, or leave data.extra_benign out")
+        if self.objective.loss not in losses:
+            raise ValueError(f"data.extra_benign=sum requires objective.loss={', '.join(losses[:-1])} or {losses[-1]}")
+        if self.objective.sampler != "shuffled":
+            raise ValueError("data.extra_benign=sum requires objective.sampler=shuffled")
 
     @property
     def trains_on_embeddings(self) -> bool:

@@ -37,6 +37,8 @@ ABOUT = {  # one-line description of each class
     "df": "A firm harmless knot of fibrous tissue, often on the legs.",
     "vasc": "Widened, newly grown or bleeding vessels: angioma, angiokeratoma, pyogenic granuloma, haemorrhage.",
 }
+BENIGN_LABEL = "benign"  # in split.csv: a benign lesion without a diagnosis, of which only `BENIGN_CLASSES` is known
+BENIGN_CLASSES = tuple(i for i, d in enumerate(DIAGNOSES) if not d.malignant)
 INDEX = {d.dx: i for i, d in enumerate(DIAGNOSES)}
 
 

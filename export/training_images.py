@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from dermrw.config import load_config
-from dermrw.datasets.dataset import Splits, load_splits, resolve_root, true_labels
+from dermrw.datasets.dataset import Splits, class_shares, load_splits, resolve_root
 from dermrw.datasets.table import is_distinctive
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
@@ -67,9 +67,9 @@ def add_to_file(path: Path, config: str, overrides: Sequence[str]) -> None:
     settings = load_config(Path(config), overrides)
     classifier = Classifier(path, "cpu")
     splits = load_splits(settings.data, resolve_root(settings.data))
-    counts = np.bincount(true_labels(splits.train.table, splits.classes), minlength=len(splits.classes.codes))
+    shares = class_shares(splits.train.table, splits.classes)
     prevalence = [classifier.info.prevalence[code] for code in splits.classes.codes]
-    if not np.allclose(counts / counts.sum(), prevalence, rtol=0, atol=1e-9):
+    if not np.allclose(shares, prevalence, rtol=0, atol=1e-9):
         raise UserError(
             f"{path} was trained on another split: name the settings of data that its model card lists, such as "
             "data.test=0.05"

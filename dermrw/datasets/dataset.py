@@ -17,7 +17,7 @@ from dermrw.datasets.readable import readable, refuse_unreadable
 from dermrw.datasets.sample import write_sample
 from dermrw.datasets.split import listed, meta_set, require_classes, split_lesions
 from dermrw.datasets.table import draw_split, find_table, read_images, read_table
-from dermrw.diagnoses import HAM_CLASSES, Classes
+from dermrw.diagnoses import BENIGN_LABEL, HAM_CLASSES, Classes
 from dermrw.errors import UserError
 from dermrw.files import expand_home
 from dermrw.labelled.classes import RunClasses
@@ -25,7 +25,10 @@ from dermrw.labelled.classes import RunClasses
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A set of N images: their table, the labels used in training or evaluation `[N]`, and their files or pixels."""
+    """A set of N images: their table, the labels used in training or evaluation `[N]`, and their files or pixels.
+
+    A label is the index of a class, or of `Splits.label_names`.
+    """
 
     table: pd.DataFrame  # image_id, lesion_id, dx, split and the patient's data
     labels: np.ndarray
@@ -51,6 +54,12 @@ class Splits(NamedTuple):
     meta: ImageSet
     facts: RunClasses | None = None  # of a user's own table
     left_out: pd.DataFrame | None = None  # image_id, label and reason of the images of `data.extra` that are not used
+    sets: tuple[str, ...] = ()  # names of labels that stand for several classes
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each label: the codes of the classes, then the sets of classes."""
+        return (*self.classes.codes, *self.sets)
 
 
 def resolve_root(data: Data) -> Path:
@@ -79,14 +88,23 @@ def resolve_root(data: Data) -> Path:
     return root
 
 
-def true_labels(table: pd.DataFrame, classes: Classes) -> np.ndarray:
-    """Returns the labels `[N]` of a table's diagnoses, without the label noise of `data.noise_rate`."""
-    return table["dx"].map({code: i for i, code in enumerate(classes.codes)}).to_numpy(np.int64)
+def true_labels(table: pd.DataFrame, classes: Classes, sets: tuple[str, ...] = ()) -> np.ndarray:
+    """Returns the labels `[N]` of a table's diagnoses, without the label noise of `data.noise_rate`.
+
+    `sets` names labels that stand for several classes; their indices follow those of the classes.
+    """
+    return table["dx"].map({name: i for i, name in enumerate((*classes.codes, *sets))}).to_numpy(np.int64)
 
 
-def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any]) -> ImageSet:
-    """Returns the image set of a table with its true labels."""
-    return ImageSet(table.reset_index(drop=True), true_labels(table, classes), sources)
+def class_shares(table: pd.DataFrame, classes: Classes) -> np.ndarray:
+    """Returns the share of each class `[C]` among the images of one class."""
+    counts = np.array([(table["dx"] == code).sum() for code in classes.codes])
+    return counts / counts.sum()
+
+
+def image_set(table: pd.DataFrame, classes: Classes, sources: list[Any], sets: tuple[str, ...] = ()) -> ImageSet:
+    """Returns the image set of a table with its true labels; `sets` names labels that stand for several classes."""
+    return ImageSet(table.reset_index(drop=True), true_labels(table, classes, sets), sources)
 
 
 def load_splits(
@@ -143,7 +161,9 @@ def load_splits(
                 f"{missing.iloc[0]}: put them back, or start a new run"
             )
         table = table.rename(columns={"path": "source"})
-    odd = split["dx"][~split["dx"].isin(classes.codes)]
+    sets = (BENIGN_LABEL,) if data.extra_benign == "sum" else ()
+    is_class, is_set = split["dx"].isin(classes.codes), split["dx"].isin(sets) & (split["split"] == "train")
+    odd = split["dx"][~(is_class | is_set)]
     if len(odd):
         raise UserError(f"split.csv holds the class {odd.iloc[0]!r}; known are {', '.join(classes.codes)}")
     known = split["image_id"].isin(table["image_id"])
@@ -157,15 +177,16 @@ def load_splits(
     parts = {}
     for name in ("train", "validation", "test", "meta"):
         rows = merged[merged["split"] == name]
-        parts[name] = image_set(rows.drop(columns="source"), classes, rows["source"].tolist())
+        parts[name] = image_set(rows.drop(columns="source"), classes, rows["source"].tolist(), sets)
     for name, kind, rate in (("train", data.noise, data.noise_rate), ("meta", "uniform", data.meta_noise_rate)):
         if rate:
             rows = parts[name].table
             if data.name == "table":  # a group may hold images of several classes
                 rows = rows.assign(lesion_id=rows["lesion_id"] + "\n" + rows["dx"])
-            wrong = with_wrong_labels(rows, classes.codes, kind, rate, data.noise_seed)
-            parts[name] = replace(parts[name], labels=wrong)
-    return Splits(classes, split, **parts, facts=facts, left_out=left_out)
+            labels, one_class = parts[name].labels.copy(), rows["dx"].isin(classes.codes).to_numpy()
+            labels[one_class] = with_wrong_labels(rows[one_class], classes.codes, kind, rate, data.noise_seed)
+            parts[name] = replace(parts[name], labels=labels)
+    return Splits(classes, split, **parts, facts=facts, left_out=left_out, sets=sets)
 
 
 def _own_table(

@@ -3,7 +3,7 @@
 Public tables overlap: ISIC 2019 contains HAM10000, and the ISIC archive contains the official test set, often resized
 or recompressed. So an image is left out if its id is known, or if it looks like an image of the run or of an official
 set (perceptual hashes, as in `dermrw.inference.known_images`). If that image is not a training image, all images of its
-group are left out, too.
+group are left out, too. A table may have a column `split`: then only its rows with `train` are used.
 """
 
 import os
@@ -20,14 +20,14 @@ from tqdm import tqdm
 from dermrw.config import Data
 from dermrw.datasets.hash_cache import HashCache
 from dermrw.datasets.official import find_official
-from dermrw.diagnoses import DX, HAM_CLASSES
+from dermrw.diagnoses import BENIGN_LABEL, DX, HAM_CLASSES
 from dermrw.errors import UserError, first_of
 from dermrw.files import expand_home
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.known_images import Hashes, ImageHash, have_copy, image_hash
-from dermrw.labelled.labelled_images import read_labelled_images
+from dermrw.labelled.labelled_images import SPLIT_NAMES, read_labelled_images
 from dermrw.labelled.names import codes_by_name
-from dermrw.published import fold, image_name
+from dermrw.published import BENIGN, fold, image_name
 
 PREFIX = "extra "  # of these images' groups in split.csv
 SIDE = 224  # pixels of the square that is hashed
@@ -36,6 +36,7 @@ HELD_ID, HELD_COPY = "id of a held-out image", "looks like a held-out image"
 HELD_LESION, HELD_GROUP = "lesion of a held-out image", "group of a held-out image"
 TRAIN_ID, TRAIN_COPY = "id of a training image", "looks like a training image"
 NO_FILE, UNREADABLE, NO_CLASS = "no file", "can't be read", "label without a class"
+NOT_TRAIN = "split is not train"
 
 
 class Chosen(NamedTuple):
@@ -47,6 +48,9 @@ class Chosen(NamedTuple):
 
 def read_extra(data: Data) -> pd.DataFrame:
     """Returns the images of `data.extra`: image_id, path, label, lesion_id, dx (empty: no class), and subgroups.
+
+    With `data.extra_benign=sum`, dx is `benign` for images with this label. The column split is there if the source
+    has one.
 
     Raises:
         UserError: the table cannot be read.
@@ -62,6 +66,8 @@ def read_extra(data: Data) -> pd.DataFrame:
     labelled = read_labelled_images(source, images, classes=names.keys(), option="data.extra_images")
     if labelled.published:
         names |= {label: code for label, code in labelled.published.codes.items() if code in DX}
+    if data.extra_benign == "sum":
+        names.setdefault(BENIGN, BENIGN_LABEL)
     codes = [names.get(fold(label), "") for label in labelled.table["label"]]
     return labelled.table.assign(dx=codes)
 
@@ -101,7 +107,9 @@ def choose_extra(extra: pd.DataFrame, ham: pd.DataFrame, split: pd.DataFrame, ro
     groups = extra["lesion_id"].to_numpy(str)
     held_group = np.isin(groups, groups[held_id | held_copy | held_lesion])
     reasons = np.full(len(extra), "", dtype=object)
+    train_rows = extra["split"].map(SPLIT_NAMES).eq("train") if "split" in extra else pd.Series(True, extra.index)
     for reason, which in (
+        (NOT_TRAIN, ~train_rows.to_numpy()),
         (NO_CLASS, (extra["dx"] == "").to_numpy()),
         (NO_FILE, (extra["path"] == "").to_numpy()),
         (HELD_ID, held_id),
@@ -186,7 +194,7 @@ def _is_official(key: str) -> bool:
 
 def _announce(added: pd.DataFrame, left_out: pd.DataFrame, name: str) -> None:
     counts = added["dx"].value_counts()
-    classes = ", ".join(f"{code} {counts[code]:,}" for code in DX if code in counts)
+    classes = ", ".join(f"{code} {counts[code]:,}" for code in (*DX, BENIGN_LABEL) if code in counts)
     total = len(added) + len(left_out)
     print(f"Added to training from {name}: {len(added):,} of {total:,} images ({classes or 'none'})")
     if len(left_out):
@@ -200,8 +208,16 @@ def count_reasons(left_out: pd.DataFrame) -> dict[str, int]:
     return dict(Counter(named.tolist()).most_common())
 
 
-def training_sources(train: pd.DataFrame, name: str, codes: Sequence[str]) -> list[tuple[str, dict[str, int]]]:
-    """Returns the sources of the training images and their number of images of each class.
+class SourceCounts(NamedTuple):
+    """Training images of one source."""
+
+    name: str
+    classes: dict[str, int]  # number of images of each class
+    benign: int  # number of benign images without a class
+
+
+def training_sources(train: pd.DataFrame, name: str, codes: Sequence[str]) -> list[SourceCounts]:
+    """Returns the number of training images of HAM10000 and of the extra table.
 
     Args:
         train: the table of the training images.
@@ -211,4 +227,4 @@ def training_sources(train: pd.DataFrame, name: str, codes: Sequence[str]) -> li
     extra = is_extra(train)
     parts = ("HAM10000", train[~extra]), (name, train[extra])
     counts = [(source, Counter(rows["dx"].tolist())) for source, rows in parts]
-    return [(source, {code: count[code] for code in codes}) for source, count in counts]
+    return [SourceCounts(source, {code: n[code] for code in codes}, n[BENIGN_LABEL]) for source, n in counts]

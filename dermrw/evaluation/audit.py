@@ -96,7 +96,7 @@ def audit(run: Path, count: int = 100) -> Path:
 
     def picture(row: int) -> dict[str, Any]:
         source, tiny = thumbnail(train.sources[row])
-        return {"id": ids[row], "label": splits.classes.codes[train.labels[row]], "picture": source, "tiny": tiny}
+        return {"id": ids[row], "label": splits.label_names[train.labels[row]], "picture": source, "tiny": tiny}
 
     cards = [
         {

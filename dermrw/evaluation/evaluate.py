@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from dermrw.config import Config, load_config
-from dermrw.datasets.dataset import ImageSet, Splits, image_set, resolve_root, true_labels
+from dermrw.datasets.dataset import ImageSet, Splits, class_shares, image_set, resolve_root
 from dermrw.datasets.extra import count_reasons, training_sources
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
@@ -127,8 +127,7 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     lesion_rule = compare_lesion_rules(
         probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold
     )
-    counts = np.bincount(true_labels(splits.train.table, classes), minlength=len(classes.codes))
-    prevalence = counts / len(splits.train)
+    prevalence = class_shares(splits.train.table, classes)
     if unit != "lesions":  # images of one patient or group do not show one lesion
         lesion_rule = compare_lesion_rules(probabilities, valid.labels, np.arange(len(valid)), None, None)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time
@@ -173,10 +172,15 @@ def _sources(run: Path, config: Config, splits: Splits) -> list[TrainingSource]:
     table = run / LEFT_OUT
     left_out = count_reasons(pd.read_csv(table, dtype=str, keep_default_na=False)) if table.is_file() else {}
     own, extra = training_sources(splits.train.table, Path(str(config.data.extra)).name, codes)
-    parts: list[tuple[str, dict[str, int], dict[str, int]]] = [(*own, {}), (*extra, left_out)]
     return [
-        TrainingSource(source=source, images=sum(counts.values()), classes=counts, left_out=left)
-        for source, counts, left in parts
+        TrainingSource(
+            source=part.name,
+            images=sum(part.classes.values()) + part.benign,
+            classes=part.classes,
+            benign=part.benign,
+            left_out=left,
+        )
+        for part, left in ((own, {}), (extra, left_out))
     ]
 
 

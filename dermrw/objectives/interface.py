@@ -7,14 +7,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dermrw.config import Config
-from dermrw.objectives.losses import build_loss
+from dermrw.diagnoses import BENIGN_CLASSES
+from dermrw.objectives.losses import Sets, build_loss, expected_counts
 
 
 class Batch(NamedTuple):
     """The data of one step, or this process's part of it, and the whole meta set."""
 
     x: Tensor  # [B, 3, H, W]
-    y: Tensor  # [B]
+    y: Tensor  # [B]; a class, or a set of classes (`losses`)
     row: Tensor  # rows in the training set [B], on the CPU
     meta_x: Tensor  # [M, 3, H, W]
     meta_y: Tensor  # [M]
@@ -32,8 +33,10 @@ class Objective:
     def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
         """Creates the objective for a training set with `labels` `[N]` and a training of `steps` steps in total."""
         self.config, self.classes, self.examples, self.steps = config.objective, classes, len(labels), steps
-        self.counts = np.bincount(labels, minlength=classes)
-        self.loss = build_loss(self.config.loss, self.counts)
+        self.sets: Sets = (BENIGN_CLASSES,) if config.data.extra_benign == "sum" else ()
+        counts = np.bincount(labels, minlength=classes + len(self.sets))
+        self.counts = expected_counts(counts[:classes], counts[classes:], self.sets) if self.sets else counts
+        self.loss = build_loss(self.config.loss, self.counts, self.sets)
         self.sampler = self.config.sampler
         self.step = 0  # number of steps completed so far
 

@@ -1,7 +1,22 @@
-"""Losses of one example: cross-entropy and published losses for imbalanced classes.
+"""Losses of one example: cross-entropy, published losses for imbalanced classes, and labels that are sets of classes.
 
 A loss takes logits `[B, C]`, labels `[B]` and the progress of training (0 to 1), and returns losses `[B]`. The
 constants are those that each paper recommends. Class counts come from the labels of the training set alone.
+
+Of some images only a set S of classes is known, such as the benign ones: a partial or ambiguous label. Their label is
+an index after those of the classes, and their loss is the negative logarithm of the summed probability of the set,
+
+    ℓ = −log Σ_{c∈S} p_c = log Σ_c exp(z_c) − log Σ_{c∈S} exp(z_c),    p = softmax(z),
+
+which is the likelihood of "the class is one of S" (Jin and Ghahramani, Learning with multiple labels, NIPS 2002; Cour,
+Sapp and Taskar, Learning from partial labels, JMLR 12:1501, 2011, discuss other losses). Its gradient is that of
+cross-entropy with the soft label q_c = p_c / Σ_{k∈S} p_k for c in S, the network's own belief within the set. With one
+class in S it is cross-entropy. z = f, or f + log π in balanced softmax: the logarithm of the shares is added before
+the sum, as for any other likelihood under the class shares of the training set.
+
+π are then the shares that make the labels most likely: an image with a set counts for each class of the set in
+proportion to the images that have this class alone. Left out, the images of the set would be more frequent than π
+states, and f would favour their classes.
 """
 
 from collections.abc import Callable
@@ -14,6 +29,7 @@ from torch import Tensor
 
 from dermrw.models import COSINE_SCALE
 
+Sets = tuple[tuple[int, ...], ...]  # the classes of each label that is a set; the sets are disjoint
 LossName = Literal["cross_entropy", "inverse_frequency", "class_balanced", "focal", "ldam_drw", "balanced_softmax"]
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -39,8 +55,44 @@ def ldam_margins(counts: np.ndarray) -> np.ndarray:
     return margins * LDAM_MARGIN / margins.max()
 
 
-def build_loss(name: LossName, counts: np.ndarray) -> Loss:
+def expected_counts(counts: np.ndarray, set_counts: np.ndarray, sets: Sets) -> np.ndarray:
+    """Returns the number of images of each class `[C]`, with the images of a set divided among its classes.
+
+    Their shares are the maximum likelihood estimate of the class shares from labels and sets without the images: the
+    fixed point of n_c ← n_c + N_S n_c / Σ_{k∈S} n_k.
+
+    Args:
+        counts: number of images of one class, by class `[C]`.
+        set_counts: number of images of each set.
+        sets: the classes of each set.
+    """
+    expected = counts.astype(np.float64)
+    for members, n in zip(sets, set_counts, strict=True):
+        rows = list(members)
+        expected[rows] += n * counts[rows] / counts[rows].sum()
+    return expected
+
+
+def label_losses(logits: Tensor, y: Tensor, sets: Sets = ()) -> Tensor:
+    """Returns −log of the summed probability of each label's classes: logits `[B, C]`, labels `[B]` -> `[B]`.
+
+    Labels below C are classes, for which this is cross-entropy. Label C + k is the set `sets[k]`.
+    """
+    if not sets:
+        return F.cross_entropy(logits, y, reduction="none")
+    outside = torch.ones(logits.shape[1] + len(sets), logits.shape[1], dtype=torch.bool)
+    outside[: logits.shape[1]].fill_diagonal_(False)
+    for row, members in enumerate(sets, logits.shape[1]):
+        outside[row, list(members)] = False
+    log_p = F.log_softmax(logits, 1)
+    return -log_p.masked_fill(outside.to(y.device)[y], -torch.inf).logsumexp(1)
+
+
+def build_loss(name: LossName, counts: np.ndarray, sets: Sets = ()) -> Loss:
     """Returns the loss of this name for a training set with `counts` images of each class `[C]`.
+
+    Labels that are sets of classes are supported by cross_entropy, balanced_softmax and focal, in which p_y is the
+    summed probability. `counts` are then the `expected_counts`.
 
     cross_entropy: −log softmax(f)_y.
     inverse_frequency: cross-entropy times N / (C n_y).
@@ -54,16 +106,16 @@ def build_loss(name: LossName, counts: np.ndarray) -> Loss:
         of each batch, which is the same on average.
     """
     if name == "focal":
-        return _focal
+        return _focal(sets)
     if name == "inverse_frequency":
         return _weighted(inverse_frequency_weights(counts))
     if name == "class_balanced":
         return _weighted(class_balanced_weights(counts))
     if name == "balanced_softmax":
-        return _balanced_softmax(counts)
+        return _balanced_softmax(counts, sets)
     if name == "ldam_drw":
         return _ldam_drw(counts)
-    return lambda logits, y, progress: F.cross_entropy(logits, y, reduction="none")
+    return lambda logits, y, progress: label_losses(logits, y, sets)
 
 
 def _like(constants: np.ndarray, logits: Tensor) -> Tensor:
@@ -71,9 +123,12 @@ def _like(constants: np.ndarray, logits: Tensor) -> Tensor:
     return torch.as_tensor(constants, device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
-def _focal(logits: Tensor, y: Tensor, progress: float) -> Tensor:
-    losses = F.cross_entropy(logits, y, reduction="none")
-    return (1 - torch.exp(-losses)) ** FOCAL_GAMMA * losses
+def _focal(sets: Sets) -> Loss:
+    def loss(logits: Tensor, y: Tensor, progress: float) -> Tensor:
+        losses = label_losses(logits, y, sets)
+        return (1 - torch.exp(-losses)) ** FOCAL_GAMMA * losses
+
+    return loss
 
 
 def _weighted(weights: np.ndarray) -> Loss:
@@ -83,11 +138,11 @@ def _weighted(weights: np.ndarray) -> Loss:
     return loss
 
 
-def _balanced_softmax(counts: np.ndarray) -> Loss:
+def _balanced_softmax(counts: np.ndarray, sets: Sets) -> Loss:
     log_shares = np.log(counts / counts.sum())
 
     def loss(logits: Tensor, y: Tensor, progress: float) -> Tensor:
-        return F.cross_entropy(logits + _like(log_shares, logits), y, reduction="none")
+        return label_losses(logits + _like(log_shares, logits), y, sets)
 
     return loss
 

@@ -23,6 +23,10 @@ labels:
   removed from uᵢ. It shifts the class shares, which follow the weights instead: in balanced softmax, π is the share of
   each class in the total weight.
 
+Of an image whose label is a set of classes (`losses`), p is the summed probability of the set. The label is wrong if
+the true class is not in the set, and the odds of that are the same κ. In π, the weight of such images is divided among
+the classes of their set in proportion to the weight of the images of each class.
+
 κ is one number and does not need a meta gradient in every step. With `objective.refresh_every=n` it is updated every
 nth step, with a learning rate √n times as large, so that the random walk of κ due to gradient noise has the same
 spread after the same number of training steps.
@@ -37,6 +41,7 @@ from torch import Tensor, nn
 
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
+from dermrw.objectives.losses import label_losses
 from dermrw.objectives.weighted import Weighted
 from dermrw.reweight.meta_step import meta_gradient, normalize, outputs_along, sum_over
 
@@ -78,7 +83,7 @@ class NoiseWeights(Weighted):
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
         """Returns cross-entropy, or balanced softmax with the current shares π, for each example."""
         shift = self.shares.log().to(logits.device) if self.adjusts else 0.0
-        return nn.functional.cross_entropy(logits + shift, y, reduction="none")
+        return label_losses(logits + shift, y, self.sets)
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns losses and weights. The weights are uniform in the first epoch; later steps may also update κ."""
@@ -125,7 +130,11 @@ class NoiseWeights(Weighted):
         """Updates π to the share of each class in the total weight, with each image's weight when it was last drawn."""
         new, seen = self._by_row(values, batch)
         self.values = torch.where(seen > 0, new, self.values)
-        total = torch.zeros(self.classes).index_add_(0, self.labels, self.values)
+        by_label = torch.zeros(self.classes + len(self.sets)).index_add_(0, self.labels, self.values)
+        total = by_label[: self.classes].clone()
+        for members, weight in zip(self.sets, by_label[self.classes :], strict=True):
+            rows = list(members)
+            total[rows] += weight * total[rows] / total[rows].sum().clamp(min=1e-12)
         shares = torch.maximum(total / total.sum(), LEAST_SHARE * self.given)
         self.shares = shares / shares.sum()
 

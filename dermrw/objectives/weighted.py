@@ -45,9 +45,10 @@ class Weighted(Objective):
 
         These are the share of each class in the weight, the share of zero weights, the effective batch size 1/Σw²,
         whether all weights are zero, and the change of the class shares since the last step (total variation distance).
+        Images whose label is a set of classes count for no class.
         """
-        by_class = torch.zeros(self.classes, device=weights.device, dtype=weights.dtype)
-        by_class.index_add_(0, batch.y, weights)  # [C]
+        by_label = torch.zeros(self.classes + len(self.sets), device=weights.device, dtype=weights.dtype)
+        by_class = by_label.index_add_(0, batch.y, weights)[: self.classes].clone()
         zero, squares = (weights == 0).to(weights.dtype).sum() / batch.total, weights.square().sum()
         sum_over([by_class, zero, squares], batch.group)
         shares = by_class.float().cpu()

@@ -297,6 +297,7 @@ class TrainingSource(_Part):
     source: str  # HAM10000, or the name of the table of data.extra
     images: int
     classes: dict[str, int]
+    benign: int = 0  # images that train through the summed probability of the benign classes, in addition to `classes`
     left_out: dict[str, int]  # images of the table that were not used, by reason
 
 

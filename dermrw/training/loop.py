@@ -194,9 +194,9 @@ class Loop:
 
     def samples(self, epoch: int) -> dict[str, int]:
         """Returns the number of training images drawn in an epoch, by label."""
-        codes = self.splits.classes.codes
-        counts = np.bincount(self.splits.train.labels[self.batches(epoch).ravel()], minlength=len(codes))
-        return dict(zip(codes, counts.tolist(), strict=True))
+        names = self.splits.label_names
+        counts = np.bincount(self.splits.train.labels[self.batches(epoch).ravel()], minlength=len(names))
+        return dict(zip(names, counts.tolist(), strict=True))
 
     def write_weights(self) -> None:
         """Writes weights.csv, the mean weight of each training image, if the objective weights the examples."""
@@ -204,7 +204,7 @@ class Loop:
         if weights is None or not self.log:
             return
         train = self.splits.train
-        label = [self.splits.classes.codes[c] for c in train.labels]
+        label = [self.splits.label_names[c] for c in train.labels]
         table = train.table[["image_id", "lesion_id", "dx"]].assign(label=label, weight=weights)
         write_atomic(self.run / "weights.csv", table.to_csv(index=False, lineterminator="\n").encode())
 

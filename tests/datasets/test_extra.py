@@ -19,6 +19,7 @@ from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.training.run_folder import latest_run, open_run, read_split
+from export.__main__ import export
 from export.card import recipe
 from export.training_images import known_images
 
@@ -195,3 +196,108 @@ def test_a_run_with_extra_images(
     assert known.match(["new_nv", "scc"], [(0, 0)] * 2).tolist() == [True, False]
     text = recipe(open_run(run))
     assert "extra: mine.csv" in text and str(tmp_path) not in text
+
+
+@pytest.fixture
+def with_benign(table: Path) -> Path:
+    """The table with four benign images without a diagnosis, one of the group of a test image."""
+    rows = [
+        ("benign_1", "benign", "p1"),
+        ("benign_2", "Benign", "p8"),
+        ("benign_3", "benign", ""),
+        ("b_4", "benign", "q1"),
+    ]
+    for n, (name, *_) in enumerate(rows):
+        picture("nv", 30 + n).save(table.parent / f"{name}.jpg", quality=85)
+    table.write_text("\n".join([table.read_text(), *(",".join(row) for row in rows)]))
+    return table
+
+
+def test_benign_images_without_a_diagnosis(
+    sample: Path, splits: Splits, with_benign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["data.meta=rule", f"data.extra={with_benign}"]
+    without = load_splits(load_config(None, keys).data, sample)
+    found = load_splits(load_config(None, [*keys, "data.extra_benign=sum"]).data, sample)
+    assert "vasc 1, benign 3)" in capsys.readouterr().out
+    assert without.left_out is not None and found.left_out is not None
+    assert count_reasons(without.left_out)["label without a class: benign"] == 3
+    assert count_reasons(found.left_out)["group of a held-out image"] == 3
+    benign = found.train.table[found.train.table["dx"] == "benign"]
+    assert benign["image_id"].tolist() == ["benign_1", "benign_2", "benign_3"]
+    assert set(found.train.labels[benign.index]) == {7} and found.label_names == (*DX, "benign")
+    assert np.array_equal(found.train.labels[found.train.labels < 7], without.train.labels)
+    assert found.train.table.iloc[:-3]["image_id"].tolist() == without.train.table["image_id"].tolist()
+    for part in ("validation", "test", "meta"):
+        assert getattr(found, part).table.equals(getattr(without, part).table)
+        assert getattr(found, part).labels.max() < 7
+    with pytest.raises(UserError, match=r"split\.csv holds the class 'benign'"):
+        load_splits(load_config(None, keys).data, sample, found.table)
+    moved = found.table.assign(split=found.table["split"].where(found.table["dx"] != "benign", "test"))
+    with pytest.raises(UserError, match=r"split\.csv holds the class 'benign'"):
+        load_splits(load_config(None, [*keys, "data.extra_benign=sum"]).data, sample, moved)
+    noise = ["data.noise_rate=0.3", "data.meta_noise_rate=0.3"]
+    noisy = load_splits(load_config(None, [*keys, *noise, "data.extra_benign=sum"]).data, sample)
+    plain = load_splits(load_config(None, [*keys, *noise]).data, sample)
+    assert set(noisy.train.labels[benign.index]) == {7}
+    assert np.array_equal(noisy.train.labels[noisy.train.labels < 7], plain.train.labels)
+
+
+def test_only_rows_of_the_training_split_are_used(sample: Path, splits: Splits, with_benign: Path) -> None:
+    lines = with_benign.read_text().splitlines()
+    parts = {"new_mel": "test", "new_nv": "Training", "new_bcc": "", "benign_2": "validation"}
+    rows = [f"{line},{parts.get(line.partition(',')[0], 'train')}" for line in lines[1:]]
+    with_benign.write_text("\n".join([f"{lines[0]},split", *rows]))
+    keys = ["data.meta=rule", f"data.extra={with_benign}", "data.extra_benign=sum"]
+    found = load_splits(load_config(None, keys).data, sample)
+    assert found.left_out is not None
+    reason = dict(zip(found.left_out["image_id"], found.left_out["reason"], strict=True))
+    assert {name for name, text in reason.items() if text == "split is not train"} == {"new_mel", "new_bcc", "benign_2"}
+    assert set(found.train.table["image_id"]) >= {"new_nv", "benign_1", "benign_3"}
+
+
+@pytest.mark.parametrize("objective", ["erm", "noise_weights"])
+def test_a_run_with_benign_images(
+    sample: Path,
+    with_benign: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    objective: str,
+) -> None:
+    """Trained in two sizes, resumed, evaluated and exported; every count names the images."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/more"
+    keys = [
+        f"data.root={sample}",
+        "data.meta=rule",
+        f"data.extra={with_benign}",
+        "data.extra_benign=sum",
+        "data.test=0.15",
+    ]
+    keys += ["model.weights=none", "model.backbone=small_cnn", f"objective={objective}", "data.size=40"]
+    keys += ["objective.loss=balanced_softmax", "train.epochs=2", "train.first_share=0.5", "train.first_size=32"]
+    command(monkeypatch, "train", "name=more", *TINY, *keys, "--run", str(run))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    drawn = [row["samples"] for row in rows if "samples" in row]
+    assert all(list(row) == [*DX, "benign"] and row["benign"] <= 3 for row in drawn)
+    assert max(row["benign"] for row in drawn) > 0
+    split = read_split(run)
+    assert (split["dx"] == "benign").sum() == 3
+    command(monkeypatch, "eval", str(run))
+    report = json.loads((run / "report.json").read_text())
+    own, more = report["training_sources"]
+    assert own["benign"] == 0 and more["benign"] == 3 and more["images"] == 12 and "benign" not in more["classes"]
+    assert report["training_images"] == own["images"] + 12
+    counts = pd.Series(own["classes"]) + pd.Series(more["classes"])
+    assert report["training_prevalence"] == pytest.approx((counts / counts.sum()).to_dict())
+    assert "3 images of mine.csv show benign lesions without a diagnosis" in (run / "report.html").read_text()
+    if objective == "noise_weights":
+        weights = pd.read_csv(run / "weights.csv")
+        assert (weights["label"] == "benign").sum() == 3
+        command(monkeypatch, "audit", str(run), "--count", "200")
+        assert "benign" in set(pd.read_csv(run / "audit.csv")["label"])
+    export(run, [])
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "mine.csv 12, of which 3 benign without a diagnosis" in card
+    assert "extra_benign: sum" in card
