@@ -92,7 +92,11 @@ class Data(_Section):
         None,
         description="a CSV with a column image_id: the other images of these lesions are not used either",
     )
-    augment: Literal["dermoscopy", "strong", "cutout", "cameras", "none"] = "dermoscopy"
+    augment: Literal["dermoscopy", "strong", "cutout", "cameras", "devices", "none"] = Field(
+        "dermoscopy",
+        description="random changes of training images; devices: strong, with the effects of other dermatoscopes, "
+        "cameras, files and framing",
+    )
     views: Literal[1, 8] = Field(
         1, description="8: evaluation and the model file average the logits over all flips and quarter turns"
     )

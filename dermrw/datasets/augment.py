@@ -7,13 +7,15 @@ draws the same random stream in every worker and epoch.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no check for updates over the network
 
 import albumentations
 import cv2
 import numpy as np
+
+from dermrw.datasets import artefacts
 
 Augment = Callable[[np.ndarray, int], np.ndarray]
 
@@ -86,11 +88,89 @@ def cameras(size: int) -> albumentations.Compose:
     )
 
 
+# artefacts of `devices` and their probabilities
+SCENE: tuple[tuple[artefacts.Draw, float], ...] = (
+    (artefacts.hairs, 0.2),
+    (artefacts.ink, 0.06),
+    (artefacts.bubbles, 0.08),
+    (artefacts.sticker, 0.05),
+    (artefacts.glare, 0.04),
+    (artefacts.vignette, 0.15),
+    (artefacts.dark_corners, 0.1),
+    (artefacts.round_field, 0.03),
+)
+FILE: tuple[tuple[artefacts.Draw, float], ...] = (
+    (artefacts.ruler, 0.1),
+    (artefacts.border, 0.07),
+    (artefacts.letterbox, 0.02),
+)
+
+
+class Drawn(albumentations.ImageOnlyTransform):
+    """Draws each artefact with its probability. One transform for all of them costs less than one for each."""
+
+    def __init__(self, draws: Sequence[tuple[artefacts.Draw, float]]) -> None:
+        super().__init__(p=1.0)
+        self.draws = draws
+
+    def apply(self, img: np.ndarray, **params: object) -> np.ndarray:
+        """Returns the picture with artefacts, from the random generator of the composition."""
+        rng = self.random_generator
+        chosen = rng.random(len(self.draws)) < [p for _, p in self.draws]
+        for (draw, _), take in zip(self.draws, chosen, strict=True):
+            img = draw(img, rng) if take else img
+        return img
+
+
+def devices(size: int) -> albumentations.Compose:
+    """Returns `strong` with the effects of other dermatoscopes, cameras, files and framing, for images of any source.
+
+    In the order of a photograph: the frame; hairs, ink, gel, light fall-off and dark corners; focus, white balance,
+    exposure, noise and sharpening; ruler, borders, resolution and JPEG. Some sources hold whole pictures and others
+    their middle squares, in which a lesion is a third larger: the scales and proportions of the crops cover both.
+    Drawn borders are rare and thin: they stand for the remains of borders that are cut off before augmentation.
+    """
+    noises = [
+        albumentations.GaussNoise(std_range=(0.005, 0.04), per_channel=each, noise_scale_factor=1, p=1.0)
+        for each in (True, False)
+    ]
+    coarsest = min(0.9, max(0.5, 160 / size))  # copies of 160 px and more
+    return albumentations.Compose(
+        [
+            albumentations.Affine(
+                rotate=(-180, 180),
+                shear=(-8, 8),
+                scale=(0.72, 1.25),
+                translate_percent=(-0.05, 0.05),
+                border_mode=cv2.BORDER_REFLECT_101,
+                p=0.8,
+            ),
+            albumentations.RandomResizedCrop((size, size), scale=(0.4, 1.0), ratio=(0.75, 1.34)),
+            albumentations.D4(p=1.0),
+            Drawn(SCENE),
+            albumentations.GaussianBlur(blur_limit=0, sigma_limit=(0.4, 1.5), p=0.15),
+            albumentations.MultiplicativeNoise(multiplier=(0.85, 1.15), per_channel=True, elementwise=False, p=0.4),
+            albumentations.RandomGamma(gamma_limit=(75, 135), p=0.25),
+            albumentations.ColorJitter(brightness=0.25, contrast=0.3, saturation=(0.5, 1.3), hue=0.02, p=0.8),
+            albumentations.OneOf(noises, p=0.2),
+            albumentations.UnsharpMask(blur_limit=(3, 7), alpha=(0.2, 1.0), threshold=0, p=0.2),
+            Drawn(FILE),
+            albumentations.Downscale(
+                scale_range=(coarsest, 0.95),
+                interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR},
+                p=0.2,
+            ),
+            albumentations.ImageCompression(quality_range=(25, 95), p=0.35),
+        ]
+    )
+
+
 def augmenter(name: str, size: int) -> Augment | None:
     """Returns a function (pixels uint8 `[H, W, 3]`, random seed) -> uint8 `[size, size, 3]`, or None for `none`."""
     if name == "none":
         return None
-    compose = {"dermoscopy": dermoscopy, "strong": strong, "cutout": cutout, "cameras": cameras}[name](size)
+    named = {"dermoscopy": dermoscopy, "strong": strong, "cutout": cutout, "cameras": cameras, "devices": devices}
+    compose = named[name](size)
 
     def augment(pixels: np.ndarray, seed: int) -> np.ndarray:
         compose.set_random_seed(seed)

@@ -111,7 +111,7 @@ def test_a_batch_larger_than_the_set_is_the_set() -> None:
     assert epoch_batches(np.zeros(5, int), "shuffled", 64, 0, 0).shape == (1, 5)
 
 
-@pytest.mark.parametrize("name", ["dermoscopy", "strong", "cutout", "cameras"])
+@pytest.mark.parametrize("name", ["dermoscopy", "strong", "cutout", "cameras", "devices"])
 def test_augmented_pixels_rest_on_their_seed_alone(name: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 53, 3), dtype=np.uint8)
     change, again = augmenter(name, 32), augmenter(name, 32)
