@@ -69,6 +69,12 @@ class Data(_Section):
         "probability of the benign classes",
     )
     size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels")
+    field_of_view: Literal["none", "find"] = Field(
+        "none", description="find: borders and dark corners are cut first, also by the model file's users"
+    )
+    crop: Literal["square", "whole"] = Field(
+        "square", description="evaluation: the middle square, or the whole picture squeezed to a square"
+    )
     meta: str = Field(
         "ham10000_meta_3_per_class.csv",
         description="the curated meta set: a CSV with a column image_id, or 'rule' to choose it by a rule; table: the "
@@ -252,6 +258,8 @@ class Config(_Section):
                 raise ValueError(f"data.{key} is an option of data.name=ham10000, not of {self.data.name}")
         if self.data.extra_benign == "sum":
             self._fits_benign_images()
+        if self.data.name == "cifar10" and self.data.field_of_view != "none":
+            raise ValueError("data.field_of_view=find is for photographs, not for data.name=cifar10")
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self

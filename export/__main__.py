@@ -24,9 +24,9 @@ from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Familiarity
 from dermrw.evaluation.predict import load_best
 from dermrw.files import open_regular, require_writable, write_atomic
-from dermrw.images.preprocess import read_image
+from dermrw.images.preprocess import Framing, read_image
 from dermrw.inference.known_images import KnownImages
-from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault
+from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault, resize_sentence
 from dermrw.inference.shipped import shipped_model
 from dermrw.reports.report_schema import DefinedReport, Report, ShareWithInterval
 from dermrw.reports.report_text import report_unit
@@ -135,6 +135,9 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
             objective=config.objective.title,
             origin=report.weights,
             size=config.data.size,
+            resize=resize_sentence(Framing.of(config.data)),
+            field_of_view=config.data.field_of_view,
+            crop=config.data.crop,
             codes=classes.codes,
             columns=classes.columns,
             names=classes.names,

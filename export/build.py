@@ -16,6 +16,7 @@ from onnx import compose
 
 from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError
+from dermrw.images.preprocess import content, network_pixels
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
 
@@ -72,7 +73,7 @@ def build(network: Exported, info: ModelInfo) -> onnx.ModelProto:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     assert program is not None
     net = program.model_proto
-    resize = resize_graph(info.size)
+    resize = resize_graph(info.size, info.crop)
     resize = compose.add_prefix(resize, "resize/")
     resize.ir_version = net.ir_version
     whole = compose.merge_models(
@@ -135,14 +136,16 @@ def _rename_input(model: onnx.ModelProto, name: str) -> None:
 def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
     """Compares ONNX Runtime with torch on images uint8 `[H, W, 3]` of any size; returns the largest difference.
 
-    The graph processes each original image and, in batches of `BATCHES`, the evaluation pixels. torch processes only
-    the evaluation pixels. Differences are relative to the units of `TOLERANCE`.
+    The graph processes each image, cut to its field of view, and, in batches of `BATCHES`, the evaluation pixels.
+    torch processes only the evaluation pixels. Differences are relative to the units of `TOLERANCE`.
 
     Raises:
         UserError: a difference is larger than `TOLERANCE`.
     """
     classifier = Classifier(path, "cpu")
-    pixels = np.stack([classifier.pixels(picture) for picture in pictures])
+    framing, size = classifier.framing, classifier.info.size
+    contents = [content(picture, framing) for picture in pictures]
+    pixels = np.stack([network_pixels(image, size, framing.crop) for image in contents])
     with torch.no_grad():
         expected = [o.numpy() for o in network(torch.from_numpy(pixels))]
     limits = np.abs([classifier.info.limits[name] for name in CHECKS])
@@ -165,8 +168,8 @@ def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
                 )
             worst = max(worst, difference)
 
-    for i, picture in enumerate(pictures):
-        compare(classifier.run(picture[None], *OUTPUTS), slice(i, i + 1))
+    for i, image in enumerate(contents):
+        compare(classifier.run(np.asarray(image)[None], *OUTPUTS), slice(i, i + 1))
     for batch in BATCHES:
         for start in range(0, len(pixels), batch):
             rows = slice(start, start + batch)

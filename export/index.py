@@ -52,7 +52,7 @@ def write_index(model: Path, root: str | None) -> Path:
     session, size = embedder(model.read_bytes()), classifier.info.size
 
     def read(path: str) -> npt.NDArray[np.uint8]:
-        return evaluation_pixels(path, size)
+        return evaluation_pixels(path, size, classifier.framing)
 
     found, paths = [], table["path"].tolist()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -10,6 +10,8 @@ import onnx
 from onnxscript import DOUBLE, INT64, UINT8, script
 from onnxscript import opset20 as op
 
+from dermrw.images.preprocess import MOST_SQUEEZED, Crop
+
 UNIT = 2.0**22  # Pillow's fixed point: coefficients are integers in units of 2^-22
 DOUBLE_TYPE, INT64_TYPE, UINT8_TYPE = 11, 7, 2  # onnx.TensorProto.DOUBLE, INT64, UINT8
 
@@ -44,8 +46,35 @@ def _grey(total: DOUBLE) -> DOUBLE:
     return op.Floor(op.Div(op.Add(total, half), op.Cast(op.Constant(value_float=UNIT), to=DOUBLE_TYPE)))
 
 
-def resize_graph(size: int) -> onnx.ModelProto:
-    """Graph of `preprocess.resize` and `center_crop`: uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
+def resize_graph(size: int, crop: Crop = "square") -> onnx.ModelProto:
+    """Graph of `preprocess.network_pixels`: images uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
+    return _squeeze_graph(size) if crop == "whole" else _square_graph(size)
+
+
+def _squeeze_graph(size: int) -> onnx.ModelProto:
+    """Graph of `preprocess.squeeze`."""
+
+    @script()
+    def squeeze(images: UINT8["N", "H", "W", 3]) -> UINT8["N", size, size, 3]:  # noqa: F821
+        side, two = op.Constant(value_int=size), op.Constant(value_int=2)
+        height = op.Shape(images, start=1, end=2)
+        width = op.Shape(images, start=2, end=3)
+        longest = op.Mul(op.Min(height, width), op.Constant(value_int=MOST_SQUEEZED))
+        tall, wide = op.Min(height, longest), op.Min(width, longest)
+        first = op.Concat(op.Div(op.Sub(height, tall), two), op.Div(op.Sub(width, wide), two), axis=0)
+        last = op.Add(first, op.Concat(tall, wide, axis=0))
+        part = op.Slice(images, first, last, op.Constant(value_ints=[1, 2]))
+        tall, wide = op.Squeeze(tall), op.Squeeze(wide)
+        grey = op.Cast(op.Transpose(part, perm=[0, 3, 1, 2]), to=DOUBLE_TYPE)  # [N, 3, tall, wide]
+        grey = _grey(op.MatMul(grey, op.Transpose(_coefficients(wide, side, side))))  # [N, 3, tall, size]
+        grey = _grey(op.MatMul(_coefficients(tall, side, side), grey))  # [N, 3, size, size]
+        return op.Transpose(op.Cast(grey, to=UINT8_TYPE), perm=[0, 2, 3, 1])
+
+    return squeeze.to_model_proto()
+
+
+def _square_graph(size: int) -> onnx.ModelProto:
+    """Graph of `preprocess.resize` and `center_crop`."""
 
     @script()
     def resize(images: UINT8["N", "H", "W", 3]) -> UINT8["N", size, size, 3]:  # noqa: F821

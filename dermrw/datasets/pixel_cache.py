@@ -22,7 +22,7 @@ from tqdm import tqdm
 from dermrw.errors import UserError
 from dermrw.files import free_bytes, replacing
 from dermrw.formatting import gigabytes
-from dermrw.images.preprocess import resized_pixels
+from dermrw.images.preprocess import PLAIN, Framing, evaluation_pixels, resized_pixels
 
 Where = Literal["memory", "disk", "none"]
 
@@ -111,6 +111,19 @@ def source_key(source: Any) -> str:
     return hashlib.sha256(np.ascontiguousarray(source).tobytes()).hexdigest()
 
 
+def read_pixels(source: Any, size: int, framing: Framing) -> np.ndarray:
+    """Returns the pixels of an image file that a cache keeps, uint8 `[H, W, 3]`; arrays are returned unchanged.
+
+    With `crop=square` they are not cropped: augmentation starts from them, and the middle square is cut out later.
+    With `crop=whole` they are the network's input, since it cannot be computed from the uncropped pixels.
+    """
+    if not isinstance(source, str):
+        return source
+    if framing.crop == "whole":
+        return evaluation_pixels(source, size, framing)
+    return resized_pixels(source, size, framing)
+
+
 def decoded_in_order(read: Callable[[Any], np.ndarray], items: Sequence[Any]) -> Iterator[np.ndarray]:
     """Yields `read(item)` for each item, in order. Threads read some items ahead."""
     threads = thread_count()
@@ -131,27 +144,26 @@ def decoded_in_order(read: Callable[[Any], np.ndarray], items: Sequence[Any]) ->
 
 
 class LoadPixels(MapTransform):
-    """MONAI transform that replaces a file path by the image's resized, uncropped pixels, uint8 `[H, W, 3]`."""
+    """MONAI transform that replaces a file path by the image's pixels (`read_pixels`), uint8 `[H, W, 3]`."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, framing: Framing = PLAIN) -> None:
         super().__init__("image")
-        self.size = size
+        self.size, self.framing = size, framing
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Reads files and leaves arrays unchanged."""
-        image = data["image"]
-        return {**data, "image": resized_pixels(image, self.size) if isinstance(image, str) else image}
+        return {**data, "image": read_pixels(data["image"], self.size, self.framing)}
 
 
 class MemoryPixels:
     """Pixels in memory (MONAI's CacheDataset); images beyond half of the available memory are decoded when used."""
 
-    def __init__(self, sources: Sequence[Any], size: int, progress: bool) -> None:
+    def __init__(self, sources: Sequence[Any], size: int, progress: bool, framing: Framing = PLAIN) -> None:
         """Decodes the images in threads."""
         try:
             self.cached = CacheDataset(
                 [{"image": source} for source in sources],
-                Compose([LoadPixels(size)]),
+                Compose([LoadPixels(size, framing)]),
                 cache_num=int(available_memory() / 2 / expected_bytes(1, size)),
                 num_workers=thread_count(),
                 progress=progress,
@@ -178,28 +190,29 @@ def _user_error(error: BaseException) -> BaseException:
 class DecodedPixels:
     """Pixels that are decoded each time they are used."""
 
-    def __init__(self, sources: Sequence[Any], size: int) -> None:
-        self.sources, self.size = sources, size
+    def __init__(self, sources: Sequence[Any], size: int, framing: Framing = PLAIN) -> None:
+        self.sources, self.size, self.framing = sources, size, framing
 
     def __getitem__(self, index: int) -> np.ndarray:
-        source = self.sources[index]
-        return resized_pixels(source, self.size) if isinstance(source, str) else source
+        return read_pixels(self.sources[index], self.size, self.framing)
 
 
 class DiskPixels:
     """Pixels in a file, which all processes of this machine share. Reading needs no memory beyond one image.
 
-    The name of the file contains a digest of the size and of the path, size and time of change of each image. The file
-    is written once, by the first process that needs it, and used again by later runs.
+    The name of the file contains a digest of the size, the framing and of the path, size and time of change of each
+    image. The file is written once, by the first process that needs it, and used again by later runs.
     """
 
-    def __init__(self, sources: Sequence[Any], size: int, folder: Path, progress: bool) -> None:
+    def __init__(
+        self, sources: Sequence[Any], size: int, folder: Path, progress: bool, framing: Framing = PLAIN
+    ) -> None:
         """Opens the cache file of these images. If it is absent, decodes the images in threads and writes it.
 
         Raises:
             UserError: an image can't be read, the folder can't be written to, or the disk is full.
         """
-        keys = json.dumps([FORMAT, size, [source_key(source) for source in sources]])
+        keys = json.dumps([FORMAT, size, *framing.key, [source_key(source) for source in sources]])
         self.file = folder / f"{hashlib.sha256(keys.encode()).hexdigest()[:16]}.pixels"
         index = self.file.with_suffix(".npy")
         try:
@@ -207,7 +220,7 @@ class DiskPixels:
             with FileLock(self.file.with_suffix(".lock")):
                 shapes = self._shapes(index, len(sources))
                 if shapes is None:
-                    shapes = self._write(index, sources, size, progress)
+                    shapes = self._write(index, sources, size, progress, framing)
         except OSError as error:
             full = " (data.cache=none needs no space)" if error.errno == 28 else ""
             raise UserError(
@@ -230,7 +243,7 @@ class DiskPixels:
         index.touch()  # the time of the last use
         return shapes
 
-    def _write(self, index: Path, sources: Sequence[Any], size: int, progress: bool) -> np.ndarray:
+    def _write(self, index: Path, sources: Sequence[Any], size: int, progress: bool, framing: Framing) -> np.ndarray:
         """Writes the pixels, then the index: a file with an index is complete. Removes files that were long unused."""
         for old in index.parent.glob("*.npy"):
             if time.time() - old.stat().st_mtime > UNUSED_DAYS * 86400:
@@ -241,7 +254,7 @@ class DiskPixels:
             raise OSError(28, f"{gigabytes(needed)} needed, {gigabytes(free_bytes(index.parent))} free")
         index.unlink(missing_ok=True)
         shapes = np.empty((len(sources), 2), np.int32)
-        decoded = decoded_in_order(DecodedPixels(sources, size).__getitem__, range(len(sources)))
+        decoded = decoded_in_order(DecodedPixels(sources, size, framing).__getitem__, range(len(sources)))
         with replacing(self.file) as file:
             for i, pixels in enumerate(tqdm(decoded, "Decoding", len(sources), leave=False, disable=not progress)):
                 shapes[i] = pixels.shape[:2]

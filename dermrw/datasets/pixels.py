@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from dermrw.datasets.pixel_cache import (
     choose_cache,
     decoded_in_order,
 )
-from dermrw.images.preprocess import center_crop
+from dermrw.images.preprocess import Framing, center_crop
 
 
 class ImageDataset(Dataset):
@@ -50,16 +51,19 @@ class ImageDataset(Dataset):
         self.augment = augmenter(data.augment, data.size) if seed is not None else None
         folder = Path(data.cache_folder).expanduser() if data.cache_folder else FOLDER
         in_files = any(isinstance(source, str) for source in images.sources)
+        framing = Framing.of(data)
+        if self.augment is not None:  # it starts from the uncropped pixels
+            framing = replace(framing, crop="square")
         choice = choose_cache(data.cache if in_files else "memory", len(images), data.size, folder, once)
         if progress:
             print(f"Reading {len(images):,} images: {progress}; {choice.sentence}", flush=True)
         self.base: MemoryPixels | DiskPixels | DecodedPixels
         if choice.where == "memory":
-            self.base = MemoryPixels(images.sources, data.size, progress is not None)
+            self.base = MemoryPixels(images.sources, data.size, progress is not None, framing)
         elif choice.where == "disk":
-            self.base = DiskPixels(images.sources, data.size, folder, progress is not None)
+            self.base = DiskPixels(images.sources, data.size, folder, progress is not None, framing)
         else:
-            self.base = DecodedPixels(images.sources, data.size)
+            self.base = DecodedPixels(images.sources, data.size, framing)
 
     def __len__(self) -> int:
         return len(self.images)

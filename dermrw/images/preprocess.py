@@ -1,7 +1,8 @@
 """The evaluation pixels: the one way from a picture to the network's input. No torch in here.
 
-A picture is turned upright by its EXIF orientation, converted to 8-bit sRGB, resized with an antialiased
-bilinear filter (Pillow's) so that its shorter side is `size`, and cut to the `size` × `size` square in its middle.
+A picture is turned upright by its EXIF orientation, converted to 8-bit sRGB and cut to its field of view (if `Framing`
+says so). Then it is resized with an antialiased bilinear filter (Pillow's): so that its shorter side is `size`, and cut
+to the `size` × `size` square in its middle, or as a whole to `size` × `size`.
 Resizing without antialiasing differs from this by up to 163 grey levels, so nothing else may resize.
 """
 
@@ -11,8 +12,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -30,6 +32,7 @@ from dermrw.images.colour import (
     to_srgb,
 )
 from dermrw.images.depth import grey_in_eight_bits, narrow_png
+from dermrw.images.field_of_view import Box, find_field_of_view
 from dermrw.images.formats import HEAD, format_of, jpeg_fault
 from dermrw.images.iso_media import nclx, turned
 from dermrw.images.tiff import choose_page, fault, read_page, unknown
@@ -46,6 +49,10 @@ SAVE_AS = "save it as JPEG or PNG"
 LEAST_SIDE = 16  # pixels; on less no lesion can be seen
 MOST_EXIF_TEXT = 200_000  # characters of EXIF that ImageMagick writes into a PNG's texts as hexadecimal digits
 MOST_ELONGATED = 10  # longer side over shorter
+MOST_SQUEEZED = 2  # longer side over shorter that `crop=whole` squeezes to a square; more is cut at the ends
+
+FieldOfView = Literal["none", "find"]
+Crop = Literal["square", "whole"]
 
 # the limit above is checked by ourselves: a warning turned into an error is not safe among threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -258,6 +265,56 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
         raise UserError(f"the image {name} is damaged or unreadable: {' '.join(str(error).split())[:200]}") from None
 
 
+class FramingSettings(Protocol):
+    """A section of settings with the two keys of `Framing`: `config.Data`, or the metadata of a model file."""
+
+    @property
+    def field_of_view(self) -> FieldOfView:
+        """As of `Framing`."""
+
+    @property
+    def crop(self) -> Crop:
+        """As of `Framing`."""
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Which part of a picture a network sees. The defaults are those of dermrw before there was a choice.
+
+    Attributes:
+        field_of_view: `find` cuts borders and dark corners first (`find_field_of_view`); `none` does not.
+        crop: `square` is the middle square. `whole` squeezes the whole picture to a square, so that a lesion near its
+            end is seen; of a picture with a longer side of more than `MOST_SQUEEZED` times the shorter, its middle with
+            these proportions, since a panorama squeezed to a square would show no shapes.
+    """
+
+    field_of_view: FieldOfView = "none"
+    crop: Crop = "square"
+
+    @classmethod
+    def of(cls, settings: FramingSettings) -> "Framing":
+        """Returns the framing in a config's section `data`, or in a model file's metadata."""
+        return cls(settings.field_of_view, settings.crop)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The values that differ from the defaults, for digests: empty for the pixels of earlier versions."""
+        return () if self == Framing() else (self.field_of_view, self.crop)
+
+
+PLAIN = Framing()  # the middle square of the uncut picture, as perceptual hashes use it
+
+
+def field_of_view(image: Image.Image, framing: Framing) -> Box:
+    """Returns the part of an upright picture that is used, by `framing.field_of_view`."""
+    return find_field_of_view(image) if framing.field_of_view == "find" else Box(0, 0, *image.size)
+
+
+def cut(image: Image.Image, box: Box) -> Image.Image:
+    """Returns a part of a picture; the picture itself if that is the whole."""
+    return image if box == (0, 0, *image.size) else image.crop(box)
+
+
 def resize(image: Image.Image, size: int) -> Image.Image:
     """The picture with its shorter side at `size` pixels and its proportions kept."""
     width, height = image.size
@@ -273,11 +330,34 @@ def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     return pixels[top : top + size, left : left + size]
 
 
-def resized_pixels(source: Any, size: int) -> np.ndarray:
-    """Uncropped pixels of what `read_image` takes, uint8 `[H, W, 3]`, min(H, W) = size: augmentation starts here."""
-    return np.asarray(resize(read_image(source), size))
+def squeeze(image: Image.Image, size: int) -> Image.Image:
+    """The whole picture at `size` × `size` pixels; of a longer one than `MOST_SQUEEZED`, its middle of that length."""
+    width, height = image.size
+    longest = MOST_SQUEEZED * min(width, height)
+    wide, tall = min(width, longest), min(height, longest)
+    left, top = (width - wide) // 2, (height - tall) // 2
+    part = cut(image, Box(left, top, left + wide, top + tall))
+    return part if part.size == (size, size) else part.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def evaluation_pixels(source: Any, size: int) -> np.ndarray:
+def content(source: Any, framing: Framing = PLAIN) -> Image.Image:
+    """The picture of what `read_image` takes, cut to its field of view by `framing`."""
+    image = read_image(source)
+    return cut(image, field_of_view(image, framing))
+
+
+def resized_pixels(source: Any, size: int, framing: Framing = PLAIN) -> np.ndarray:
+    """Uncropped pixels of the content, uint8 `[H, W, 3]`, min(H, W) = size: augmentation starts here."""
+    return np.asarray(resize(content(source, framing), size))
+
+
+def network_pixels(image: Image.Image, size: int, crop: Crop) -> np.ndarray:
+    """The pixels uint8 `[size, size, 3]` that a network is evaluated on, of a picture cut to its content."""
+    if crop == "whole":
+        return np.array(squeeze(image, size))
+    return np.ascontiguousarray(center_crop(np.asarray(resize(image, size)), size))
+
+
+def evaluation_pixels(source: Any, size: int, framing: Framing = PLAIN) -> np.ndarray:
     """The pixels that a network is evaluated on, uint8 `[size, size, 3]`, of what `read_image` takes."""
-    return np.ascontiguousarray(center_crop(resized_pixels(source, size), size))
+    return network_pixels(content(source, framing), size, framing.crop)

@@ -17,9 +17,10 @@ from PIL import Image
 from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError
 from dermrw.files import open_regular
-from dermrw.images.preprocess import evaluation_pixels, read_image
+from dermrw.images.field_of_view import Box
+from dermrw.images.preprocess import PLAIN, Framing, cut, evaluation_pixels, field_of_view, network_pixels, read_image
 from dermrw.inference.image_rows import BATCH, classify_table
-from dermrw.inference.known_images import KEY, KnownImages
+from dermrw.inference.known_images import KEY, ImageHash, KnownImages, image_hash
 from dermrw.inference.messages import adapted
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
 from dermrw.inference.shipped import shipped_model
@@ -28,6 +29,7 @@ from dermrw.inference.verdict import Verdict, verdict
 onnxruntime.disable_telemetry_events()  # in case another module imported it first
 
 MODEL_BYTES = 2 * 2**30  # protobuf's own limit
+THUMBNAIL = 320  # pixels of the longer side of the picture that shows what was cut
 QUANTIZED = (
     "The model file was quantized after its export: its thresholds and its scores are those of the original file, so "
     "check its answers on labelled images"
@@ -54,6 +56,14 @@ class NetworkInput(NamedTuple):
     width: int
     height: int
     notes: tuple[str, ...] = ()  # for the user, such as `its colour profile is damaged … and was ignored`
+    box: Box | None = None  # the part of the upright picture that is used; None: all of it, nothing was cut
+    thumbnail: npt.NDArray[np.uint8] | None = None  # the whole picture `[h, w, 3]`, if something was cut
+    hashes: ImageHash | None = None  # perceptual hashes of the uncut picture, if they are asked for
+
+    @property
+    def content_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the part that is used."""
+        return (self.box.width, self.box.height) if self.box else (self.width, self.height)
 
 
 class Explanation(NamedTuple):
@@ -65,6 +75,9 @@ class Explanation(NamedTuple):
     pixels: npt.NDArray[np.uint8]  # [size, size, 3]: the network's input
     verdict: Verdict  # refusal, prediction set, triage
     notes: tuple[str, ...] = ()  # on how the picture was read, for the user
+    size: tuple[int, int] = (0, 0)  # width and height of the upright picture, pixels
+    box: Box | None = None  # the part of it that is used; None: all of it, nothing was cut
+    thumbnail: npt.NDArray[np.uint8] | None = None  # the whole picture `[h, w, 3]`, if something was cut
 
 
 def _providers(device: str) -> list[str]:
@@ -127,6 +140,7 @@ class Classifier:
         self._device, self._threads = device, threads
         self.digest = hashlib.sha256(content).hexdigest()  # SHA-256 of the file
         self.info = ModelInfo.from_props(props, str(path))
+        self.framing = Framing.of(self.info)
         self._known_images = {KEY: props[KEY]} if KEY in props else {}
         self.quantized = props.get("onnx.infer") == "onnxruntime.quant"  # the mark of ONNX Runtime's quantization
         self.device = "CUDA" if "CUDAExecutionProvider" in self._session.get_providers() else "CPU"
@@ -197,13 +211,18 @@ class Classifier:
         """
         network_input = self.prepare(picture)
         probabilities, activation_map, embedding, checks = self.run(network_input.pixels[None], *OUTPUTS)
-        image_verdict = verdict(probabilities[0], checks[0], network_input.width, network_input.height, self.info)
+        image_verdict = verdict(probabilities[0], checks[0], *network_input.content_size, self.info)
         return Explanation(
-            probabilities[0], activation_map[0], embedding[0], network_input.pixels, image_verdict, network_input.notes
-        )
+            probabilities[0], activation_map[0], embedding[0], network_input.pixels, image_verdict, network_input.notes,
+            (network_input.width, network_input.height), network_input.box, network_input.thumbnail,
+        )  # fmt: skip
 
-    def prepare(self, picture: Picture) -> NetworkInput:
-        """The network's input for a picture, and the picture's size.
+    def prepare(self, picture: Picture, hashed: bool = False) -> NetworkInput:
+        """The network's input for a picture, the picture's size, and the part of it that is used.
+
+        Args:
+            picture: a file, a PIL image or an array.
+            hashed: whether to compute perceptual hashes.
 
         Raises:
             UserError: the picture can't be read.
@@ -213,7 +232,16 @@ class Classifier:
         except UserError as error:
             raise UserError(adapted(str(error), self.info)) from None
         notes = tuple(image.info.get("notes", ()))
-        return NetworkInput(evaluation_pixels(image, self.info.size), *image.size, notes)
+        box = field_of_view(image, self.framing)
+        pixels = network_pixels(cut(image, box), self.info.size, self.framing.crop)
+        hashes = None
+        if hashed:  # the list in the model file is of uncut pictures
+            hashes = image_hash(pixels if self.framing == PLAIN else evaluation_pixels(image, self.info.size))
+        if box == (0, 0, *image.size):
+            return NetworkInput(pixels, *image.size, notes, hashes=hashes)
+        whole = image.copy()
+        whole.thumbnail((THUMBNAIL, THUMBNAIL))
+        return NetworkInput(pixels, *image.size, notes, box, np.array(whole), hashes)
 
     def pixels(self, picture: Picture) -> npt.NDArray[np.uint8]:
         """The network's input for a picture, uint8 `[size, size, 3]`."""
@@ -243,9 +271,13 @@ class Classifier:
         """
         side = self.info.size
         noise = np.random.default_rng(0).integers(0, 256, (3 * side // 2, 2 * side, 3), dtype=np.uint8)
-        raw, resized = (self.run(pixels[None], *OUTPUTS)[2] for pixels in (noise, self.pixels(noise)))
+        expected = network_pixels(Image.fromarray(noise), side, self.framing.crop)
+        raw, resized = (self.run(pixels[None], *OUTPUTS)[2] for pixels in (noise, expected))
         if raw.shape != resized.shape or np.abs(raw - resized).max(initial=0) > 1e-3 * np.abs(raw).max(initial=0):
-            raise UserError(f"{self.path} has another input size than {side}, as in its metadata: export it again")
+            raise UserError(
+                f"{self.path} has another input size than {side}, or another crop than {self.framing.crop}, as in its "
+                "metadata: export it again"
+            )
 
 
 def load(origin: Origin) -> Classifier:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dermrw.errors import UserError
 from dermrw.inference.find_images import image_id
-from dermrw.inference.known_images import ImageHash, image_hash
+from dermrw.inference.known_images import ImageHash
 from dermrw.inference.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def classify_batch(
 
     def prepare(path: str | Path) -> "NetworkInput | UserError":
         try:
-            return classifier.prepare(path)
+            return classifier.prepare(path, hashed)
         except UserError as error:
             return error
 
@@ -71,9 +71,8 @@ def classify_batch(
             rows.append(ImageRow(name, (), Verdict(None, (), None), error=str(network_input)))
             continue
         p, image_checks = next(outputs)
-        image_verdict = verdict(p, image_checks, network_input.width, network_input.height, classifier.info)
-        hashes = image_hash(network_input.pixels) if hashed else None
-        rows.append(ImageRow(name, tuple(p.tolist()), image_verdict, network_input.notes, hashes=hashes))
+        image_verdict = verdict(p, image_checks, *network_input.content_size, classifier.info)
+        rows.append(ImageRow(name, tuple(p.tolist()), image_verdict, network_input.notes, hashes=network_input.hashes))
     return rows
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError, first_of
+from dermrw.images.preprocess import Crop, FieldOfView, Framing
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
 # [N, C], [N, C, h, w], [N, D], [N, 8]; the checks in the order of `dermrw.decisions.refusal.CHECKS`
@@ -18,9 +19,19 @@ RESIZE = (
     "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "
     "filter) and the middle square is cut out; turn a picture upright by its EXIF orientation before"
 )
+RESIZE_WHOLE = (
+    "any height and width; inside the graph the whole picture (its middle, if one side is more than twice the other) "
+    "is squeezed to `size` × `size` (Pillow's antialiased bilinear filter); turn a picture upright by its EXIF "
+    "orientation before"
+)
+FIND = (
+    ", and cut its borders and dark corners, as `dermrw.images.field_of_view.find_field_of_view` does: the graph does "
+    "not look for them, and may refuse or misjudge a picture that has them"
+)
 
 
-ADDED_LATER = frozenset({"malignant", "subject", "refit", "no_triage"})  # fields that older model files lack
+# fields that older model files lack
+ADDED_LATER = frozenset({"malignant", "subject", "refit", "no_triage", "field_of_view", "crop"})
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -80,6 +91,11 @@ class Refit(BaseModel):
     covered: Proportion | None = Field(description="coverage of the prediction sets, out of fold; None: kept")
 
 
+def resize_sentence(framing: Framing) -> str:
+    """The description of the pixels to give to the graph, and of its own resize, for the metadata."""
+    return (RESIZE_WHOLE if framing.crop == "whole" else RESIZE) + FIND * (framing.field_of_view == "find")
+
+
 class ModelInfo(BaseModel):
     """The metadata of a model file; each field is an entry of the .onnx' `metadata_props`, as JSON."""
 
@@ -94,6 +110,10 @@ class ModelInfo(BaseModel):
     origin: str = Field(max_length=500, description="where the first weights came from")
     size: int = Field(ge=32, le=1024, description="side of the network's input, pixels; as data.size")
     resize: str = RESIZE
+    field_of_view: FieldOfView = Field(
+        "none", description="find: the network was trained without borders and dark corners, so cut them before"
+    )
+    crop: Crop = Field("square", description="inside the graph: the middle square, or the whole picture squeezed")
     codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
     columns: tuple[str, ...] = Field(description="their columns in ISIC's format")
     names: tuple[str, ...] = Field(description="their names for people")

@@ -42,8 +42,8 @@ def verdict(
     Args:
         probabilities: the image's, at equal prevalence `[C]`.
         checks: the graph's image checks `[8]`.
-        width: of the image as given, pixels.
-        height: of the image as given, pixels.
+        width: of the image without its border, pixels.
+        height: of the image without its border, pixels.
         info: the model's metadata.
     """
     reason = too_small(width, height, info.smallest) or refusal(checks, info.limits, info.is_ham10000)

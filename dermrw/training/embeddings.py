@@ -29,7 +29,7 @@ from dermrw.datasets.dataset import ImageSet, Splits
 from dermrw.datasets.pixel_cache import source_key, thread_count
 from dermrw.errors import UserError
 from dermrw.files import reserve
-from dermrw.images.preprocess import center_crop, resized_pixels
+from dermrw.images.preprocess import PLAIN, Framing, content, network_pixels, resize
 from dermrw.models import Head, last_linear, to_input
 from dermrw.training.device import Placement
 from dermrw.training.distributed import Job
@@ -66,7 +66,9 @@ def plan(splits: Splits, views: int) -> list[Task]:
     return tasks
 
 
-def view_reader(size: int, augment: str, seed: int) -> Callable[[ImageSet, int, int], np.ndarray]:
+def view_reader(
+    size: int, augment: str, seed: int, framing: Framing = PLAIN
+) -> Callable[[ImageSet, int, int], np.ndarray]:
     """Returns a function (images, index, views) -> pixels uint8 `[views, size, size, 3]`, which threads can share.
 
     View 0 is the evaluation pixels. View v is the augmented image of epoch v. The image is decoded once.
@@ -74,9 +76,10 @@ def view_reader(size: int, augment: str, seed: int) -> Callable[[ImageSet, int, 
     local = threading.local()  # an augmenter holds a random state
 
     def read(images: ImageSet, index: int, views: int) -> np.ndarray:
-        pixels = resized_pixels(images.sources[index], size)
-        found = [center_crop(pixels, size)]
+        image = content(images.sources[index], framing)
+        found = [network_pixels(image, size, framing.crop)]
         if views > 1:
+            pixels = np.asarray(resize(image, size))
             if not hasattr(local, "augment"):
                 local.augment = augmenter(augment, size)
             found += [local.augment(pixels, example_seed(seed, view, index)) for view in range(1, views)]
@@ -95,6 +98,7 @@ def embeddings_key(network: nn.Module, splits: Splits, config: Config, placement
             digest.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
     views = number_of_views(config)
     settings = [config.model.backbone, config.data.size, views, str(placement.device.type), placement.channels_last]
+    settings += Framing.of(config.data).key
     if views > 1:
         settings += [config.data.augment, config.train.seed]
     digest.update(json.dumps(settings).encode())
@@ -247,7 +251,7 @@ def _embedded(tasks: Sequence[Task], network: nn.Module, config: Config, placeme
     Each of several threads reads the images of a task and computes their forward pass. On a CPU, the pass itself uses
     one thread. This is faster than a pass in several threads, which wait for each other at every layer.
     """
-    read = view_reader(config.data.size, config.data.augment, config.train.seed)
+    read = view_reader(config.data.size, config.data.augment, config.train.seed, Framing.of(config.data))
     backbone = without_head(network)
     device = placement.device
     threads = min(8, torch.get_num_threads()) if device.type == "cpu" else thread_count()

@@ -16,6 +16,7 @@ from dermrw.datasets.dataset import ImageSet, load_splits
 from dermrw.datasets.pixel_cache import DecodedPixels, DiskPixels, choose_cache
 from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.errors import UserError
+from dermrw.images.preprocess import PLAIN, Framing, evaluation_pixels, resized_pixels
 
 DATA = Data(name="sample", size=32, meta="rule")
 
@@ -39,6 +40,32 @@ def test_all_three_give_the_same_batches(images: ImageSet, tmp_path: Path) -> No
         plain.append([torch.cat(part) for part in zip(*parts, strict=True)])
     assert all(torch.equal(augmented[0], other) for other in augmented[1:])
     assert all(torch.equal(a, b) for other in plain[1:] for a, b in zip(plain[0], other, strict=True))
+
+
+@pytest.mark.parametrize("framing", [Framing("find"), Framing("none", "whole"), Framing("find", "whole")])
+def test_all_three_keep_the_pixels_of_a_framing(framing: Framing, images: ImageSet, tmp_path: Path) -> None:
+    """Evaluation sees the same pixels as `evaluation_pixels`; augmentation starts from the uncropped content."""
+    framed = tmp_path / "framed.png"
+    with Image.open(images.sources[0]) as image:
+        bordered = Image.new("RGB", (image.width + 40, image.height + 40))
+        bordered.paste(image, (20, 20))
+    bordered.save(framed)
+    images = replace(images, sources=[str(framed), *images.sources[1:]])
+    settings = {"field_of_view": framing.field_of_view, "crop": framing.crop}
+    expected = np.stack([evaluation_pixels(source, 32, framing) for source in images.sources])
+    assert not np.array_equal(expected[0], evaluation_pixels(str(framed), 32))
+    start = [resized_pixels(source, 32, framing) for source in images.sources]
+    for cache in ("memory", "disk", "none"):
+        data = cached(cache, tmp_path).model_copy(update=settings)
+        for pixels in (
+            ImageDataset(images, data),
+            ImageDataset(images, data.model_copy(update={"augment": "none"}), 0),
+        ):
+            assert np.array_equal(torch.cat([batch for batch, _, _ in in_order(pixels, 16)]), expected)
+        augmented = ImageDataset(images, data, seed=3)
+        assert all(np.array_equal(augmented.base[i], pixels) for i, pixels in enumerate(start))
+    names = {DiskPixels(images.sources, 32, tmp_path, False, f).file for f in (PLAIN, framing)}
+    assert len(names) == 2
 
 
 def test_the_file_is_used_again_until_an_image_changes(

@@ -16,13 +16,14 @@ from dermrw.datasets.augment import augmenter, example_seed
 from dermrw.datasets.dataset import Splits, load_splits
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import load_best
-from dermrw.images.preprocess import evaluation_pixels, resized_pixels
+from dermrw.images.preprocess import Framing, evaluation_pixels, resized_pixels
 from dermrw.models import Head, build_model, embed, freeze, to_input
 from dermrw.objectives import Batch, build_objective
 from dermrw.training import embeddings as module
 from dermrw.training import loop
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.embeddings import HeadLoop, number_of_views
+from dermrw.training.device import Placement
+from dermrw.training.embeddings import HeadLoop, embeddings_key, number_of_views, view_reader
 from dermrw.training.optim import build_optimizer
 from dermrw.training.run_folder import read_log, read_split
 from dermrw.training.train import train
@@ -152,6 +153,22 @@ def test_the_first_view_is_not_augmented(whole: Path, sample: Path) -> None:
     views += [augment(resized_pixels(source, 32), example_seed(0, view, row)) for view in (1, 2)]
     expected = embed(network, to_input(torch.from_numpy(np.stack(views)), torch.device("cpu"))).numpy()
     np.testing.assert_allclose(np.load(stored(whole))[[row, n + row, 2 * n + row]], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("framing", [Framing("find"), Framing("none", "whole")])
+def test_views_have_the_framing_of_the_config(framing: Framing, sample: Path) -> None:
+    splits = load_splits(config(sample).data, sample)
+    read, augment = view_reader(32, "dermoscopy", 0, framing), augmenter("dermoscopy", 32)
+    assert augment is not None
+    source = splits.train.sources[5]
+    views = read(splits.train, 5, 2)
+    assert np.array_equal(views[0], evaluation_pixels(source, 32, framing))
+    assert np.array_equal(views[1], augment(resized_pixels(source, 32, framing), example_seed(0, 1, 5)))
+    network, _ = build_model(config(sample).model, 7)
+    choice = Placement(torch.device("cpu"), "fp32", False)
+    settings = [f"data.field_of_view={framing.field_of_view}", f"data.crop={framing.crop}"]
+    keys = {embeddings_key(network, splits, config(sample, *more), choice) for more in ([], settings)}
+    assert len(keys) == 2
 
 
 def test_a_pass_and_a_training_that_are_interrupted_end_the_same(
