@@ -81,7 +81,7 @@ def refusal(
 
 
 def too_small(width: int, height: int, smallest: int) -> str | None:
-    """The reason to refuse an image of this size in pixels; None: not refused."""
+    """The reason to refuse an image of this size in pixels, without its border; None: not refused."""
     if min(width, height) >= smallest:
         return None
     return f"it is too small: {width} × {height} pixels, and the shorter side must have {smallest}"
