@@ -125,7 +125,7 @@ def _bright_field(pixels: npt.NDArray[np.int16]) -> Box:
     bright = _majority(value > threshold)
     if bright[0, 0] and bright[0, -1] and bright[-1, 0] and bright[-1, -1]:
         return whole  # so is the hull
-    bright &= _without_captions(bright.any(1))[:, None] & _without_captions(bright.any(0))[None]
+    bright &= _without_captions(np.any(bright, 1))[:, None] & _without_captions(np.any(bright, 0))[None]
     filled = np.flatnonzero(bright.any(1))
     if len(filled) < 8:
         return whole

@@ -19,8 +19,8 @@ Truth = tuple[float, float, float, float]
 
 
 def lesion(number: int = 0, width: int = 480, height: int = 360) -> Image.Image:
-    generators = (np.random.default_rng([number, part]) for part in (0, 1))
-    return Image.fromarray(draw_lesion(DX[number % len(DX)], *generators, height, width))
+    rng = np.random.default_rng
+    return Image.fromarray(draw_lesion(DX[number % len(DX)], rng([number, 0]), rng([number, 1]), height, width))
 
 
 def bordered(image: Image.Image, colour: tuple[int, int, int], across: float, down: float) -> tuple[Image.Image, Truth]:
