@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import TINY, command
 from PIL import Image
 
@@ -18,7 +19,10 @@ from dermrw.datasets.hash_cache import HashCache
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
+from dermrw.training.checkpoint import load_checkpoint
+from dermrw.training.embeddings import HeadLoop
 from dermrw.training.run_folder import latest_run, open_run, read_split
+from dermrw.training.train import train
 from export.__main__ import export
 from export.card import recipe
 from export.training_images import known_images
@@ -301,3 +305,29 @@ def test_a_run_with_benign_images(
     card = (run / "MODEL_CARD.md").read_text()
     assert "mine.csv 12, of which 3 benign without a diagnosis" in card
     assert "extra_benign: sum" in card
+
+
+def test_a_head_on_embeddings_learns_from_benign_images(
+    sample: Path, with_benign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also resumed after the first epoch, with the same end."""
+    keys = [f"data.root={sample}", "data.meta=rule", f"data.extra={with_benign}", "data.extra_benign=sum", *TINY]
+    keys += ["model.weights=none", "model.freeze=backbone", "model.embedding_views=2", "objective=reweight"]
+    config = load_config(None, ["name=more", *keys, "objective.loss=balanced_softmax", "train.epochs=2"])
+    whole = train(config, tmp_path / "whole")
+
+    def stop(self: HeadLoop) -> None:
+        validate(self)
+        self.save("last.pt")
+        raise KeyboardInterrupt
+
+    validate = HeadLoop.validate
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(HeadLoop, "validate", stop)
+        train(config, tmp_path / "parts")
+    resumed = train(config, tmp_path / "parts")
+    one, other = (load_checkpoint(run / "last.pt") for run in (whole, resumed))
+    assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
+    assert torch.equal(one["objective"]["sum"], other["objective"]["sum"])
+    weights = pd.read_csv(whole / "weights.csv")
+    assert (weights["label"] == "benign").sum() == 3

@@ -13,9 +13,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import command
+from PIL import Image
 from tools import two_processes
 
 from dermrw.config import load_config
+from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.reweight.meta_step import reweighted_losses
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.distributed import Job
@@ -86,6 +88,35 @@ def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Pa
             assert a["zero_share"] == pytest.approx(b["zero_share"], abs=0.02)
         else:
             assert a == b
+
+
+@pytest.mark.slow
+def test_images_of_a_set_of_classes_in_two_processes(sample: Path, tmp_path: Path) -> None:
+    """With weights from the label noise: the shares of the classes follow the weights of all processes."""
+    rows = ["image,label"]
+    for n in range(40):
+        pixels = draw_lesion("nv", np.random.default_rng([n, 5]), np.random.default_rng([n, 6]), 60, 80)
+        Image.fromarray(pixels).save(tmp_path / f"b{n}.png")
+        rows.append(f"b{n},benign")
+    (tmp_path / "benign.csv").write_text("\n".join(rows))
+    keys = ["data.name=ham10000", f"data.extra={tmp_path / 'benign.csv'}", "data.extra_benign=sum", "train.epochs=2"]
+    keys += ["objective=noise_weights", "objective.loss=balanced_softmax", f"data.root={sample}"]
+    settings = [item for item in SETTINGS if not item.startswith(("data.name", "objective"))]
+    one, two = (tmp_path / "one", tmp_path / "two")
+    train(load_config(None, [*settings, *keys]), one)
+    job = start(sample, two, 2, *keys)
+    out = job.communicate(timeout=1200)[0]
+    assert job.returncode == 0 and "(benign 40)" in out, out
+    states = [load_checkpoint(run / "last.pt")["objective"] for run in (one, two)]
+    assert not torch.equal(states[0]["values"], torch.ones_like(states[0]["values"]))
+    for key in ("values", "shares", "log_odds"):
+        torch.testing.assert_close(states[1][key], states[0][key], rtol=1e-3, atol=1e-4)
+    for a, b in zip(read_log(one), read_log(two), strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+            assert a["class_weight"] == pytest.approx(b["class_weight"], abs=2e-3) and sum(a["class_weight"]) < 1
+        else:
+            assert a == b and a["samples"]["benign"] > 30
 
 
 def worker(job: subprocess.Popen, rank: int) -> int:
