@@ -35,8 +35,8 @@ def hairs(pixels: np.ndarray, rng: np.random.Generator, count: int | None = None
         path = start + np.cumsum(np.stack([np.cos(turned), np.sin(turned)], 1) * length / len(steps), 0)
         thick = max(1, round(side / 224 * rng.uniform(0.5, 1.8)))
         _line(mask, path, thick, int(rng.uniform(140, 255)))
-    tone = rng.uniform(150, 225) if rng.random() < 0.2 else rng.uniform(15, 75)
-    return _blend(pixels, _reduced(mask, pixels), (tone, 0.75 * tone, 0.58 * tone), rng.uniform(0.6, 0.95))
+    tone = rng.uniform(150, 225) if rng.random() < 0.2 else rng.uniform(15, 90)
+    return _blend(pixels, _reduced(mask, pixels), (tone, 0.7 * tone, 0.52 * tone), rng.uniform(0.6, 0.95))
 
 
 def ink(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
