@@ -3,12 +3,14 @@
 Inputs as in `classification`: `probabilities` float [N, C], `labels` int [N], `weights` [N], all 1 if None.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.metrics.classification import Floats, Weights, checked, checked_weights
+from dermrw.metrics.classification import Floats, Interval, Ints, Weights, checked, checked_weights
+from dermrw.metrics.resampling import bootstrap_counts, interval_of, reflected_interval
 
 
 class Reliability(NamedTuple):
@@ -80,3 +82,124 @@ def nll(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = 
     p, y, w = checked(probabilities, labels, weights, sums=True)
     with np.errstate(divide="ignore"):
         return _mean(-np.log(p[np.arange(len(y)), y]), w)
+
+
+def errors(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: Weights = None, *, bins: int = 15
+) -> dict[str, float]:
+    """Returns the calibration errors and the proper scores by name."""
+    return {
+        "top_label_ece": expected_calibration_error(probabilities, labels, weights, bins=bins),
+        "classwise_ece": expected_calibration_error(probabilities, labels, weights, bins=bins, classwise=True),
+        "brier": brier(probabilities, labels, weights),
+        "nll": nll(probabilities, labels, weights),
+    }
+
+
+class _RankedBins:
+    """Events and scores, ranked once, so that the calibration error for many sets of weights is cheap."""
+
+    def __init__(self, event: npt.NDArray[np.bool_], score: Floats, y: Ints, group: Ints, w: Floats) -> None:
+        order = np.argsort(score, kind="stable")
+        value = score[order]
+        starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])  # of the rows of equal score
+        self.starts = np.r_[starts, len(value)]
+        self.same = None if len(starts) == len(value) else np.repeat(np.arange(len(starts)), np.diff(self.starts))
+        self.difference = value - event[order]
+        self.y, self.group, self.w = y[order], group[order], w[order]
+
+    def error(self, drawn: Floats, scale: Floats, bins: int) -> float:
+        """Returns the error of `expected_calibration_error`.
+
+        Args:
+            drawn: number of draws of each group.
+            scale: factor of the weights of each class `[C]`.
+            bins: number of bins.
+        """
+        w = drawn[self.group] * self.w * scale[self.y]
+        mass = w if self.same is None else np.bincount(self.same, w)
+        total = w.sum()
+        if not total > 0:
+            return np.nan
+        place = bins * ((np.cumsum(mass) - mass / 2) / total)  # ascending; the integer part is the bin
+        first = self.starts[np.searchsorted(place, np.arange(bins))]  # row of each bin
+        filled = first[:-1] < first[1:], first[-1] < len(w)
+        first = first[np.r_[filled[0], filled[1]]]
+        return float(np.abs(np.add.reduceat(w * self.difference, first)).sum() / total)
+
+
+def calibration_intervals(
+    probabilities: Mapping[str, Floats],
+    labels: Ints,
+    groups: npt.ArrayLike,
+    weights: Floats,
+    class_totals: Mapping[str, Callable[[Floats], Floats]],
+    *,
+    replicates: int,
+    bins: int = 15,
+    seed: int = 0,
+) -> dict[str, dict[str, Interval]]:
+    """Returns the intervals of `errors` for several sets of probabilities, from one bootstrap of whole groups.
+
+    The intervals of calibration errors are those of `reflected_interval`. The scores are ranked once. A replicate then
+    costs one pass over the images for each class.
+
+    Args:
+        probabilities: `[N, C]` by name.
+        labels: `[N]`.
+        groups: `[N]`.
+        weights: `[N]`.
+        class_totals: by the same names, a function of the drawn total weight of each class `[C]` that returns the total
+            weight that the class is given `[C]`.
+        replicates: number of bootstrap samples.
+        bins: of the calibration error.
+        seed: of the draws.
+    """
+    kept = np.asarray(weights) > 0
+    y, w = np.asarray(labels)[kept], np.asarray(weights, dtype=np.float64)[kept]
+    _, group = np.unique(np.asarray(groups)[kept], return_inverse=True)
+    values: dict[str, list[dict[str, float]]] = {name: [] for name in probabilities}
+    estimates, prepared = {}, {}
+    for name, all_rows in probabilities.items():
+        p = np.asarray(all_rows, dtype=np.float64)[kept]
+        classes = p.shape[1]
+        own = np.bincount(y, w, classes)
+        estimates[name] = errors(p, y, w * _scale(own, class_totals[name])[y], bins=bins)
+        top = p.argmax(axis=1)
+        with np.errstate(divide="ignore"):
+            loss = -np.log(p[np.arange(len(y)), y])
+        prepared[name] = (
+            _RankedBins(y == top, p[np.arange(len(y)), top], y, group, w),
+            [_RankedBins(y == c, p[:, c], y, group, w) for c in range(classes)],
+            np.sum((p - np.eye(classes)[y]) ** 2, axis=1),
+            np.where(np.isfinite(loss), loss, 0.0),
+            ~np.isfinite(loss),
+        )
+    for (drawn,) in bootstrap_counts(int(group.max(initial=-1)) + 1, replicates, seed):
+        once = drawn[group] * w
+        for name, (top_bins, class_bins, squares, loss, infinite) in prepared.items():
+            scale = _scale(np.bincount(y, once, len(class_bins)), class_totals[name])
+            scaled = once * scale[y]
+            total = scaled.sum() or np.nan
+            values[name].append(
+                {
+                    "top_label_ece": top_bins.error(drawn, scale, bins),
+                    "classwise_ece": float(np.mean([each.error(drawn, scale, bins) for each in class_bins])),
+                    "brier": float(squares @ scaled / total),
+                    "nll": np.inf if scaled[infinite].any() else float(loss @ scaled / total),
+                }
+            )
+    return {
+        name: {
+            key: reflected_interval([row[key] for row in values[name]], estimate)
+            if key.endswith("ece")
+            else interval_of([row[key] for row in values[name]])
+            for key, estimate in estimates[name].items()
+        }
+        for name in probabilities
+    }
+
+
+def _scale(totals: Floats, class_totals: Callable[[Floats], Floats]) -> Floats:
+    """The factor of each class's weights `[C]`."""
+    return np.divide(class_totals(totals), totals, out=np.zeros(len(totals)), where=totals > 0)

@@ -105,6 +105,12 @@ def equal_prevalence_weights(labels: npt.ArrayLike, weights: Weights = None) -> 
     return np.divide(w * each, total[y], out=np.zeros(len(y)), where=w > 0)
 
 
+def class_totals(share: npt.ArrayLike, totals: Floats) -> Floats:
+    """Returns total weights [C] in proportion to `share` [C], with the sum of `totals` [C]; 0 for absent classes."""
+    wanted = np.where(totals > 0, np.asarray(share, dtype=np.float64), 0.0)
+    return np.asarray(totals.sum() * wanted / max(wanted.sum(), np.finfo(float).tiny))
+
+
 def prevalence_weights(labels: npt.ArrayLike, prevalence: npt.ArrayLike, weights: Weights = None) -> Floats:
     """Returns weights [N] with class totals by `prevalence` [C], proportional to `weights` within a class.
 
@@ -274,38 +280,62 @@ def specificity_at_sensitivity(
     return float(1 - curve[0][curve[1] >= sensitivity - 1e-12].min()) if curve else np.nan
 
 
+class RankedCurve:
+    """The ROC curve of one score, ranked once, so that areas for many sets of weights are cheap: a bootstrap's."""
+
+    def __init__(self, positive: npt.ArrayLike, score: npt.ArrayLike) -> None:
+        """`positive` is bool `[N]`, `score` is `[N]`."""
+        event, value = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
+        order = np.argsort(-value, kind="stable")
+        self.positives, self.negatives = order[event[order]], order[~event[order]]  # indices, by descending score
+        risen, below = -value[self.positives], -value[self.negatives]
+        # equal scores are one threshold; the curve rises only at thresholds with positives
+        self._starts = np.flatnonzero(np.r_[True, risen[1:] != risen[:-1]][: len(risen)])
+        thresholds = risen[self._starts]
+        self._before = np.searchsorted(below, thresholds, "left")  # number of negatives with a higher score
+        self._upto = np.searchsorted(below, thresholds, "right")  # and of those with at least this score
+
+    def areas(self, positive_weights: Floats, negative_weights: Floats, sensitivity: float | Floats = 0.0) -> Floats:
+        """Returns the areas of R sets of weights: `[R]`, or `[S, R]` for S values of `sensitivity`.
+
+        An area is the integral of specificity over sensitivity, from `sensitivity` to 1: the AUC for 0. nan where a set
+        of weights has no positives or no negatives.
+
+        Args:
+            positive_weights: of the images `positives` `[R, P]`.
+            negative_weights: of the images `negatives` `[R, N - P]`.
+            sensitivity: see above.
+        """
+        least = np.atleast_1d(np.asarray(sensitivity, dtype=np.float64))
+        count = len(positive_weights)
+        areas = np.full((len(least), count), np.nan)
+        if len(self.positives) and len(self.negatives):
+            cumulative = np.zeros((count, len(self.negatives) + 1))
+            np.cumsum(negative_weights, axis=1, out=cumulative[:, 1:])
+            true = np.add.reduceat(positive_weights, self._starts, axis=1)  # [R, T]
+            upto, before = cumulative[:, self._upto], cumulative[:, self._before]
+            total_true, total_false = true.sum(axis=1, keepdims=True), cumulative[:, -1:]
+            defined = (total_true > 0) & (total_false > 0)
+            share, falls, fallen = (
+                np.divide(part, total, out=np.zeros_like(part), where=defined)
+                for part, total in ((true, total_true), (upto - before, total_false), (upto, total_false))
+            )
+            top = np.cumsum(share, axis=1)
+            slope = np.divide(falls, share, out=np.zeros_like(share), where=share > 0)
+            for row, bound in zip(areas, least, strict=True):
+                height = np.maximum(top - np.maximum(top - share, bound), 0.0)  # of the part above `sensitivity`
+                # 1 - fallen: the specificity at the upper end of each segment
+                values = (height * (1 - fallen + slope * height / 2)).sum(axis=1)
+                row[defined[:, 0]] = values[defined[:, 0]]
+        return areas if np.ndim(sensitivity) else areas[0]
+
+
 def roc_areas(
     positive: npt.ArrayLike, score: npt.ArrayLike, weights: npt.ArrayLike, sensitivity: float = 0.0
 ) -> Floats:
-    """Returns areas under the ROC of one score [N] for R sets of weights [R, N], as a bootstrap needs them.
-
-    An area is the integral of specificity over sensitivity, from `sensitivity` to 1: the AUC for 0. nan where a set of
-    weights has no positives or no negatives.
-    """
-    event, value = np.asarray(positive, dtype=bool), np.asarray(score, dtype=np.float64)
-    w = np.asarray(weights, dtype=np.float64)
-    if not len(value):
-        return np.full(len(w), np.nan)
-    order = np.argsort(-value, kind="stable")
-    event, value, w = event[order], value[order], w[:, order]
-    starts = np.flatnonzero(np.r_[True, value[1:] != value[:-1]])  # equal scores are one threshold
-    true = np.add.reduceat(w * event, starts, axis=1)  # [R, T]: weight of the positives at each threshold
-    false = np.add.reduceat(w * ~event, starts, axis=1)
-    total_true, total_false = true.sum(axis=1, keepdims=True), false.sum(axis=1, keepdims=True)
-    defined = (total_true > 0) & (total_false > 0)
-    kept = true.any(axis=0)  # the curve rises only at thresholds with positives
-    share_true, share_false = (
-        np.divide(part, total, out=np.zeros_like(part), where=defined)
-        for part, total in ((true, total_true), (false, total_false))
-    )
-    above = 1 - np.cumsum(share_false, axis=1)[:, kept]  # specificity at the upper end of each segment
-    share_true, share_false = share_true[:, kept], share_false[:, kept]
-    top = np.cumsum(share_true, axis=1)
-    bottom = np.maximum(top - share_true, sensitivity)
-    height = np.maximum(top - bottom, 0.0)  # of the part above `sensitivity`
-    slope = np.divide(share_false, share_true, out=np.zeros_like(share_true), where=share_true > 0)
-    areas = (height * (above + slope * height / 2)).sum(axis=1)
-    return np.where(defined[:, 0], areas, np.nan)
+    """Returns areas under the ROC of one score [N] for R sets of weights [R, N]; see `RankedCurve.areas`."""
+    curve, w = RankedCurve(positive, score), np.asarray(weights, dtype=np.float64)
+    return curve.areas(w[:, curve.positives], w[:, curve.negatives], sensitivity)
 
 
 def partial_auc(

@@ -3,6 +3,8 @@
 Inputs and conventions as in `dermrw.metrics.classification`: `groups` [N] names the lesion or patient of each image.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
@@ -13,6 +15,7 @@ from dermrw.metrics.classification import (
     Floats,
     Interval,
     Ints,
+    RankedCurve,
     Weights,
     balanced_accuracy,
     bootstrap_interval,
@@ -20,6 +23,7 @@ from dermrw.metrics.classification import (
     recalls,
     roc_areas,
 )
+from dermrw.metrics.resampling import bootstrap_counts
 
 FEW = 10  # groups below which a bootstrap interval is extended by Clopper and Pearson's
 CELLS = 1_000_000  # of the replicates' weights at a time, so that memory does not grow with the images
@@ -87,7 +91,7 @@ def area_intervals(
     groups: npt.ArrayLike,
     weights: Weights = None,
     *,
-    sensitivity: float = 0.0,
+    sensitivity: float | Sequence[float] = 0.0,
     replicates: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -104,7 +108,7 @@ def area_intervals(
         scores: `[N, K]`.
         groups: `[N]`.
         weights: `[N]`.
-        sensitivity: 0 for the AUC; otherwise as of `partial_auc`.
+        sensitivity: 0 for the AUC; otherwise as of `partial_auc`; one value, or one of each curve.
         replicates: number of bootstrap samples.
         level: of the intervals.
         seed: of the draws.
@@ -118,7 +122,8 @@ def area_intervals(
     w = checked_weights(weights, len(names))
     event, score, names, w = event[w > 0], score[w > 0], names[w > 0], w[w > 0]
     _, group = np.unique(names, return_inverse=True)
-    values = _replicated_areas(event, score, group, w, sensitivity, replicates, seed)
+    least = np.broadcast_to(np.asarray(sensitivity, dtype=np.float64), event.shape[1:])
+    values = _replicated_areas(event, score, group, w, least, replicates, seed)
     intervals = []
     for k in range(event.shape[1]):
         fewest = min(len(np.unique(group[event[:, k]])), len(np.unique(group[~event[:, k]])))
@@ -127,28 +132,38 @@ def area_intervals(
             intervals.append(UNDEFINED)
             continue
         tails = [(1 - level) / 2, (1 + level) / 2]
-        area = float(roc_areas(event[:, k], score[:, k], w[None], sensitivity)[0])
+        area = float(roc_areas(event[:, k], score[:, k], w[None], float(least[k]))[0])
         low, high = np.quantile(defined, tails) if len(defined) else (area, area)
-        top = 1 - sensitivity  # the largest possible area
+        top = 1 - float(least[k])  # the largest possible area
         scaled = extend_if_few(Interval(float(low) / top, float(high) / top), area / top, float(fewest), level)
         intervals.append(Interval(scaled.low * top, scaled.high * top))
     return intervals
 
 
 def _replicated_areas(
-    event: Bools, score: Floats, group: Ints, w: Floats, sensitivity: float, replicates: int, seed: int
+    event: Bools, score: Floats, group: Ints, w: Floats, least: Floats, replicates: int, seed: int
 ) -> Floats:
     """The areas `[replicates, K]`; nan where a replicate has no positives or no negatives."""
-    rng = np.random.default_rng(seed)
-    count = int(group.max(initial=-1)) + 1
+    columns: dict[tuple[bytes, bytes], list[int]] = {}  # curves that differ in `least` alone are ranked once
+    for k in range(event.shape[1]):
+        columns.setdefault((event[:, k].tobytes(), score[:, k].tobytes()), []).append(k)
+    curves = [
+        (RankedCurve(event[:, same[0]], score[:, same[0]]), same)
+        for same in columns.values()
+        if event[:, same[0]].any()
+    ]
+    curves = [(curve, same) for curve, same in curves if len(curve.negatives)]
+    sides = [[(group[side], w[side]) for side in (curve.positives, curve.negatives)] for curve, _ in curves]
     values = np.full((replicates, event.shape[1]), np.nan)
-    step = max(1, CELLS // max(1, len(group)))
-    for start in range(0, replicates if count else 0, step):
-        size = min(step, replicates - start)
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, group] * w  # [size, N]
-        for k in range(event.shape[1]):
-            if event[:, k].any() and not event[:, k].all():
-                values[start : start + size, k] = roc_areas(event[:, k], score[:, k], drawn, sensitivity)
+    start = 0
+    for drawn in bootstrap_counts(
+        int(group.max(initial=-1)) + 1, replicates, seed, max(1, CELLS // max(1, len(group)))
+    ):
+        rows = slice(start, start + len(drawn))
+        for (curve, same), parts in zip(curves, sides, strict=True):
+            positive, negative = (np.take(drawn, groups, axis=1) * weights for groups, weights in parts)
+            values[rows, same] = curve.areas(positive, negative, least[same]).T
+        start += len(drawn)
     return values
 
 

@@ -1,33 +1,33 @@
 """Percentile intervals of any measure, by a bootstrap of whole groups, such as patients or lesions. No torch.
 
-`intervals` has the faster functions for recalls and for areas under ROC curves.
+`intervals` has the functions for recalls and for areas under ROC curves.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from dermrw.metrics.classification import Floats, Interval
 
-CHUNK = 4_000_000  # image weights held at a time
 
+def bootstrap_counts(groups: int, replicates: int, seed: int = 0, rows: int = 1) -> Iterator[Floats]:
+    """Yields the numbers of draws of each group `[R, groups]` in bootstrap replicates, `replicates` rows in all.
 
-def bootstrap_weights(groups: npt.ArrayLike, weights: Floats, replicates: int, seed: int = 0) -> Iterator[Floats]:
-    """Yields image weights `[R, N]` of bootstrap replicates, `replicates` rows in all.
+    Each replicate draws as many groups as there are, with replacement. Nothing is yielded without groups.
 
-    Each replicate draws as many groups as there are, with replacement. An image has its weight in `weights` `[N]` times
-    the number of draws of its group in `groups` `[N]`.
+    Args:
+        groups: their number.
+        replicates: number of bootstrap samples.
+        seed: of the draws, which do not depend on `rows`.
+        rows: R, the number of replicates at a time; the last array can have fewer.
     """
-    _, group = np.unique(np.asarray(groups)[weights > 0], return_inverse=True)
-    count = int(group.max(initial=-1)) + 1
+    if not groups:
+        return
     rng = np.random.default_rng(seed)
-    rows = max(1, CHUNK // max(1, len(weights)))
+    shares = np.full(groups, 1 / groups)
     for start in range(0, replicates, rows):
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(rows, replicates - start))
-        result = np.zeros((len(drawn), len(weights)))
-        result[:, weights > 0] = drawn[:, group] * weights[weights > 0]
-        yield result
+        yield rng.multinomial(groups, shares, size=min(rows, replicates - start)).astype(np.float64)
 
 
 def interval_of(values: npt.ArrayLike, level: float = 0.95) -> Interval:
@@ -40,29 +40,11 @@ def interval_of(values: npt.ArrayLike, level: float = 0.95) -> Interval:
     return Interval(float(low), float(high))
 
 
-def intervals_of(
-    measures: Callable[[Floats], Mapping[str, float]],
-    estimates: Mapping[str, float],
-    groups: npt.ArrayLike,
-    weights: Floats,
-    replicates: int,
-    biased: tuple[str, ...] = (),
-) -> dict[str, Interval]:
-    """Returns the interval of each measure, a function of the image weights `[N]`.
+def reflected_interval(values: npt.ArrayLike, estimate: float) -> Interval:
+    """Returns the interval of replicates `[R]`, reflected at the estimate, with ends of at least 0.
 
-    Resampling adds noise that raises a calibration error. For the measures in `biased` the interval is therefore
-    reflected at the estimate (the basic bootstrap: Davison and Hinkley, Bootstrap Methods (1997), section 5.2), with
-    ends of at least 0.
+    Resampling adds noise that raises a calibration error. The basic bootstrap takes this into account (Davison and
+    Hinkley, Bootstrap Methods (1997), section 5.2).
     """
-    values: dict[str, list[float]] = {name: [] for name in estimates}
-    for rows in bootstrap_weights(groups, weights, replicates):
-        for drawn in rows:
-            for name, value in measures(drawn).items():
-                values[name].append(value)
-    result = {}
-    for name, estimate in estimates.items():
-        low, high = interval_of(values[name])
-        if name in biased:
-            low, high = max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low)
-        result[name] = Interval(low, high)
-    return result
+    low, high = interval_of(values)
+    return Interval(max(0.0, 2 * estimate - high), max(0.0, 2 * estimate - low))

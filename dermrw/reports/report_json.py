@@ -15,12 +15,12 @@ from dermrw.diagnoses import DX, Classes
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
 from dermrw.metrics.intervals import area_intervals, replicates_for, score_intervals
-from dermrw.metrics.resampling import intervals_of
 from dermrw.reports.report_schema import Decided, Report, SetFigures
 
 BINS = 15
 REPLICATES = 2000
-FEW_REPLICATES = 200  # for the intervals of calibration errors, which are slow to compute
+FEW_REPLICATES = 200  # for the intervals of calibration errors
+PARTIAL = 0.8  # sensitivity above which the partial AUC counts
 LEAST = 1e-12  # probability below which Bayes' rule could divide by 0
 SUBGROUP_COLUMNS = {"sex": "sex", "age": "age", "site": "localization", "confirmation": "dx_type"}
 # of one class against the rest, or malignant against the rest
@@ -191,17 +191,8 @@ def both_prevalences(
 def _calibration_error(p: np.ndarray, y: np.ndarray, weights: np.ndarray, prevalence: np.ndarray) -> dict[str, Any]:
     errors: dict[str, Any] = {"binning": f"{BINS} bins of equal weight"}
     for name, (q, w) in both_prevalences(p, y, weights, prevalence).items():
-        errors[name] = _errors(q, y, w)
+        errors[name] = reliability.errors(q, y, w, bins=BINS)
     return errors
-
-
-def _errors(q: np.ndarray, y: np.ndarray, w: np.ndarray) -> dict[str, float]:
-    return {
-        "top_label_ece": reliability.expected_calibration_error(q, y, w, bins=BINS),
-        "classwise_ece": reliability.expected_calibration_error(q, y, w, bins=BINS, classwise=True),
-        "brier": reliability.brier(q, y, w),
-        "nll": reliability.nll(q, y, w),
-    }
 
 
 def _add_calibration_intervals(
@@ -211,19 +202,14 @@ def _add_calibration_intervals(
     p, y, groups = scored.probabilities, scored.labels, scored.table["lesion_id"].to_numpy()
     values = {name: q for name, (q, _) in both_prevalences(p, y, weights, prevalence).items()}
     values["table_prevalence"], _ = at_own_prevalence(p, y, weights)
-    for name, q in values.items():
-
-        def measure(w: np.ndarray, name: str = name, q: np.ndarray = q) -> dict[str, float]:
-            if name == "equal_prevalence":
-                w = metrics.equal_prevalence_weights(y, w)
-            elif name == "training_prevalence":
-                w = metrics.prevalence_weights(y, prevalence, w)
-            return _errors(q, y, w)
-
-        estimates = measure(weights)
-        biased = ("top_label_ece", "classwise_ece")
-        found = intervals_of(measure, estimates, groups, weights, FEW_REPLICATES, biased)
-        errors[name] = {**estimates, "intervals_95": found}
+    errors["table_prevalence"] = reliability.errors(values["table_prevalence"], y, weights, bins=BINS)
+    shares = {"equal_prevalence": np.ones(p.shape[1]), "training_prevalence": prevalence}
+    class_totals = {name: partial(metrics.class_totals, share) for name, share in shares.items()}
+    found = reliability.calibration_intervals(
+        values, y, groups, weights, {**class_totals, "table_prevalence": np.copy}, replicates=FEW_REPLICATES, bins=BINS
+    )
+    for name, intervals in found.items():
+        errors[name]["intervals_95"] = intervals
 
 
 def at_own_prevalence(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -236,14 +222,15 @@ def _malignant(
     p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray, classes: Classes
 ) -> dict[str, Any]:
     positive, score = metrics.malignant(p, y, classes.malignant)
-    curve = (positive[:, None], score[:, None], lesions, weights)
+    curves = (np.stack([positive] * 2, axis=1), np.stack([score] * 2, axis=1), lesions, weights)
     names = ", ".join(name for name, bad in zip(classes.names, classes.malignant or (), strict=False) if bad)
     replicates = replicates_for(len(y), REPLICATES)
+    whole, partial_area = area_intervals(*curves, sensitivity=(0.0, PARTIAL), replicates=replicates)
     return {
         "what": f"{names} against the rest",
         **{name: measure(positive, score, weights) for name, measure in RANKING.items()},
-        "auc_interval_95": list(area_intervals(*curve, replicates=replicates)[0]),
-        "partial_auc_interval_95": list(area_intervals(*curve, sensitivity=0.8, replicates=replicates)[0]),
+        "auc_interval_95": list(whole),
+        "partial_auc_interval_95": list(partial_area),
     }
 
 
