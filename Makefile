@@ -47,7 +47,7 @@ install: $(READY) ## set up .venv
 data: $(READY) ## download HAM10000 and the official ISIC 2018 sets (3 GB; CC BY-NC 4.0)
 	$(PY) -m dermrw download $(ARGS)
 
-check: $(READY) ## list the files that the data folder contains and lacks (ARGS=FOLDER)
+check: $(READY) ## list the files that the data folder contains and lacks (ARGS=FOLDER, ARGS="data.extra=TABLE")
 	$(PY) -m dermrw check $(ARGS)
 
 train-ham: $(READY) ## train on HAM10000 (NGPU=2: in two processes), or on the sample of drawings if it is not found

@@ -43,7 +43,10 @@ def _download(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     from dermrw.datasets.verify import check
 
-    check(arguments.folder, arguments.images)
+    folder, overrides = arguments.folder, arguments.overrides
+    if folder is not None and "=" in str(folder) and not folder.exists():  # no folder, only overrides
+        folder, overrides = None, [str(folder), *overrides]
+    check(folder, arguments.images, overrides)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -177,6 +180,10 @@ def _parser() -> argparse.ArgumentParser:
         "folder", nargs="?", type=Path, metavar="TABLE_OR_FOLDER",
         help="HAM10000's folder, a CSV with the columns image and label, or a folder with a folder per class (default: "
         "HAM10000_DIR, then data/ham10000)",
+    )  # fmt: skip
+    check.add_argument(
+        "overrides", nargs="*", metavar="key=value",
+        help="data.extra=TABLE: also check which of its images training would add to HAM10000's",
     )  # fmt: skip
     check.add_argument("--images", type=Path, metavar="FOLDER", help="the images of a table (default: its folder)")
 

@@ -1,11 +1,13 @@
 """`dermrw check`: lists the files that a data folder contains and those it lacks, and warns of unusual images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from dermrw.config import CONFIGS
+from dermrw.config import CONFIGS, load_config
 from dermrw.datasets.check_table import check_table, is_own_data
+from dermrw.datasets.dataset import load_splits
 from dermrw.datasets.ham10000 import HamFolder, find_ham10000, read_folder
 from dermrw.datasets.official import find_official
 from dermrw.datasets.readable import SHOWN, print_list, read_all, unlike
@@ -16,18 +18,30 @@ from dermrw.labelled.folder import folder_counts, relative
 TABLES = (".csv", ".tsv", ".tab", ".txt")  # endings of tables
 
 
-def check(folder: Path | None, images: Path | None = None) -> None:
+def check(folder: Path | None, images: Path | None = None, overrides: Sequence[str] = ()) -> None:
     """Prints a summary of a HAM10000 folder and of the official sets next to it, or of a user's own table or folder.
 
     Warnings, and missing images of the official sets, are not errors: training and evaluation work without them.
 
+    Args:
+        folder: HAM10000's folder, or a user's own table or folder; None: HAM10000 in its default place.
+        images: the images of a table; default: the folder of the table.
+        overrides: `data.extra=TABLE`, for the images that training would add from it to HAM10000's, and other keys of
+            `data` as for training.
+
     Raises:
         UserError: HAM10000 is not found, its files contradict each other, or images are missing or unreadable (after
-            the summary). Of a table or folder also: an image has two classes or splits, or a group has two splits.
+            the summary). Of a table or folder also: an image has two classes or splits, or a group has two splits. Or
+            `data.extra` cannot be read, or adds no image.
     """
+    data = load_config(CONFIGS / "ham.yaml", overrides).data
+    if overrides and data.extra is None:
+        raise UserError("check takes key=value only with data.extra=TABLE, the images to add to HAM10000's")
     if folder is not None and folder.suffix.lower() in TABLES and not folder.exists():
         raise UserError(f"the table {folder} does not exist: name a CSV with the columns image and label")
     if folder is not None and is_own_data(folder):
+        if overrides:
+            raise UserError(f"data.extra adds images to HAM10000's, but {folder} is a table or folder of your own")
         check_table(folder, images)
         return
     if images is not None:
@@ -58,6 +72,8 @@ def check(folder: Path | None, images: Path | None = None) -> None:
             f"{root} lacks {len(missing):,} images and {len(decoded.unreadable):,} can't be read: "
             "download them again with `make data`"
         )
+    if data.extra is not None:
+        load_splits(data, root)  # prints the images that are added and left out
     print(f"Complete, with {len(warnings)} warning{'s' * (len(warnings) > 1)} (above)." if warnings else "Complete.")
 
 

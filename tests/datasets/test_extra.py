@@ -331,3 +331,25 @@ def test_a_head_on_embeddings_learns_from_benign_images(
     assert torch.equal(one["objective"]["sum"], other["objective"]["sum"])
     weights = pd.read_csv(whole / "weights.csv")
     assert (weights["label"] == "benign").sum() == 3
+
+
+def test_check_gives_the_numbers_without_training(
+    sample: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["data.meta=rule", "data.validation=0.15", "data.test=0.15"]
+    load_splits(load_config(None, [*keys, f"data.extra={table}"]).data, sample)
+    want = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("Added", "Left out"))]
+    command(monkeypatch, "check", str(sample), f"data.extra={table}", *keys)
+    printed = capsys.readouterr().out
+    assert len(want) == 2 and "\n".join(want) in printed and printed.rstrip().splitlines()[-1].startswith("Complete")
+    monkeypatch.setenv("HAM10000_DIR", str(sample))
+    command(monkeypatch, "check", f"data.extra={table}", *keys)  # without the folder
+    assert "\n".join(want) in capsys.readouterr().out
+    for arguments, message in (
+        (["check", str(sample), "data.split_seed=1"], "only with data.extra=TABLE"),
+        (["check", str(table), f"data.extra={table}"], "a table or folder of your own"),
+        (["check", str(sample), "data.extra=absent.csv"], "which does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            command(monkeypatch, *arguments)
+        assert message in capsys.readouterr().err
