@@ -78,7 +78,8 @@ def _deepest_diagnosis(row: Row) -> str:
     """Returns the most specific diagnosis of an ISIC archive row that has a class, else the most specific one."""
     given = [row.get(f"diagnosis_{level}", "").strip() for level in (5, 4, 3, 2, 1)]
     given = [name for name in given if name]
-    return next((name for name in given if fold(name) in ARCHIVE), given[0] if given else "")
+    known = ARCHIVE.keys() | OTHER_CODES.keys()
+    return next((name for name in given if fold(name) in known), given[0] if given else "")
 
 
 def _ph2_marks(row: Row) -> str:
@@ -102,6 +103,18 @@ ARCHIVE = {
     "hemangioma": "vasc", "angiokeratoma": "vasc", "pyogenic granuloma": "vasc",
     "benign soft tissue proliferations vascular": "vasc",
 }  # fmt: skip
+
+# Classes that HAM10000 lacks and that several tables name differently: one code, and one name for people
+OTHER_CODES = dict.fromkeys(
+    (
+        "scc",
+        "squamous cell carcinoma",
+        "squamous cell carcinoma, nos",
+        "squamous cell carcinoma, invasive",
+    ),
+    "scc",
+)
+OTHER_NAMES = {"scc": "squamous cell carcinoma"}
 
 # More specific tables first: the archive's metadata of 2024 has the columns of both.
 PUBLISHED = (
@@ -142,8 +155,7 @@ PUBLISHED = (
 
 # further labels of these sets that are known to be malignant or benign, folded
 ALSO_MALIGNANT = {
-    "scc", "squamous cell carcinoma", "squamous cell carcinoma, nos", "squamous cell carcinoma, invasive",
-    "melanoma metastasis", "merkel cell carcinoma", "cutaneous lymphoma", "kaposi sarcoma", MALIGNANT,
+    *OTHER_CODES, "melanoma metastasis", "merkel cell carcinoma", "cutaneous lymphoma", "kaposi sarcoma", MALIGNANT,
 }  # fmt: skip
 ALSO_BENIGN = {"verruca", "scar", "cyst", "neurofibroma", "lipoma", "acrochordon", BENIGN}
 

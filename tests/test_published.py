@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from tools.any_model import model_info
 
 from dermrw.csv_table import read_csv_table
 from dermrw.diagnoses import DX
+from dermrw.labelled.classes import assign_classes
 from dermrw.published import ARCHIVE, PUBLISHED, image_name, published_duplicates, recognise, target
+from dermrw.scoring.labels import find_truth
 
 ONE_HOT = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
 ARCHIVE_HEADER = (
@@ -86,3 +89,34 @@ def test_downsampled_names_and_published_duplicates() -> None:
     assert image_name("ISIC_0000000_downsampled") == "ISIC_0000000" and image_name("ISIC_1") == "ISIC_1"
     pairs = [("b", "a"), ("b", "c"), ("x", "y"), ("p", "q")]
     assert published_duplicates(pairs, ["a", "b", "c", "d", "x", "y", "p"]) == {"b", "c", "y"}
+
+
+@pytest.mark.parametrize(
+    ("table", "spelled"),
+    [
+        (ONE_HOT + "ISIC_1,0,0,0,0,0,0,0,1,0\n", "scc"),
+        ('isic_id,diagnosis_1,diagnosis_2,diagnosis_3,diagnosis_4\n'
+         'ISIC_1,Malignant,,"Squamous cell carcinoma, NOS",Rare kind\n', "Squamous cell carcinoma, NOS"),
+        ('isic_id,diagnosis_1,diagnosis_3\nISIC_1,Malignant,"Squamous cell carcinoma, Invasive"\n',
+         "Squamous cell carcinoma, Invasive"),
+        ("patient_id,lesion_id,diagnostic,img_id\nPAT_46,881,SCC,PAT_46_881_939.png\n", "SCC"),
+    ],
+)  # fmt: skip
+def test_squamous_cell_carcinoma_is_one_class_in_all_tables(table: str, spelled: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(table)
+    read = read_csv_table(path)
+    known = recognise(read.columns)
+    assert known is not None
+    row = dict(zip((column.casefold() for column in read.columns), read.rows[0], strict=True))
+    assert known.label(row) == spelled
+    labels = [spelled, next(label for label, code in known.codes.items() if code == "mel")]
+    assigned = assign_classes(labels, path, published=known)
+    assert assigned.codes == ["scc", "mel"] and assigned.classes.codes == ("mel", "scc")
+    assert assigned.classes.names == ("melanoma", "squamous cell carcinoma")
+    assert assigned.classes.malignant == (True, True)
+    own = assign_classes(["SCC", "mel"], path)  # a table of one's own: as written
+    assert own.classes.codes == ("SCC", "mel")
+    info = model_info(("mel", "scc"), ("melanoma", "squamous cell carcinoma"))
+    assert find_truth(labels, info, {}, published=known).targets == ["scc", "mel"]
+    assert find_truth(labels, model_info(("mel", "nv")), {}, published=known).left_out == {spelled: 1}

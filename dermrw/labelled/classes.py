@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dermrw.diagnoses import DX, HAM_CLASSES, Classes
 from dermrw.errors import UserError
 from dermrw.labelled.labelled_images import LABEL_COLUMNS, normal_label
-from dermrw.published import BENIGN, MALIGNANT, PublishedSet, fold, states_malignancy
+from dermrw.published import BENIGN, MALIGNANT, OTHER_CODES, OTHER_NAMES, PublishedSet, fold, states_malignancy
 from dermrw.strict_yaml import read_yaml_value
 
 MOST_CLASSES = 100
@@ -56,7 +56,7 @@ def assign_classes(
     """Returns the classes and the class of each image.
 
     Classes that no file declares are the labels, in sorted order. A published set's labels that have a class of
-    HAM10000 take its code. Its labels for "unknown" have no class.
+    HAM10000 take its code, and those of squamous cell carcinoma take `scc`. Its labels for "unknown" have no class.
 
     Args:
         labels: as the user names them `[N]`; empty: no label.
@@ -68,7 +68,8 @@ def assign_classes(
         UserError: labels are unknown or ambiguous, or there are fewer than 2 or more than 100 classes.
     """
     counts = Counter(labels)
-    code_of = {label: published.codes.get(fold(label), "") if published else "" for label in counts}
+    known = {**OTHER_CODES, **published.codes} if published else {}
+    code_of = {label: known.get(fold(label), "") for label in counts}
     if declared:
         code_of = _declared_codes(counts, code_of, declared, source)
         classes = declared.classes
@@ -144,7 +145,7 @@ def _classes_of(codes: set[str], published: PublishedSet | None, source: Path) -
         return Classes(order, order, order, tuple(fold(code) == MALIGNANT for code in order))
     if not published and not codes <= {*DX, MALIGNANT, BENIGN}:
         return Classes(order, order, order, None)
-    names = dict(zip(DX, HAM_CLASSES.names, strict=True))
+    names = dict(zip(DX, HAM_CLASSES.names, strict=True)) | (OTHER_NAMES if published else {})
     stated = [bad.get(code, states_malignancy(code)) for code in order]
     malignant = None if None in stated else tuple(bool(value) for value in stated)
     return Classes(order, order, tuple(names.get(code, code) for code in order), malignant)

@@ -11,7 +11,7 @@ from dermrw.inference.model_file import ModelInfo
 from dermrw.labelled.names import codes_by_name
 from dermrw.published import BENIGN as BENIGN_LABEL
 from dermrw.published import MALIGNANT as MALIGNANT_LABEL
-from dermrw.published import PublishedSet, fold
+from dermrw.published import OTHER_CODES, PublishedSet, fold
 
 TRUE, FALSE = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 LEFT_OUT = ""  # target of a label that is not scored
@@ -105,7 +105,8 @@ def find_truth(
     counts = Counter(labels)
     if published:
         codes = {*info.codes, MALIGNANT_LABEL, BENIGN_LABEL}
-        names |= {name: code for name, code in published.codes.items() if code in codes and name not in own}
+        known = {**OTHER_CODES, **published.codes}
+        names |= {name: code for name, code in known.items() if code in codes and name not in own}
         names = dict.fromkeys(map(fold, counts), LEFT_OUT) | names
     names |= mapped | {"": LEFT_OUT}
     unknown = {label: n for label, n in counts.most_common() if fold(label) not in names}
