@@ -236,15 +236,9 @@ def _render(engine: Engine, name: str, report: "Report", without_row: Sequence[s
         classes=classes[:MOST_LISTED],
         other_classes=classes[MOST_LISTED:],
         absent_classes=[] if external.binary else [names[c] for c, row in report.classes.items() if not row.images],
-        sentences=[_without_lesions(sentence, words.ham10000) for sentence in sentences],
+        sentences=sentences,
         listed=listed,
         words=words,
-    )
-
-
-def _without_lesions(sentence: str, ham10000: bool) -> str:
-    return (
-        sentence if ham10000 else sentence.replace("patients or lesions", "groups").replace("one patient", "one group")
     )
 
 

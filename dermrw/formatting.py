@@ -23,3 +23,8 @@ def duration(seconds: float, space: str = " ") -> str:
 def gigabytes(size: float, space: str = " ") -> str:
     """A number of bytes in GB, in MB below 1 GB: `2.1 GB`, `350 MB`."""
     return f"{size / 1e9:,.1f}{space}GB" if size >= 1e9 else f"{size / 1e6:.0f}{space}MB"
+
+
+def counted(count: int, one: str, several: str | None = None) -> str:
+    """A number and its noun: `1 image`, `2,000 images`; `several` is the plural, of a verb too: `images are`."""
+    return f"{count:,} {one if count == 1 else several or one + 's'}"

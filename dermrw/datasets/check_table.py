@@ -15,6 +15,7 @@ from dermrw.datasets.table import (
     with_checked_splits,
 )
 from dermrw.errors import UserError
+from dermrw.formatting import counted
 from dermrw.images.formats import is_image_file
 from dermrw.labelled.folder import data_files, matching
 
@@ -49,7 +50,7 @@ def check_table(path: Path, folder: Path | None = None) -> None:
     table = with_checked_splits(images.table, images)
     unit = images.facts.unit
     groups = "" if unit == "images" else f" of {table['lesion_id'].nunique():,} {unit}"
-    print(f"{images.source}: {len(table):,} images{groups}, {len(images.facts.classes.codes)} classes")
+    print(f"{images.source}: {counted(len(table), 'image')}{groups}, {len(images.facts.classes.codes)} classes")
     print(_classes(table, images))
     if "split" in table:
         counts = table["split"].value_counts()
@@ -70,9 +71,9 @@ def check_table(path: Path, folder: Path | None = None) -> None:
         print_list(f"{unit if unit != 'images' else 'groups'} in two splits", conflicts.divided_groups)
     warnings = unlike(decoded.pictures, images.folder)
     print("\n".join(warnings), end="\n" if warnings else "")
-    faults = [f"{len(missing):,} images are missing"] * bool(missing) + [f"{len(bad):,} images can't be read"] * bool(
-        bad
-    )
+    faults = [counted(len(missing), "image is missing", "images are missing")] * bool(missing) + [
+        counted(len(bad), "image can't be read", "images can't be read")
+    ] * bool(bad)
     faults += conflicts.errors
     if faults:
         raise UserError(f"{images.source}: {'; '.join(faults)}")

@@ -23,6 +23,7 @@ from dermrw.datasets.official import find_official
 from dermrw.diagnoses import BENIGN_LABEL, DX, HAM_CLASSES
 from dermrw.errors import UserError, first_of
 from dermrw.files import expand_home
+from dermrw.formatting import counted
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.known_images import Hashes, ImageHash, have_copy, image_hash
 from dermrw.labelled.labelled_images import SPLIT_NAMES, read_labelled_images
@@ -170,7 +171,8 @@ def hash_images(paths: Iterable[str]) -> dict[str, ImageHash]:
         except UserError:
             return None
 
-    print(f"Comparing images: perceptual hashes of {len(missing):,} images, which are kept in {cache.path}", flush=True)
+    images = counted(len(missing), "image")
+    print(f"Comparing images: perceptual hashes of {images}, which are kept in {cache.path}", flush=True)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = tqdm(pool.map(hashed, missing), "Hashing", len(missing), unit="image", leave=False)
         fresh = {path: value for path, value in zip(missing, results, strict=True) if value is not None}

@@ -17,6 +17,7 @@ from dermrw.datasets.split import SPLIT_COLUMNS, listed
 from dermrw.diagnoses import DIAGNOSES, Classes
 from dermrw.errors import UserError
 from dermrw.files import expand_home
+from dermrw.formatting import counted
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.known_images import MOST_BITS, image_hash
 from dermrw.labelled.classes import (
@@ -65,11 +66,11 @@ class Conflicts(NamedTuple):
     def errors(self) -> list[str]:
         """One sentence for each kind of contradiction that makes training wrong."""
         kinds = (
-            ("images in two classes", self.two_classes),
-            ("images in two splits", self.two_splits),
-            ("groups in two splits", self.divided_groups),
+            ("image", "in two classes", self.two_classes),
+            ("image", "in two splits", self.two_splits),
+            ("group", "in two splits", self.divided_groups),
         )
-        return [f"{len(items):,} {kind}: {_listed(items)}" for kind, items in kinds if items]
+        return [f"{counted(len(items), noun)} {where}: {_listed(items)}" for noun, where, items in kinds if items]
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -129,8 +130,8 @@ def read_table(data: Data, root: Path) -> TableImages:
         row = table.loc[without[0]]
         where = f"line {row['line']}" if "line" in table else f"{row['path']}"
         raise UserError(
-            f"{root}: {len(without):,} images have no label, {where} the first: give each a label, or leave them out "
-            "with data.skip_unreadable=true"
+            f"{root}: {counted(len(without), 'image has', 'images have')} no label, {where} the first: give each a "
+            "label, or leave them out with data.skip_unreadable=true"
         )
     assigned = assign_classes(labels, root, class_file(root, data), labelled.published)
     notes = []
@@ -139,7 +140,8 @@ def read_table(data: Data, root: Path) -> TableImages:
     notes += [f"{note[0].upper()}{note[1:]}." for note in labelled.notes]
     if assigned.left_out:
         names = ", ".join(f"{label} ({n:,})" for label, n in assigned.left_out.items())
-        notes.append(f"Left out: {sum(assigned.left_out.values()):,} images whose labels have no class: {names}.")
+        left_out = counted(sum(assigned.left_out.values()), "image whose label has", "images whose labels have")
+        notes.append(f"Left out: {left_out} no class: {names}.")
     note = malignancy_note(assigned.classes)
     notes += [note] if note else []
     table = table.assign(dx=assigned.codes).drop(columns="label")
@@ -207,7 +209,7 @@ def _readable(images: TableImages, skip: bool) -> tuple[pd.DataFrame, Decoded, l
         print(f"Left out of {len(images.table):,} images, because data.skip_unreadable is set:")
         print_list("missing", missing)
         print_list("unreadable", list(bad.values()))
-        notes.append(f"Left out: {len(missing):,} images without a file and {len(bad):,} that can't be read.")
+        notes.append(f"Left out: {counted(len(missing), 'image')} without a file and {len(bad):,} that can't be read.")
     table = table[~table["image_id"].isin(list(bad))].reset_index(drop=True)
     if table.empty:
         raise UserError(f"{images.source}: no image is left: is data.images the folder of the images?")

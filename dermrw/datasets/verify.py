@@ -13,6 +13,7 @@ from dermrw.datasets.official import find_official
 from dermrw.datasets.readable import SHOWN, print_list, read_all, unlike
 from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
+from dermrw.formatting import counted
 from dermrw.labelled.folder import folder_counts, relative
 
 TABLES = (".csv", ".tsv", ".tab", ".txt")  # endings of tables
@@ -51,7 +52,7 @@ def check(folder: Path | None, images: Path | None = None, overrides: Sequence[s
         raise UserError("HAM10000 is not at data/ham10000: name its folder, set HAM10000_DIR, or run `make data`")
     ham = read_folder(root)
     table = ham.table
-    print(f"{root}: {len(table):,} images of {table['lesion_id'].nunique():,} lesions")
+    print(f"{root}: {counted(len(table), 'image')} of {counted(table['lesion_id'].nunique(), 'lesion')}")
     _print_files(ham)
     print(summary(table))
     missing = table.loc[table["path"] == "", "image_id"].tolist()
@@ -60,7 +61,7 @@ def check(folder: Path | None, images: Path | None = None, overrides: Sequence[s
     print_list("unreadable", [f"{image} ({why})" for image, why in decoded.unreadable])
     print_list("groups of pixel-identical images", [" = ".join(group) for group in decoded.identical])
     _print_meta(table)
-    print(f"size and colours: {len(decoded.pictures):,} images looked at")
+    print(f"size and colours: {counted(len(decoded.pictures), 'image')} looked at")
     warnings = unlike(decoded.pictures, root)
     without = [d.dx for d in DIAGNOSES if d.dx not in set(table["dx"])]
     if without:
@@ -69,7 +70,7 @@ def check(folder: Path | None, images: Path | None = None, overrides: Sequence[s
     print("\n".join(warnings), end="\n" if warnings else "")
     if missing or decoded.unreadable:
         raise UserError(
-            f"{root} lacks {len(missing):,} images and {len(decoded.unreadable):,} can't be read: "
+            f"{root} lacks {counted(len(missing), 'image')} and {len(decoded.unreadable):,} can't be read: "
             "download them again with `make data`"
         )
     if data.extra is not None:
@@ -97,7 +98,7 @@ def _official(root: Path) -> list[str]:
         if official is None:
             continue
         decoded = read_all(official.table)
-        print(f"{official.title}: {len(official.table):,} images; ground truth {official.source}")
+        print(f"{official.title}: {counted(len(official.table), 'image')}; ground truth {official.source}")
         incomplete = official.incomplete([image for image, _ in decoded.unreadable])
         if incomplete:
             warnings.append(f"warning: {official.title}: {incomplete}")

@@ -39,7 +39,7 @@ from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
 MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "train.device")  # keys that eval accepts
-TRUSTED_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
+USES_META_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (
     "Embedded sample: pictures drawn by dermrw, not photographs of skin. These figures only show that the software "
     "works. For the real data: `make data`, or HAM10000_DIR=FOLDER."
@@ -227,12 +227,12 @@ def settings(config: Config) -> list[tuple[str, str]]:
     train, data = config.train, config.data
     drawn = data.meta_list == "rule" or data.name == "cifar10"
     how = "chosen by a rule" if data.name == "table" else "drawn at random"
-    trusted = f"{data.meta_per_class} images of each class, {how}" if drawn else Path(data.meta).name
+    meta = f"{data.meta_per_class} images of each class, {how}" if drawn else Path(data.meta).name
     rate = f"learning rate {train.lr:g} ({train.schedule})"
     return [
         ("Optimiser", f"{train.optimizer}, {rate}, weight decay {train.weight_decay:g}"),
         ("Batch", f"{train.batch_size} images, augmentation: {data.augment}"),
-        *([("Trusted (meta) set", trusted)] if config.objective.name in TRUSTED_SET else []),
+        *([("Meta set", meta)] if config.objective.name in USES_META_SET else []),
         ("Seeds", f"training {train.seed}, split {data.split_seed}"),
     ]
 

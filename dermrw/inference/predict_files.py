@@ -18,6 +18,7 @@ from dermrw.csv_table import read_csv_table
 from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
 from dermrw.errors import UserError, first_of
 from dermrw.files import csv_text, require_writable, resolved_target, writing_atomic
+from dermrw.formatting import counted
 from dermrw.images.formats import IMAGE_SUFFIXES
 from dermrw.inference.classifier import QUANTIZED, Classifier
 from dermrw.inference.find_images import find_images
@@ -279,13 +280,14 @@ def predict(
         if isinstance(rows, RowFile):
             rows.finish()
 
-    summary = f"{written.images:,} images into {out}, probabilities at {_prevalence_name(prevalence, info)}"
+    summary = f"{counted(written.images, 'image')} into {out}, probabilities at {_prevalence_name(prevalence, info)}"
     if lesion_of:
         answered = sum(combined is not None for combined, _ in answers.values())
-        summary += f", the images of {answered:,} {group}s combined"
+        summary += f", the images of {counted(answered, group)} combined"
     if inputs.skipped:
         names = first_of([path.name for path in inputs.skipped])
-        summary += f"; {len(inputs.skipped):,} files that aren't images skipped ({names})"
+        skipped = counted(len(inputs.skipped), "file that isn't an image", "files that aren't images")
+        summary += f"; {skipped} skipped ({names})"
     print(summary)
     if inputs.by_path:
         print(f"{len(inputs.by_path):,} files share a name, so their paths are their ids ({first_of(inputs.by_path)})")
@@ -297,9 +299,13 @@ def predict(
     for note in written.notes:
         print(note)
     if written.all_notes > MOST_NOTES:
-        print(f"… and {written.all_notes - MOST_NOTES:,} more notes on images")
+        print(f"… and {counted(written.all_notes - MOST_NOTES, 'more note', 'more notes')} on images")
     if written.unreadable:
-        raise UserError("\n".join([f"{len(written.unreadable):,} images are not in {out}:", *written.unreadable]))
+        raise UserError(
+            "\n".join(
+                [f"{counted(len(written.unreadable), 'image is', 'images are')} not in {out}:", *written.unreadable]
+            )
+        )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from dermrw.csv_table import parse_csv_table
 from dermrw.errors import UserError, first_of
+from dermrw.formatting import counted
 from dermrw.images.formats import IMAGE_SUFFIXES
 from dermrw.inference.find_images import find_images as find_image_files
 from dermrw.inference.find_images import image_id
@@ -137,7 +138,8 @@ def _read_folder(folder: Path) -> LabelledImages:
     level = 1 if splits else 0
     table["label"] = [normal_label(above[level]) if len(above) > level else "" for above in parts.values()]
     skipped = len(files.skipped) + len(hidden)
-    notes = [f"{skipped:,} files that aren't images skipped"] if skipped else []
+    skipped_files = counted(skipped, "file that isn't an image", "files that aren't images")
+    notes = [f"{skipped_files} skipped"] if skipped else []
     return LabelledImages(table.assign(lesion_id=list(parts)), "images", (), notes)
 
 
@@ -311,7 +313,11 @@ def _groups(
     groups = [of_group.get(joined[row], "") for row in range(len(frame))]
     units = {GROUP_COLUMNS[name] for name in used}
     alone = sum(not group for group in groups)
-    notes = [f"{alone:,} of {len(groups):,} images have no group and count as groups of their own"] if alone else []
+    notes = []
+    if alone:
+        verbs = "has no group and counts" if alone == 1 else "have no group and count"
+        own = "a group of its own" if alone == 1 else "groups of their own"
+        notes.append(f"{alone:,} of {len(groups):,} images {verbs} as {own}")
     unit = units.pop() if len(units) == 1 and not alone else "groups"
     return [group or f"image {name}" for group, name in zip(groups, ids, strict=True)], unit, notes
 
@@ -328,7 +334,8 @@ def _without_repeats(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, l
     if repeats and "split" in table:
         splits = table.groupby("text", sort=False)["split"].agg(lambda values: " and ".join(sorted(set(values))))
         once = once.assign(split=once["text"].map(splits))
-    return once, [f"{repeats:,} rows repeat an image and are counted once"] if repeats else []
+    repeated = counted(repeats, "row repeats an image and is", "rows repeat an image and are")
+    return once, [f"{repeated} counted once"] if repeats else []
 
 
 def _published_duplicates(ids: Sequence[str], source: Path) -> tuple[list[str], str]:
@@ -344,7 +351,8 @@ def _published_duplicates(ids: Sequence[str], source: Path) -> tuple[list[str], 
         )
     pairs = require_columns(read_frame(path), ["image_name_1", "image_name_2"], path)
     doubled = published_duplicates(zip(pairs["image_name_1"], pairs["image_name_2"], strict=True), ids)
-    return sorted(doubled), f"{len(doubled):,} images left out: they are duplicates by {path.name}"
+    why = "it is a duplicate" if len(doubled) == 1 else "they are duplicates"
+    return sorted(doubled), f"{counted(len(doubled), 'image')} left out: {why} by {path.name}"
 
 
 def _paths(texts: Sequence[str], folder: Path, source: Path, option: str, named: bool) -> list[str]:

@@ -34,13 +34,13 @@ OBJECTIVES = {
     "erm, balanced_softmax": "balanced softmax (erm, balanced_softmax)",
 }
 WEIGHING = {
-    "reweight": "Each training example is weighted by how well its gradient agrees with that of a small trusted set "
+    "reweight": "Each training example is weighted by how well its gradient agrees with that of the small meta set "
     "(Ren et al. 2018).",
     "random_weights": "Each training example is weighted at random, as a control for learning to reweight.",
     "meta_weight_net": "Each training example is weighted by a function of its loss: a small network trained on a "
-    "trusted set (Shu et al. 2019).",
+    "meta set (Shu et al. 2019).",
     "noise_weights": "Each training example is weighted by the probability that its label is correct, under a "
-    "label-noise model whose one parameter is fitted to a small trusted set.",
+    "label-noise model whose one parameter is fitted to the small meta set.",
 }
 GROUPS = {"sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by"}
 GROUP_NAMES = {

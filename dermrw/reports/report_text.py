@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dermrw.diagnoses import HAM_CLASSES, Classes
-from dermrw.formatting import number, percent
+from dermrw.formatting import counted, number, percent
 from dermrw.reports.report_schema import External, Report
 
 MOST_NAMES = 5  # images named in a sentence
@@ -85,29 +85,34 @@ def interval_text(ends: tuple[float | None, float | None]) -> str:
 def left_out_sentences(external: External) -> list[str]:
     """Returns sentences on the images that are not scored, on overlap with the training images, and on resampling."""
     left, sentences = external.left_out, []
-    for names, problem in ((left.missing, "have no file"), (left.unreadable, "can't be read")):
+    for names, problem in ((left.missing, ("has no file", "have no file")), (left.unreadable, ("can't be read",) * 2)):
         if names:
             listed = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
-            sentences.append(f"Not scored: {len(names):,} images that {problem}: {listed}.")
+            sentences.append(
+                f"Not scored: {counted(len(names), 'image that ' + problem[0], 'images that ' + problem[1])}: {listed}."
+            )
     if left.labels:
         listed = ", ".join(f"{label} ({n:,})" for label, n in left.labels.items())
-        sentences.append(f"Not scored: {sum(left.labels.values()):,} images whose labels are left out: {listed}.")
+        images = counted(sum(left.labels.values()), "image whose label is", "images whose labels are")
+        sentences.append(f"Not scored: {images} left out: {listed}.")
     if not external.overlap_checked:
         sentences.append(
             "Overlap with the training images was not checked, because the model file does not list them. Figures on "
             "images that the model was trained on are too good."
         )
     elif left.training_images:
-        more = f", and {left.same_group:,} more of the same {external.unit}" if left.same_group else ""
-        sentences.append(
-            f"Not scored: {left.training_images:,} images that are, or look like copies of, images that the model was "
-            f"trained, selected or calibrated on{more}."
+        known = counted(
+            left.training_images,
+            "image that is, or looks like a copy of, one",
+            "images that are, or look like copies of, ones",
         )
+        more = f", and {left.same_group:,} more of the same {external.unit}" if left.same_group else ""
+        sentences.append(f"Not scored: {known} that the model was trained, selected or calibrated on{more}.")
     else:
         sentences.append("No image matches one that the model was trained, selected or calibrated on.")
     if external.unit == "images":
         sentences.append(
-            "Intervals resample images, not patients or lesions, because the images have no groups: they are too "
-            "narrow if several images show one patient."
+            "Intervals resample single images, because the images have no groups: they are too narrow if several "
+            "images show the same subject."
         )
     return sentences

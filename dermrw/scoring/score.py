@@ -16,7 +16,7 @@ import pandas as pd
 from dermrw.errors import UserError
 from dermrw.evaluation.decision_rules import Predicted, measure_decisions
 from dermrw.files import csv_text, require_writable, write_atomic
-from dermrw.formatting import percent
+from dermrw.formatting import counted, percent
 from dermrw.inference.classifier import QUANTIZED, Classifier
 from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
 from dermrw.inference.known_images import Hashes, ImageHash, KnownImages
@@ -149,8 +149,12 @@ def score(
         _refit(refit, classifier, scored)
     if scored.missing or scored.errors:
         missing, errors = scored.missing, scored.errors
-        lines = [f"{len(missing):,} images have no file: {', '.join(missing[:20])}"] * bool(missing)
-        raise UserError("\n".join([f"{len(missing) + len(errors):,} images are not scored:", *lines, *errors]))
+        lines = [f"{counted(len(missing), 'image has', 'images have')} no file: {', '.join(missing[:20])}"] * bool(
+            missing
+        )
+        raise UserError(
+            "\n".join([f"{counted(len(missing) + len(errors), 'image is', 'images are')} not scored:", *lines, *errors])
+        )
     return scored.report
 
 
@@ -384,8 +388,8 @@ def _refitted(info: ModelInfo) -> list[str]:
     if info.refit is None:
         return []
     return [
-        f"The model file was refitted on {info.refit.images:,} images of {info.refit.source} on {info.refit.created}: "
-        f"{', '.join(info.refit.fields)}."
+        f"The model file was refitted on {counted(info.refit.images, 'image')} of {info.refit.source} on "
+        f"{info.refit.created}: {', '.join(info.refit.fields)}."
     ]
 
 

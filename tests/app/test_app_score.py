@@ -93,7 +93,7 @@ def test_training_images_their_groups_and_other_labels_are_left_out(tmp_path: Pa
     page = table_of(engine, [*images, upload("labels.csv", labels.encode())])
     assert "Score on 1 labelled image " in page and "No image of Ash, Cedar is scored" in page
     assert "oak (1)" in page and "benign (1)" in page and "no label (1)" in page
-    assert re.search(r"Not scored: 1 images that are, .* trained, .*, and 1 more of the same patients\.", page)
+    assert re.search(r"Not scored: 1 image that is, .* trained, .*, and 1 more of the same patients\.", page)
 
 
 def test_a_figure_that_is_worse_than_on_the_card(tmp_path: Path) -> None:

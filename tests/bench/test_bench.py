@@ -1,12 +1,14 @@
 """Benchmark: all exact methods give the same weights, and FLOPs and memory fit the cost model."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from dermrw.bench import __main__ as module
+from dermrw.bench import report_rate
 from dermrw.bench.distances import distance, measure
 from dermrw.bench.measure import autocast, build, flops, peak_memory
 from dermrw.bench.methods import EXACT, METHODS, available_methods, run
@@ -72,3 +74,9 @@ def test_the_command_keeps_what_it_does_not_measure(tmp_path: Path, monkeypatch:
     assert report["networks"][0]["rows"]["plain"]["time_ratio"] == 1
     assert report["growth"]["training batch"][0]["flops_ratio"] > 1
     assert (tmp_path / "bench.png").stat().st_size > 5000
+
+
+def test_the_time_of_a_reports_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["report_rate", "--images", "60"])
+    report_rate.main()
+    assert re.fullmatch(r"60 images: \d+ s of CPU time, \d+ MB more memory\n", capsys.readouterr().out)

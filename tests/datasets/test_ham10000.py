@@ -170,7 +170,7 @@ def test_check(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(images[0], images[1])
     images[2].write_bytes(images[2].read_bytes()[:300])
     images[3].unlink()
-    with pytest.raises(UserError, match="1 images and 1 can't be read"):
+    with pytest.raises(UserError, match="1 image and 1 can't be read"):
         check(copy)
     out = capsys.readouterr().out
     assert f"{images[0].stem} = {images[1].stem}" in out

@@ -59,7 +59,7 @@ def test_predict_of_any_classes(
     with pytest.raises(SystemExit):
         command(monkeypatch, *arguments)
     printed = "".join(capsys.readouterr()).replace(str(tmp_path), "")
-    assert "the images of 1 groups combined" in printed and "too few to classify" in printed
+    assert "the images of 1 group combined" in printed and "too few to classify" in printed
     assert "Refusals (0) and prediction sets into" in printed and "The model has no triage" in printed
     assert not re.search("lesion|HAM10000|skin|refer|malignan|seven", printed)
     table, decisions = out.read_text().splitlines(), (tmp_path / "out_decisions.csv").read_text().splitlines()

@@ -55,7 +55,7 @@ def test_every_readable_image_is_in_the_file(
     out = pictures / "out.csv"
     command(monkeypatch, "predict", str(model_file), str(pictures), "--csv", str(out))
     said = capsys.readouterr().out
-    assert "3 images into" in said and "1 files that aren't images skipped" in said and "drawn by dermrw" in said
+    assert "3 images into" in said and "1 file that isn't an image skipped" in said and "drawn by dermrw" in said
     ids, values = read(out)
     assert ids == ["a", "b", "c"]
     expected = Classifier(model_file)([pictures / "a.png", pictures / "b.jpg", pictures / "more/c.PNG"])

@@ -82,7 +82,7 @@ def test_isic_2020_is_binary_and_the_archives_names_are_known(tmp_path: Path, in
     )
     found = read_labelled_images(tmp_path / "train.csv")
     assert found.table["image_id"].tolist() == ["ISIC_0", "ISIC_1"] and found.duplicates == ("ISIC_2",)
-    assert found.notes == ["1 images left out: they are duplicates by ISIC_2020_Training_Duplicates.csv"]
+    assert found.notes == ["1 image left out: it is a duplicate by ISIC_2020_Training_Duplicates.csv"]
     (tmp_path / "metadata.csv").write_text(
         "isic_id,diagnosis_1,diagnosis_2,diagnosis_3,age_approx,sex\nISIC_0,Benign,,Nevus,40,male\n"
         'ISIC_1,Malignant,,"Melanoma, NOS",40,male\nISIC_2,Malignant,,"Squamous cell carcinoma, NOS",40,male\n'

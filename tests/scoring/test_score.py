@@ -223,7 +223,7 @@ def test_missing_and_unreadable_images_are_named(unlisted: Path, pictures: Path,
         score(unlisted, path, images=pictures, out=tmp_path / "out", device="cpu")
     left = stored(tmp_path / "out")["external"]["left_out"]
     assert (left["missing"], left["unreadable"]) == (["gone"], ["broken"])
-    assert "1 images that can't be read: broken" in page(tmp_path / "out")
+    assert "1 image that can't be read: broken" in page(tmp_path / "out")
 
 
 def test_a_folder_per_class(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_folder_per_class(unlisted: Path, pictures: Path, tmp_path: Path) -> N
     assert found["images"] == 4 and found["external"]["left_out"]["labels"] == {"SCC": 2}
     assert found["external"]["unit"] == "images"
     text = page(tmp_path / "out")
-    assert "Intervals resample images, not patients" in text and "over the 2 classes that are present" in text
+    assert "Intervals resample single images, because" in text and "over the 2 classes that are present" in text
 
 
 def test_a_worse_model_is_called_worse(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
