@@ -250,4 +250,5 @@ def fixed_part(part: str, engine: Engine) -> str:
         about=about,
         evaluation_set=evaluation_set(info),
         words=engine.words,
+        mixed=info.malignant is not None and len(set(info.malignant)) == 2,
     )

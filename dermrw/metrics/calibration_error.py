@@ -4,7 +4,7 @@ Inputs as in `classification`: `probabilities` float [N, C], `labels` int [N], `
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -163,7 +163,7 @@ def calibration_intervals(
     for name, all_rows in probabilities.items():
         p = np.asarray(all_rows, dtype=np.float64)[kept]
         classes = p.shape[1]
-        own = np.bincount(y, w, classes)
+        own = np.bincount(y, w, classes).astype(np.float64)
         estimates[name] = errors(p, y, w * _scale(own, class_totals[name])[y], bins=bins)
         top = p.argmax(axis=1)
         with np.errstate(divide="ignore"):
@@ -200,6 +200,6 @@ def calibration_intervals(
     }
 
 
-def _scale(totals: Floats, class_totals: Callable[[Floats], Floats]) -> Floats:
+def _scale(totals: npt.NDArray[Any], class_totals: Callable[[Floats], Floats]) -> Floats:
     """The factor of each class's weights `[C]`."""
     return np.divide(class_totals(totals), totals, out=np.zeros(len(totals)), where=totals > 0)

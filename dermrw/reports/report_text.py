@@ -103,8 +103,8 @@ def left_out_sentences(external: External) -> list[str]:
     elif left.training_images:
         known = counted(
             left.training_images,
-            "image that is, or looks like a copy of, one",
-            "images that are, or look like copies of, ones",
+            "image that is, or looks like a copy of, an image",
+            "images that are, or look like copies of, images",
         )
         more = f", and {left.same_group:,} more of the same {external.unit}" if left.same_group else ""
         sentences.append(f"Not scored: {known} that the model was trained, selected or calibrated on{more}.")

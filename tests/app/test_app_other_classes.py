@@ -92,6 +92,14 @@ def test_the_reason_why_there_is_no_triage(names: tuple[tuple[str, ...], tuple[s
     assert answer["triage"] is None and answer["no_triage"] == reason
 
 
+def test_the_command_for_other_labels(tmp_path: Path) -> None:
+    plain = fixed_part("score", engine_of(tmp_path, model_info(*THREE)))
+    assert '--map "ash&lt;1&gt;=LABEL|ANOTHER,b&amp;irch=A THIRD"'.replace('"', "&#34;") in plain.replace('"', "&#34;")
+    assert "--by COLUMN" in plain and "--binary" not in plain and "patient" not in plain
+    stated = model_info(*THREE, malignant=(True, False, False), triage=TRIAGE)
+    assert "--binary" in fixed_part("score", engine_of(tmp_path, stated))
+
+
 def test_sixty_classes_are_folded(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, model_info(*SIXTY, thresholds=(0.0,) * 60))
     events = PageEvents(engine, PageCache(), PageCache())

@@ -1,5 +1,7 @@
 """A bootstrap of groups."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -68,7 +70,7 @@ def test_calibration_intervals_are_those_of_the_errors_for_the_same_draws(ties: 
     q = p * prevalence + 1e-9
     q /= q.sum(1, keepdims=True)
     sets = {"equal": p, "training": q, "own": q[:, ::-1]}
-    totals = {
+    totals: dict[str, Callable[[Floats], Floats]] = {
         "equal": lambda t: class_totals(np.ones(4), t),
         "training": lambda t: class_totals(prevalence, t),
         "own": np.copy,
