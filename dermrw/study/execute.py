@@ -21,6 +21,7 @@ from dermrw.diagnoses import DIAGNOSES
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
 from dermrw.models import build_model
+from dermrw.study.laboratory import evaluate_head, shared_embeddings
 from dermrw.study.plan import Run, read_plan
 from dermrw.study.result import (
     collect,
@@ -91,8 +92,12 @@ def _train_and_evaluate(run: Run, folder: Path, options: Options) -> None:
         raise UserError(
             f"{folder} contains a run whose settings differ from those of the study: delete it and repeat the command"
         )
-    train(config, folder)
-    evaluate(folder)
+    with shared_embeddings(folder, config):
+        train(config, folder)
+    if config.trains_on_embeddings:
+        evaluate_head(folder)
+    else:
+        evaluate(folder)
 
 
 def _weights(run: Run, options: Options) -> list[str]:

@@ -22,6 +22,8 @@ class Budget(BaseModel):
     seeds: int
     ham: dict[str, Any]
     cifar: dict[str, Any]
+    tables: list[str] | None = None  # None: all
+    rows: list[str] | None = None  # of these tables; None: all
 
 
 class Table(BaseModel):
@@ -102,9 +104,15 @@ class Plan(BaseModel):
         by_name: dict[str, Run] = {}
         for seed in range(self.budgets[budget].seeds):
             for name, table in self.tables.items():
-                if tables is None or name in tables:
+                own = self.budgets[budget].tables
+                if (tables is None or name in tables) and (own is None or name in own):
                     by_name.update({r.name: r for r in self.runs_of(budget, table, seed) if r.name not in by_name})
         return list(by_name.values())
+
+    def rows_of(self, budget: str, table: Table) -> list[str]:
+        """Returns the methods of a table that a budget trains."""
+        rows = self.budgets[budget].rows
+        return [name for name in table.rows if rows is None or name in rows]
 
     def runs_of(self, budget: str, table: Table, seed: int) -> list[Run]:
         """Returns a table's runs of one seed."""
@@ -112,7 +120,7 @@ class Plan(BaseModel):
         runs = []
         for condition, settings in table.under.items():
             own = {k: v.format(seed=seed) if isinstance(v, str) else v for k, v in settings.items()}
-            for name in table.rows:
+            for name in self.rows_of(budget, table):
                 data_set = name.partition("_")[0]
                 runs.append(
                     Run(

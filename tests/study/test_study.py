@@ -21,9 +21,10 @@ from sklearn.metrics import roc_auc_score
 from dermrw.__main__ import main as dermrw_main
 from dermrw.config import CONFIGS, Config, load_config
 from dermrw.errors import UserError
+from dermrw.evaluation.evaluate import evaluate
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
-from dermrw.study.execute import Options, Processes, check_weights, execute, run_with_ray
+from dermrw.study.execute import Options, Processes, check_weights, execute, folder_of, run_with_ray
 from dermrw.study.plan import Plan, Table, read_plan
 from dermrw.study.report import mean_sd, write_report
 from dermrw.study.result import (
@@ -61,7 +62,7 @@ def test_every_run_of_the_study_has_a_config_that_holds() -> None:
     plan = read_plan()
     for budget in plan.budgets:
         runs = plan.runs(budget)
-        assert len({run.name for run in runs}) == len(runs) > 100
+        assert len({run.name for run in runs}) == len(runs) > (10 if plan.budgets[budget].rows else 100)
         assert len({run.digest() for run in runs}) == len(runs)  # no two are the same training
         assert {run.seed for run in runs} == set(range(plan.budgets[budget].seeds))
     for table in plan.tables.values():
@@ -478,6 +479,39 @@ def test_the_whole_way_on_the_sample(
     row.results[0]["sampler"] = "balanced"
     with pytest.raises(UserError, match="differ in the number of images drawn or in the training lesions"):
         same_samples(sections[0].rows)
+
+
+@pytest.mark.parametrize("method", ["ham_cross_entropy", "ham_reweight"])
+def test_the_laboratory_has_the_figures_of_an_evaluation(method: str, tiny: Plan, tmp_path: Path) -> None:
+    budget = tiny.budgets["tiny"]
+    frozen = {"model.freeze": "backbone", "model.embedding_views": 2}
+    changed = budget.model_copy(
+        update={"ham": {**budget.ham, **frozen}, "tables": ["methods"], "rows": [method], "seeds": 2}
+    )
+    plan = tiny.model_copy(update={"budgets": {"tiny": changed}})
+    runs = plan.runs("tiny")
+    assert [run.name for run in runs] == [f"{method}-0", f"{method}-1"]
+    options = Options(None, keep=True)
+    for run in runs:
+        execute(run, options)
+    folder = folder_of(runs[0])
+    stored = [path.stat().st_ino for path in folder.parent.glob("*/embeddings-*.npy")]
+    assert (
+        len(set(stored)) == 3 and len(stored) == 3
+    )  # of two seeds, whose augmented views differ, and of the test images
+    ours, frames = json.loads((folder / "report.json").read_text()), {}
+    names = ("predictions_validation_as_trained", "predictions_as_trained", "predictions")
+    for name in names:
+        frames[name] = pd.read_csv(folder / f"{name}.csv")
+    evaluate(folder)  # by passes of the whole network
+    theirs = json.loads((folder / "report.json").read_text())
+    for name in names:
+        again = pd.read_csv(folder / f"{name}.csv")
+        assert frames[name]["image"].tolist() == again["image"].tolist()
+        np.testing.assert_allclose(frames[name].iloc[:, 1:], again.iloc[:, 1:], atol=1e-5)
+    assert ours["balanced_accuracy"] == theirs["balanced_accuracy"] and ours["epoch"] == theirs["epoch"]
+    assert ours["weights"] == theirs["weights"] and set(ours["classes"]) == set(theirs["classes"])
+    assert read_result(runs[1])["balanced_accuracy_as_trained"] >= 0
 
 
 @pytest.mark.slow
