@@ -84,6 +84,7 @@ class Engine:
                     "refused": picture.verdict.refused,
                     "triage": picture.verdict.triage or None,
                     "notes": list(picture.notes),
+                    "box": list(picture.box or (0, 0, *picture.size)),
                     "probabilities": None
                     if picture.verdict.refused
                     else by_code(codes, adjust_prevalence(picture.probabilities, shares)),

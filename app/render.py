@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dermrw.diagnoses import ABOUT
 from dermrw.errors import UserError
@@ -24,6 +24,7 @@ from .words import HAM10000, MOST_LISTED, Words, listed
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 CASE_SIDE = 200  # pixels, of a labelled case on the page
+FRAME_COLOURS = ("#ffffff", "#d81b60", "#ffffff")  # of the lines around the part that is used, from the outside inwards
 SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -92,6 +93,22 @@ def case_for_page(case: Case, info: ModelInfo) -> dict[str, str]:
         picture = ""
     name = dict(zip(info.codes, info.names, strict=True)).get(case.code, case.code)
     return {"id": case.image_id, "name": name, "picture": picture}
+
+
+def cut_picture(picture: Explanation) -> str:
+    """Returns the whole picture with a frame around the part that is used, as a data URI; empty if nothing was cut."""
+    if picture.box is None or picture.thumbnail is None:
+        return ""
+    height, width = picture.thumbnail.shape[:2]
+    across, down = width / picture.size[0], height / picture.size[1]
+    left, top, right, bottom = picture.box
+    image = Image.fromarray(picture.thumbnail)
+    draw = ImageDraw.Draw(image)
+    for depth, colour in enumerate(FRAME_COLOURS):
+        corners = [round(left * across) + depth, round(top * down) + depth]
+        corners += [round(right * across) - 1 - depth, round(bottom * down) - 1 - depth]
+        draw.rectangle(corners, outline=colour)
+    return data_uri(image)
 
 
 def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
@@ -188,6 +205,7 @@ def lesion_result(
             **own_result(picture, info, shares),
             "shown": data_uri(Image.fromarray(picture.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)),
             "map": data_uri(overlay(picture.pixels, picture.activation_map[mapped])),
+            "cut": cut_picture(picture),
         }
         for name, picture in accepted
     ]
