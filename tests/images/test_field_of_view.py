@@ -161,10 +161,10 @@ def test_it_takes_a_few_milliseconds() -> None:
     for image in (lesion(0, 600, 450), rounded(lesion(0, 600, 450), 0.9)[0]):
         seconds = []
         for _ in range(20):
-            start = time.perf_counter()
+            start = time.process_time()
             find_field_of_view(image)
-            seconds.append(time.perf_counter() - start)
-        assert min(seconds) < 0.01  # on a busy machine; 1 to 3 ms otherwise
+            seconds.append(time.process_time() - start)
+        assert min(seconds) < 0.02  # 1 to 3 ms if the machine is not busy
 
 
 def test_framings_of_pixels() -> None:

@@ -112,14 +112,14 @@ def answers(classifier: Classifier, images: list[Image.Image]) -> dict[str, dict
             pairs = [(classifier.explain(frame(image)[0]), own) for image, own in zip(images, plain, strict=True)]
             new = [(e, own) for e, own in pairs if own.verdict.refused is None]
             both = [(e, own) for e, own in new if e.verdict.refused is None]
-            refer = [(e.verdict.refer, own.verdict.refer) for e, own in both]
+            refer = [(bool(e.verdict.refer), bool(own.verdict.refer)) for e, own in both]
             rows[f"{name}, {framing.field_of_view}"] = {
                 "images": len(new),
                 "refused": 1 - len(both) / len(new),
                 "same_class": float(np.mean([e.probabilities.argmax() == o.probabilities.argmax() for e, o in both]))
                 if both else float("nan"),
                 "same_triage": float(np.mean([a == b for a, b in refer])) if refer else float("nan"),
-                "no_longer_referred": sum(o and not e for e, o in refer) / max(1, sum(bool(o) for _, o in refer)),
+                "no_longer_referred": sum(o and not e for e, o in refer) / max(1, sum(o for _, o in refer)),
             }  # fmt: skip
             print(f"{name}, {framing.field_of_view}", json.dumps(rows[f"{name}, {framing.field_of_view}"]), flush=True)
     return rows
