@@ -26,6 +26,7 @@ def weights(name: str) -> torch.Tensor | None:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXACT & set(available_methods())))
 def test_every_exact_method_gives_the_same_weights(name: str) -> None:
     """Includes the peers that are installed."""
@@ -65,7 +66,9 @@ def test_the_command_keeps_what_it_does_not_measure(tmp_path: Path, monkeypatch:
         monkeypatch.delitem(module.GROWTH, what)
     common = ["bench", "--out", str(tmp_path), "--repeats", "1", "--batch", "4", "--networks", "resnet18"]
     monkeypatch.setattr(module, "available_methods", lambda: {name: METHODS[name] for name in ("plain", "exact")})
+    monkeypatch.setattr(module, "IN_BF16", ("plain", "exact"))
     monkeypatch.setattr(module, "SIZE", 32)
+    monkeypatch.setattr(module, "META", 2)
     monkeypatch.setattr("sys.argv", [*common, "networks"])
     module.main()
     monkeypatch.setattr("sys.argv", [*common, "growth"])

@@ -20,7 +20,7 @@ Case = tuple[nn.Module, tuple[Tensor, Tensor, Tensor, Tensor]]
 @pytest.fixture
 def case() -> Case:
     torch.manual_seed(0)
-    model = tv.mobilenet_v2(num_classes=CLASSES).double()
+    model = tv.mobilenet_v2(num_classes=CLASSES, width_mult=0.35).double()
     x, meta_x = torch.randn(8, 3, 32, 32).double(), torch.randn(7, 3, 32, 32).double()
     return model, (x, torch.arange(8) % CLASSES, meta_x, torch.arange(7))
 
@@ -71,8 +71,8 @@ def test_last_stage_of_a_resnet() -> None:
 def test_flops(way: str, most: float) -> None:
     """3F for plain training, less what the first layer is spared; one more F, or a little of it; the meta batch's."""
     model = tv.resnet18(num_classes=CLASSES)
-    x, meta_x = torch.randn(128, 3, 32, 32), torch.randn(21, 3, 32, 32)
-    y, meta_y = torch.arange(128) % CLASSES, torch.arange(21) % CLASSES
+    x, meta_x = torch.randn(32, 3, 32, 32), torch.randn(5, 3, 32, 32)
+    y, meta_y = torch.arange(32) % CLASSES, torch.arange(5)
     with FlopCounterMode(display=False) as plain:
         F.cross_entropy(model(x), y).backward()
     with FlopCounterMode(display=False) as counted:
