@@ -19,7 +19,7 @@ from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.training.run_folder import latest_run
 from export.__main__ import export
 
-SHARED_IN_A_FILE = {"server", "whole"}  # fixtures of module scope that take long
+SHARED_IN_A_FILE = {"server", "attacked", "whole"}  # fixtures of module scope that take long
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 

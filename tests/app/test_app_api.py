@@ -108,6 +108,9 @@ def test_a_password(model: Path, lesion: Path, tmp_path: Path) -> None:
         assert running.ask(path)[0] == 401
     image = [("image", (lesion.name, lesion.read_bytes()))]
     assert running.form("/classify", image)[0] == 401
+    began = time.monotonic()
+    assert running.ask("/", authorization=basic("x", "s3cret:wörf"))[0] == 401
+    assert time.monotonic() - began >= 1  # guessing is slow
     for wrong in (basic("x", "s3cret"), basic("x", ""), "Basic ?", "Bearer s3cret:wörd".encode().decode("latin-1")):
         assert running.form("/classify", image, authorization=wrong)[0] == 401
     good = basic("anyone", "s3cret:wörd")

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,20 @@ def call(server: Server, number: int, data: list[Any], session: str = "s") -> st
     return body if status != 200 else server.ask(f"/gradio_api/queue/data?session_hash={session}")[1]
 
 
+@pytest.fixture(scope="module")
+def attacked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A demo whose output is checked after the tests that share it."""
+    running = Server(model, tmp_path_factory.mktemp("attacked"))
+    yield running
+    started, later = running.output, running.end().removeprefix(running.output)
+    assert len(started.splitlines()) == 3  # the model, the sample's warning and the address
+    assert "Traceback" not in later and "smith" not in later
+    assert all(line.startswith("app: a request failed (") for line in later.splitlines()), later
+
+
 @pytest.mark.slow
-def test_it_opens_nothing_but_uploads(model: Path, tmp_path: Path) -> None:
-    running = Server(model, tmp_path)
+def test_it_opens_nothing_but_uploads(attacked: Server, tmp_path: Path) -> None:
+    running = attacked
     folder = next(running.temporary.glob("dermrw-demo-*"))
     (folder / "link.jpg").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "fifo.jpg")
@@ -64,8 +76,9 @@ def test_it_opens_nothing_but_uploads(model: Path, tmp_path: Path) -> None:
     # existing and absent files give the same message
     assert messages == {"this image is not among the uploads, or it was deleted: upload it again"}
     assert {p.name for p in running.temporary.rglob("*") if not p.is_dir()} == {"link.jpg", "fifo.jpg"}
+    for name in ("link.jpg", "fifo.jpg"):
+        (folder / name).unlink()
     assert running.ask("/health")[0] == 200
-    assert len(running.end().splitlines()) == 3  # the model, the sample's warning and the address
 
 
 @pytest.mark.slow
@@ -115,8 +128,8 @@ def test_it_answers_to_its_own_name_and_page(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_it_serves_only_what_the_page_uses(model: Path, tmp_path: Path) -> None:
-    running = Server(model, tmp_path)
+def test_it_serves_only_what_the_page_uses(attacked: Server) -> None:
+    running = attacked
     # Gradio would fetch these addresses itself
     for path in ("file=https://example.com/x.jpg", "file=http://127.0.0.1:9/x", "file=/etc/passwd", "file=/etc/absent"):
         assert running.ask(f"/gradio_api/{path}") == (404, "Not found.\n")
@@ -126,8 +139,6 @@ def test_it_serves_only_what_the_page_uses(model: Path, tmp_path: Path) -> None:
         assert running.ask(f"/gradio_api/{path}", {"data": [None]})[0] == 404
     # Gradio raises an error for this one
     assert running.ask("/gradio_api/queue/join", {"data": [], "fn_index": 99, "session_hash": "s"})[0] == 500
-    output = running.end()
-    assert "app: a request failed (KeyError)" in output and "Traceback" not in output
 
 
 def png_of(side: int) -> bytes:
@@ -169,16 +180,6 @@ def test_hostile_files_get_a_sentence_or_an_answer(server: Server, lesion: Path,
         assert got == status, (name, body)
         assert "Traceback" not in body and "alert(1)" not in body.replace(name, "")
     assert server.files() == before
-
-
-@pytest.mark.slow
-def test_a_wrong_password_is_slow(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("long enough")
-    running = Server(model, tmp_path, "--password-file", str(tmp_path / "secret"))
-    began = time.monotonic()
-    assert running.ask("/", authorization=basic("x", "long enougg"))[0] == 401
-    assert time.monotonic() - began >= 1
-    running.end()
 
 
 def test_many_guesses_are_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +284,8 @@ def test_headers_that_proxies_and_attackers_add(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_what_the_page_never_sends_leaves_no_traceback(model: Path, tmp_path: Path, lesion: Path) -> None:
-    running = Server(model, tmp_path)
+def test_what_the_page_never_sends_leaves_no_traceback(attacked: Server, lesion: Path) -> None:
+    running = attacked
     for number, inputs in functions(running):
         for word in ("mrs-smith", "", 1, None):
             given: list[Any] = [[], *[word] * (inputs - 1)] if inputs > 1 else [word]
@@ -298,8 +299,6 @@ def test_what_the_page_never_sends_leaves_no_traceback(model: Path, tmp_path: Pa
             )
             body = call(running, number, [[{"path": path, **META}] * 2, "equal", *[""] * 7])
             assert "process_completed" in body and '"success":true' in body.replace(" ", "")
-    ended = running.end()
-    assert "Traceback" not in ended and "smith" not in ended
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
@@ -320,7 +319,7 @@ def test_large_pictures_leave_no_memory_behind(model: Path, tmp_path: Path) -> N
     before = megabytes("VmRSS")
     give(1)
     most = megabytes("VmHWM")
-    give(6)
+    give(4)
     # one picture, of 200 MB when it is decoded, at a time, and afterwards none
     assert megabytes("VmHWM") < most + 200 and megabytes("VmRSS") < before + 250
     running.end()

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
 from torchvision.models import ConvNeXt, EfficientNet, ResNet
@@ -164,6 +165,14 @@ def small_resnet() -> nn.Module:
     return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=7)
 
 
+def small_alexnet() -> nn.Module:
+    """torchvision's AlexNet with narrow linear layers, which hold nearly all of its parameters."""
+    model = torchvision.models.alexnet(num_classes=7)
+    for place, (inputs, outputs) in {1: (9216, 64), 4: (64, 64), 6: (64, 7)}.items():
+        model.classifier[place] = nn.Linear(inputs, outputs)
+    return model
+
+
 def small_efficientnet() -> nn.Module:
     """Two stages of torchvision's EfficientNet."""
     stages = [MBConvConfig(1, 3, 1, 16, 16, 1, 1, 1), MBConvConfig(6, 5, 2, 16, 24, 1, 1, 1)]
@@ -180,7 +189,12 @@ def small_convnext() -> nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet", "alexnet", "efficientnet", "convnext"])
 def test_families_of_backbones_are_exported(backbone: str, tmp_path: Path) -> None:
-    own = {"resnet": small_resnet, "efficientnet": small_efficientnet, "convnext": small_convnext}
+    own = {
+        "resnet": small_resnet,
+        "alexnet": small_alexnet,
+        "efficientnet": small_efficientnet,
+        "convnext": small_convnext,
+    }
     net = seasoned(own[backbone](), 64) if backbone in own else network(backbone, 64)
     assert exported(net, backbone, 64, tmp_path) < 1e-4
     if backbone == "convnext":
@@ -282,10 +296,12 @@ def test_the_metadata_tells_all(run: Path, model_file: Path) -> None:
     assert "Not a result" in card and f"{100 * report['balanced_accuracy']:.1f} %" in card
 
 
-def test_a_size_that_isnt_the_graphs_is_refused(model_file: Path, tmp_path: Path) -> None:
-    model = onnx.load(model_file)
+@pytest.mark.slow
+def test_a_size_that_isnt_the_graphs_is_refused(tmp_path: Path) -> None:
+    exported(network("small_cnn", 64), "small_cnn", 64, tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
     size = next(entry for entry in model.metadata_props if entry.key == "size")
-    for size.value in ("33", "48", "64", "224"):
+    for size.value in ("32", "63", "65", "224"):
         onnx.save(model, tmp_path / "x.onnx")
         with pytest.raises(UserError, match=rf"x\.onnx has another input size than {size.value}"):
             Classifier(tmp_path / "x.onnx")
