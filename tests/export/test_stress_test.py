@@ -11,9 +11,10 @@ from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
 from export import stress_test as module
 from export.card import recipe
+from export.damages import DAMAGES
 from export.foreign_pictures import LIKENESSES, composed, from_lesions, shipped
 from export.ship import box
-from export.stress_test import DAMAGES, OUTCOMES, challenge
+from export.stress_test import OUTCOMES, challenge
 
 
 def test_the_first_degree_of_every_damage_leaves_the_picture_as_it_is() -> None:
