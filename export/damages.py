@@ -1,10 +1,15 @@
-"""Damages of images for the stress test, each to several degrees."""
+"""Damages of images for the stress test, each to several degrees.
+
+Frames and artefacts are those that other dermatoscopes show: `dermrw.datasets.artefacts` draws them.
+"""
 
 import io
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
+
+from dermrw.datasets.artefacts import Draw, bubbles, hairs, ink, ruler
 
 
 def _jpeg(image: Image.Image, quality: float) -> Image.Image:
@@ -59,6 +64,56 @@ def _blurred(image: Image.Image, share: float) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(share / 100 * min(image.size)))
 
 
+def _bordered(image: Image.Image, share: float) -> Image.Image:
+    """Returns the image with a black border on all sides, its width in per cent of the shorter side."""
+    pixels = np.asarray(image).copy()
+    width = round(share / 100 * min(image.size))
+    inner = np.zeros(pixels.shape[:2], bool)
+    inner[width : pixels.shape[0] - width, width : pixels.shape[1] - width] = True
+    pixels[~inner] = 0
+    return Image.fromarray(pixels)
+
+
+def _letterboxed(image: Image.Image, share: float) -> Image.Image:
+    """Returns the image with black bands above and below, each of this percentage of the height."""
+    pixels = np.asarray(image).copy()
+    band = round(share / 100 * pixels.shape[0])
+    pixels[:band] = pixels[pixels.shape[0] - band :] = 0
+    return Image.fromarray(pixels)
+
+
+def _round_field(image: Image.Image, share: float) -> Image.Image:
+    """Returns the image in a round field of view of this share of the picture's diagonal; 1 shows all of it."""
+    pixels = np.asarray(image)
+    rows, columns = np.ogrid[: pixels.shape[0], : pixels.shape[1]]
+    away = np.hypot(rows + 0.5 - pixels.shape[0] / 2, columns + 0.5 - pixels.shape[1] / 2)
+    return Image.fromarray(
+        np.where((away <= share * np.hypot(*image.size) / 2)[:, :, None], pixels, 0).astype(np.uint8)
+    )
+
+
+def _with(draw: Draw) -> Callable[[Image.Image, float], Image.Image]:
+    """Returns a function that draws an artefact as often as the degree says."""
+
+    def damage(image: Image.Image, times: float) -> Image.Image:
+        pixels, rng = np.asarray(image), np.random.default_rng(0)
+        for _ in range(int(times)):
+            pixels = draw(pixels, rng)
+        return Image.fromarray(pixels)
+
+    return damage
+
+
+def _one_hair(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return hairs(pixels, rng, 1)
+
+
+def _coarser(image: Image.Image, share: float) -> Image.Image:
+    """Returns the image reduced to this share of its size and enlarged again, as a picture of low resolution."""
+    small = image.resize([max(8, round(side * share)) for side in image.size], Image.Resampling.BILINEAR)
+    return small.resize(image.size, Image.Resampling.BILINEAR)
+
+
 # name, degrees (the first is no damage), function of an image and a degree
 DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image.Image]]] = [
     ("blur (σ in % of the shorter side)", (0, 0.3, 0.6, 1.2, 2.5, 5), _blurred),
@@ -73,4 +128,12 @@ DAMAGES: list[tuple[str, tuple[float, ...], Callable[[Image.Image, float], Image
     ("light (times as much)", (1, 1.1, 1.2, 1.4, 1.7, 2), lambda i, d: i.point(lambda v: min(255, v * d))),
     ("rotation (degrees)", (0, 15, 30, 45, 90, 135), _turned),
     ("scale (share of the lesion's size)", (1, 0.8, 0.6, 0.45, 0.3, 0.2), _smaller),
+    ("resolution (share of the pixels' number per side)", (1, 0.8, 0.6, 0.45, 0.3, 0.2), _coarser),
+    ("black border (% of the shorter side)", (0, 1, 2, 4, 6, 10), _bordered),
+    ("letterbox (% of the height, twice)", (0, 3, 6, 9, 12, 16), _letterboxed),
+    ("round field (share of the diagonal)", (1, 0.9, 0.8, 0.7, 0.6, 0.5), _round_field),
+    ("hairs (number)", (0, 2, 5, 10, 20, 40), _with(_one_hair)),
+    ("rulers (number)", (0, 1, 2, 3, 4, 6), _with(ruler)),
+    ("gel bubbles (groups)", (0, 1, 2, 3, 4, 6), _with(bubbles)),
+    ("pen marks (groups)", (0, 1, 2, 3, 4, 6), _with(ink)),
 ]

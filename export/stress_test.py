@@ -31,6 +31,7 @@ from .report import official_reports, report_of
 
 PER_CLASS = 20  # number of images per class of the test split that are damaged
 COMPOSED = 40  # images of each kind
+COLUMNS = 4  # of the figure
 OUTCOMES = ("right alone", "right among others", "wrong among others", "wrong alone", "refused")  # keys in doubt.json
 LABELS = (
     "set: true class alone",
@@ -90,8 +91,10 @@ def out_of_distribution(classifier: Classifier, lesions: list[tuple[Image.Image,
 
 def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
     """Returns a PNG with the outcomes by degree for each damage."""
-    figure = Figure((16, 9.6), layout="constrained")
-    for axes, (name, rows) in zip(figure.subplots(3, 4).ravel(), damages.items(), strict=True):
+    lines = -(-len(damages) // COLUMNS)
+    figure = Figure((16, 3.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, COLUMNS).ravel()
+    for axes, (name, rows) in zip(panels, damages.items(), strict=False):
         x = np.arange(len(rows))
         axes.stackplot(x, [[100 * row[o] for row in rows] for o in OUTCOMES], labels=LABELS, colors=COLOURS)
         if rows[0]["missed"] is not None:
@@ -100,9 +103,11 @@ def draw(damages: dict[str, list[dict[str, Any]]], count: int) -> bytes:
         axes.set_xticks(x, [f"{row['degree']:g}" for row in rows])
         axes.set(xlabel=name, ylim=(0, 100), xlim=(0, len(rows) - 1))
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False,
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False,
         title=f"Outcomes for {count} images of the test split, by kind and degree of damage (per cent)",
     )  # fmt: skip
+    for axes in panels[len(damages) :]:
+        axes.remove()
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
     return buffer.getvalue()
