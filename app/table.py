@@ -13,7 +13,7 @@ from markupsafe import Markup
 from dermrw.errors import UserError
 from dermrw.files import csv_text
 from dermrw.inference.classifier import Explanation
-from dermrw.inference.image_rows import ImageRow
+from dermrw.inference.image_rows import ImageRow, decision_cells
 from dermrw.inference.known_images import ImageHash, image_hash
 from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.messages import adapted
@@ -196,7 +196,7 @@ def _csv(engine: Engine, rows: list[Row], prevalence: str, shares: Shares) -> by
         else:
             verdict = row.lesion.verdict
             values = [repr(p) for p in probabilities.tolist()]
-            decisions = [" ".join(verdict.classes), verdict.triage, " ".join(verdict.not_ruled_out)]
+            decisions = decision_cells(verdict)[1:]
         table.append(
             [
                 _cell(row.name),

@@ -257,8 +257,11 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--images", type=Path, metavar="FOLDER", help="the images (default: the folder of the table)")
     score.add_argument(
         "--map",
+        action="append",
+        default=[],
         metavar="MAP",
-        help="your labels: mel=melanoma,nv=nevus|naevus, with SCC= to leave SCC out; or a CSV with label and code",
+        help="your labels: mel=melanoma,nv=nevus|naevus, with SCC= to leave SCC out; or a CSV with label and code. May "
+        "be repeated",
     )
     score.add_argument(
         "--binary", action="store_true", help="score malignant against benign; the labels 1 and 0 mean these two"

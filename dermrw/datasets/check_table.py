@@ -46,7 +46,8 @@ def check_table(path: Path, folder: Path | None = None) -> None:
         UserError: it can't be read; or, after the summary, images are missing, unreadable, or contradict each other.
     """
     data = Data(name="table", root=str(path), images=None if folder is None else str(folder), skip_unreadable=True)
-    images = read_table(data, path.resolve())
+    # training refuses rows without a label
+    images = read_table(data.model_copy(update={"skip_unreadable": False}), path.resolve())
     table = with_checked_splits(images.table, images)
     unit = images.facts.unit
     groups = "" if unit == "images" else f" of {table['lesion_id'].nunique():,} {unit}"

@@ -1,5 +1,6 @@
 """The result for one image file, as `dermrw predict` and `Classifier` on a table of paths give it. No torch in here."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -99,10 +100,13 @@ def classify_table(classifier: "Classifier", table: Mapping[str, Any]) -> dict[s
 
 
 def decision_cells(image_verdict: Verdict) -> list[str]:
-    """The cells of `DECISION_COLUMNS`; the last three are empty if the image is refused."""
+    """The cells of `DECISION_COLUMNS`; the last three are empty if the image is refused.
+
+    Codes are separated by spaces. A code with a space is quoted, as `shlex.split` reads it.
+    """
     return [
         image_verdict.refused or "",
-        " ".join(image_verdict.classes),
+        shlex.join(image_verdict.classes),
         image_verdict.triage,
-        " ".join(image_verdict.not_ruled_out),
+        shlex.join(image_verdict.not_ruled_out),
     ]

@@ -119,9 +119,10 @@ def _declared_codes(counts: Counter[str], known: dict[str, str], declared: Class
 def _classes_of(codes: set[str], published: PublishedSet | None, source: Path) -> Classes:
     """The classes with these codes; malignant ones are known for HAM10000's codes and for malignant and benign."""
     if len(codes) > MOST_CLASSES:
+        fix = "" if source.is_dir() else f"give the column that holds the classes the name {LABEL_COLUMNS[0]}, or "
         raise UserError(
-            f"{source} has {len(codes):,} different labels, more than {MOST_CLASSES} classes: name the column of the "
-            f"classes {LABEL_COLUMNS[0]}, or group the labels in {CLASS_FILE}"
+            f"{source} has {len(codes):,} different labels, more than {MOST_CLASSES} classes: {fix}group the labels in "
+            f"{CLASS_FILE}"
         )
     spelled: dict[str, str] = {}
     for code in sorted(codes):

@@ -44,7 +44,7 @@ def print_report(report: Report, classes: Classes = HAM_CLASSES) -> None:
         )
     if report.external:
         _print_external(console, report, report.external)
-    if report.decisions.no_triage:
+    if report.decisions.no_triage and not any("no triage" in note for note in report.notes or ()):
         console.print(f"There is no triage: {report.decisions.no_triage}.", markup=False, highlight=False)
     for note in report.notes or ():
         console.print(note, markup=False, highlight=False)

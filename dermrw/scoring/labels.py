@@ -1,7 +1,7 @@
 """From the labels of a user's table to the classes of a model, or to malignant and benign."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,32 +33,20 @@ def class_names(info: ModelInfo) -> dict[str, str]:
     return codes_by_name(info.classes)
 
 
-def read_map(text: str, info: ModelInfo) -> dict[str, str]:
-    """Returns the target of each folded label of `--map`.
+def read_map(maps: Sequence[str], info: ModelInfo) -> dict[str, str]:
+    """Returns the target of each folded label of all values of `--map` together.
 
     Args:
-        text: a CSV file with the columns `label` and `code`, or items such as `mel=melanoma,nv=nevus|naevus,SCC=`.
-            A label without a code is left out.
+        maps: each is a CSV file with the columns `label` and `code`, or items such as
+            `mel=melanoma,nv=nevus|naevus,SCC=`. A label without a code is left out.
         info: the model's metadata.
 
     Raises:
         UserError: the file cannot be read, an item names no class, or a label has two classes.
     """
     targets = {name: name for name in (MALIGNANT_LABEL, BENIGN_LABEL)} | class_names(info)
-    pairs: list[tuple[str, str]] = []  # label, class
-    if "=" not in text or Path(text).is_file():
-        pairs = _pairs_of_file(Path(text))
-    else:
-        for item in filter(None, (part.strip() for part in text.split(","))):
-            left, equals, right = (part.strip() for part in item.partition("="))
-            if not equals or not left:
-                raise UserError(f"--map {item}: write CODE=LABEL, CODE=LABEL|LABEL, or LABEL= to leave a label out")
-            if fold(left) in targets and right:
-                pairs += [(label.strip(), left) for label in right.split("|")]
-            else:
-                pairs.append((left, right))
     mapped: dict[str, str] = {}
-    for label, name in pairs:
+    for label, name in (pair for text in maps for pair in _pairs(text, targets)):
         target = targets.get(fold(name)) if name else LEFT_OUT
         if target is None:
             raise UserError(
@@ -68,6 +56,22 @@ def read_map(text: str, info: ModelInfo) -> dict[str, str]:
         if mapped.setdefault(fold(label), target) != target:
             raise UserError(f"--map gives the label {label} two classes: keep one")
     return mapped
+
+
+def _pairs(text: str, targets: Container[str]) -> list[tuple[str, str]]:
+    """The pairs of label and class of one `--map`."""
+    if "=" not in text or Path(text).is_file():
+        return _pairs_of_file(Path(text))
+    pairs: list[tuple[str, str]] = []
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        left, equals, right = (part.strip() for part in item.partition("="))
+        if not equals or not left:
+            raise UserError(f"--map {item}: write CODE=LABEL, CODE=LABEL|LABEL, or LABEL= to leave a label out")
+        if fold(left) in targets and right:
+            pairs += [(label.strip(), left) for label in right.split("|")]
+        else:
+            pairs.append((left, right))
+    return pairs
 
 
 def _pairs_of_file(path: Path) -> list[tuple[str, str]]:
@@ -109,9 +113,13 @@ def find_truth(
         names |= {name: code for name, code in known.items() if code in codes and name not in own}
         names = dict.fromkeys(map(fold, counts), LEFT_OUT) | names
     names |= mapped | {"": LEFT_OUT}
+    present = {fold(label) for label in counts}
+    unused = [label for label in mapped if label not in present]
+    notes = [f"--map names labels that the table does not have: {', '.join(unused)}"] if unused else []
+    hint = "".join(f" ({note}; write the class first, as in CODE=LABEL)" for note in notes)
     unknown = {label: n for label, n in counts.most_common() if fold(label) not in names}
     if unknown:
-        raise UserError(_unknown(unknown, info))
+        raise UserError(_unknown(unknown, info) + hint)
     targets = [names[fold(label)] for label in labels]
     used = set(targets) - {LEFT_OUT}
     two = (used & {MALIGNANT_LABEL, BENIGN_LABEL}) - set(info.codes)
@@ -120,7 +128,7 @@ def find_truth(
     if two and used - two and not binary:
         raise UserError(
             f"the labels are classes ({', '.join(sorted(used - two))}) and {' and '.join(sorted(two))}: score "
-            f"malignant against benign with --binary, or leave labels out with --map {sorted(two)[0]}="
+            f"malignant against benign with --binary, or leave labels out with --map {sorted(two)[0]}={hint}"
         )
     if binary or two:
         if info.malignant is None or len(set(info.malignant)) < 2:
@@ -130,9 +138,6 @@ def find_truth(
         malignant = {code for code, bad in zip(info.codes, info.malignant, strict=True) if bad}
         targets = [_binary_target(target, malignant) for target in targets]
     left_out = Counter(label or NO_LABEL for label, target in zip(labels, targets, strict=True) if not target)
-    present = {fold(label) for label in counts}
-    unused = [label for label in mapped if label not in present]
-    notes = [f"--map names labels that the table does not have: {', '.join(unused)}"] if unused else []
     return Truth(targets, bool(binary or two), dict(left_out.most_common()), notes)
 
 

@@ -90,7 +90,7 @@ def score(
     data: Path,
     *,
     images: Path | None = None,
-    label_map: str | None = None,
+    label_map: str | Sequence[str] = (),
     binary: bool = False,
     by: Sequence[str] = (),
     out: Path | None = None,
@@ -107,7 +107,7 @@ def score(
         model: the .onnx file.
         data: a CSV with `image` and `label`, HAM10000's or ISIC's own table, or a folder with a folder per class.
         images: the folder of the images, if they are not where the table is.
-        label_map: the value of `--map`; see `labels.read_map`.
+        label_map: the value of `--map`, or several; see `labels.read_map`.
         binary: whether the truth is malignant or benign.
         by: columns to show subgroups of.
         out: the folder to write into; None: score/NAME, after the table or folder.
@@ -121,7 +121,7 @@ def score(
     classifier = Classifier(model, device)
     info, known = classifier.info, classifier.known_images()
     labelled = read_labelled_images(data, images, by, class_names(info).keys())
-    mapped = read_map(label_map, info) if label_map else {}
+    mapped = read_map([label_map] if isinstance(label_map, str) else label_map, info)
     truth = find_truth(labelled.table["label"].tolist(), info, mapped, binary, labelled.published)
     folder = out or Path("score") / (data.resolve().name if data.is_dir() else data.stem)
     _require_folder(folder, data, model)

@@ -11,6 +11,7 @@ from dermrw.config import Config
 from dermrw.datasets.dataset import load_splits, located, resolve_root
 from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
+from dermrw.formatting import counted
 from dermrw.models import build_model, check_backbone, check_fit, embed, freeze, has_batch_norm
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.training.device import Placement, choose, keep_freed_memory
@@ -70,7 +71,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     print(
         f"Run {run}: {config.objective.title} on {data} ({len(splits.train):,} training, "
         f"{len(splits.validation):,} validation, {len(splits.test):,} test and {len(splits.meta)} meta images)\n"
-        f"Model {config.model.backbone}, {origin}, {_sizes(config)}, {config.train.epochs} epochs, "
+        f"Model {config.model.backbone}, {origin}, {_sizes(config)}, {counted(config.train.epochs, 'epoch')}, "
         f"batches of {config.train.batch_size}\nComputing on {choice}"
         + (f", {job.world} processes" if job.world > 1 else "")
         + (f"; seconds per step: {', '.join(f'{k} {v:.2f}' for k, v in timings.items())}" if timings else ""),

@@ -305,6 +305,11 @@ def test_too_many_classes(tmp_path: Path) -> None:
     rows = [f"{i}.png,c{i}" for i in range(120)] + ["x.png,c0"]
     with pytest.raises(UserError, match="120 different labels, more than 100 classes"):
         load(write(tmp_path / "t.csv", "image,label", rows))
+    for i in range(101):
+        (tmp_path / f"folders/c{i}").mkdir(parents=True)
+        draw(tmp_path / f"folders/c{i}/x{i}.png", 0)
+    with pytest.raises(UserError, match="101 different labels, more than 100 classes: group the"):
+        load(tmp_path / "folders")
 
 
 def test_check_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,6 +321,9 @@ def test_check_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(UserError, match="1 image is missing"):
         check(path)
     assert "  0_0\n" in capsys.readouterr().out
+    path.write_text(path.read_text().replace(",cat,", ",,", 1))  # training would refuse it, too
+    with pytest.raises(UserError, match="1 image has no label"):
+        check(path)
     with pytest.raises(UserError, match="--images is an option for a table"):
         check(None, tmp_path)
 

@@ -1,6 +1,8 @@
 """Model files of classes other than HAM10000's."""
 
+import csv
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,17 @@ def test_a_refusal_names_dermoscopy_only_for_models_of_it() -> None:
             verdict(np.array([0.5, 0.5]), strange, 64, 64, info).refused
             == f"it isn't like {images} that the model knows"
         )
+
+
+def test_a_prediction_set_of_names_with_spaces_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = ("Süßes Muttermal", "a, b", "nan", "it's")
+    model = write_model(tmp_path / "tiny.onnx", model_info(codes))
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "one.png")
+    command(monkeypatch, "predict", str(model), str(tmp_path / "one.png"), "--csv", str(tmp_path / "out.csv"))
+    with (tmp_path / "out_decisions.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert tuple(shlex.split(row["set"])) == Classifier(model, "cpu").explain(tmp_path / "one.png").verdict.classes
+    assert " " in row["set"]
 
 
 def test_predict_of_any_classes(

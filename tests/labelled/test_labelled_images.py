@@ -62,7 +62,7 @@ def test_isics_one_hot_tables_with_their_metadata(tmp_path: Path, info: ModelInf
     assert truth_of.left_out == {"scc": 1, "unk": 1}
     with pytest.raises(UserError, match=r"scc \(1\), unk \(1\).*scc=,unk="):  # of a table that is not ISIC's
         find_truth(labels, info, {})
-    assert find_truth(labels, info, read_map("SCC=bcc,UNK=", info)).targets[-2:] == ["bcc", ""]
+    assert find_truth(labels, info, read_map(["SCC=bcc,UNK="], info)).targets[-2:] == ["bcc", ""]
 
 
 def test_isic_2020_is_binary_and_the_archives_names_are_known(tmp_path: Path, info: ModelInfo) -> None:
@@ -98,21 +98,31 @@ def test_codes_columns_and_names_need_no_map(info: ModelInfo) -> None:
 
 
 def test_maps(tmp_path: Path, info: ModelInfo) -> None:
-    assert read_map("mel=Lentigo maligna|LM, nv = Spitz,odd=", info) == {
+    assert read_map(["mel=Lentigo maligna|LM, nv = Spitz", "odd="], info) == {
         "lentigo maligna": "mel", "lm": "mel", "spitz": "nv", "odd": "",
     }  # fmt: skip
-    assert read_map("Spitz=nv", info) == {"spitz": "nv"}
+    assert read_map(["Spitz=nv"], info) == {"spitz": "nv"}
     path = tmp_path / "map.csv"
     path.write_text("label;code\nSpitz, pigmented;nv\nodd;\n")
-    assert read_map(str(path), info) == {"spitz, pigmented": "nv", "odd": ""}
+    assert read_map([str(path)], info) == {"spitz, pigmented": "nv", "odd": ""}
     for text, message in (
         ("spitz=unknown", "which the model does not have"),
         ("mel=x,nv=x", "two classes"),
         ("=x", "write CODE=LABEL"),
     ):
         with pytest.raises(UserError, match=message):
-            read_map(text, info)
+            read_map([text], info)
+    with pytest.raises(UserError, match="gives the label benign two classes"):  # also in two options
+        read_map(["nv=benign", "mel=benign"], info)
     assert "does not have: spitz" in find_truth(["mel"], info, {"spitz": "nv"}).notes[0]
+
+
+def test_a_map_that_names_no_label_of_the_table_is_part_of_the_error(info: ModelInfo) -> None:
+    """`benign=foo` gives the label foo the class benign, which is the wrong way round here."""
+    mapped = read_map(["benign=foo"], info)
+    for labels in (["mel", "benign"], ["mel", "strange"]):
+        with pytest.raises(UserError, match="does not have: foo; write the class first"):
+            find_truth(labels, info, mapped)
 
 
 def test_classes_and_malignant_or_benign_are_not_mixed(info: ModelInfo) -> None:
