@@ -13,7 +13,7 @@ from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.formatting import percent
 from dermrw.inference.model_file import ModelInfo
 from dermrw.reports.report_schema import DefinedReport
-from dermrw.reports.report_text import report_unit
+from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE, report_unit
 
 from .foreign_pictures import LIKENESSES
 
@@ -80,6 +80,6 @@ def model_card(
         report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official,
         likenesses=LIKENESSES, ham=config.data.name in ("ham10000", "sample"), dermatology=info.codes == DX,
         unit=unit, grouped=unit != "images", diagnoses="diagnoses" if info.codes == DX else "classes",
-        malignant=_malignant_names(info),
+        malignant=_malignant_names(info), skin_tone=SKIN_TONE, fair_skin=FAIR_SKIN,
     )  # fmt: skip
     return text.rstrip() + "\n"

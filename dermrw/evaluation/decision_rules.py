@@ -22,10 +22,12 @@ from dermrw.decisions.triage import (
     too_few_positive,
 )
 from dermrw.diagnoses import DX, Classes
+from dermrw.images.skin_tone import ORDER
 from dermrw.metrics.classification import malignant
 from dermrw.reports.report_schema import (
     ByLesion,
     Decided,
+    DecidedGroup,
     DecisionRules,
     FittedDecisions,
     FittedSets,
@@ -96,12 +98,14 @@ def measure_decisions(
     weights: Floats,
     classes: Classes,
     reasons: Sequence[str | None] | None = None,
+    skin_tones: Sequence[str] | None = None,
 ) -> Decided:
     """Refusal, prediction sets and triage on a set; images of weight 0 are left out.
 
     Coverage and triage are measured on all images. Refused images are included, so the figures do not depend on
     refusal. `by_lesion` covers the lesions with several images, combined to one answer each, with the thresholds for
     single images. `reasons` are the images' refusals `[N]`, if they are known already: then the checks are not used.
+    `skin_tones` are the images' groups of skin tone `[N]`, from `skin_tone.skin_tones`; None: they do not show skin.
     """
     kept = weights > 0
     p, y, lesions = predicted.probabilities[kept], predicted.labels[kept], predicted.lesions[kept]
@@ -119,6 +123,7 @@ def measure_decisions(
         for c, code in enumerate(codes)
     }
     judged = _judge(rules, p, y, lesions, classes.malignant)
+    tones = None if skin_tones is None else np.array(skin_tones, dtype=object)[kept]
     return Decided(
         refused=Refused(
             **_share(share_of(refused, lesions)).model_dump(),
@@ -134,7 +139,43 @@ def measure_decisions(
         ),
         triage=judged.triage,
         by_lesion=_by_lesion(rules, p, y, lesions, classes.malignant),
+        by_skin_tone=None if tones is None else _by_tone(rules, p, y, lesions, classes.malignant, refused, tones),
     )
+
+
+def _by_tone(
+    rules: DecisionRules,
+    p: Floats,
+    y: npt.NDArray[np.int64],
+    lesions: npt.NDArray[Any],
+    bad: Sequence[bool] | None,
+    refused: npt.NDArray[np.bool_],
+    tones: npt.NDArray[Any],
+) -> list[DecidedGroup]:
+    """Refusal and triage of each group of skin tone that has images, from the lightest to the darkest."""
+    positive: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
+    referred: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
+    if rules.triage_threshold is not None:
+        positive, score = malignant(p, y, bad)
+        referred = score >= rules.triage_threshold
+
+    def share(right: npt.NDArray[np.bool_], members: npt.NDArray[np.bool_]) -> ShareWithInterval | None:
+        if rules.triage_threshold is None or not members.any():
+            return None
+        return _share(share_of(right[members], lesions[members]))
+
+    return [
+        DecidedGroup(
+            name=name,
+            images=int(inside.sum()),
+            lesions=len(np.unique(lesions[inside])),
+            refused=_share(share_of(refused[inside], lesions[inside])),
+            sensitivity=share(referred, inside & positive),
+            specificity=share(~referred, inside & ~positive),
+        )
+        for name in ORDER
+        if (inside := tones == name).any()
+    ]
 
 
 def _by_lesion(

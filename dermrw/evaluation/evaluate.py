@@ -19,13 +19,14 @@ from dermrw.datasets.dataset import ImageSet, Splits, class_shares, image_set, r
 from dermrw.datasets.extra import count_reasons, training_sources
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
-from dermrw.diagnoses import Classes
+from dermrw.diagnoses import DX, Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
 from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
 from dermrw.evaluation.predict import Predictor, load_best, softmax
 from dermrw.files import require_writable, write_atomic
+from dermrw.images.skin_tone import TONE_COLUMN, skin_tones
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.intervals import score_intervals
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
@@ -208,9 +209,15 @@ def _score(
 
     probabilities = read_predictions(path, ids, classes)
     unit = fitted.about.get("unit", "lesions")
-    scored = ScoredSet(title, images.table, images.labels, images.sources, classes, probabilities, unit)
+    table = images.table
+    tones: list[str] | None = None  # only of images that show skin
+    if classes.codes == DX or unit == "lesions":
+        tones = skin_tones(images.sources)
+        table = table.assign(**{TONE_COLUMN: tones})
+    scored = ScoredSet(title, table, images.labels, images.sources, classes, probabilities, unit)
     predicted = Predicted(probabilities, checks, images.labels, images.table["lesion_id"].to_numpy())
-    decided = measure_decisions(fitted.decisions, predicted, score_weights(ids.to_numpy()), scored.classes)
+    weights = score_weights(ids.to_numpy())
+    decided = measure_decisions(fitted.decisions, predicted, weights, scored.classes, skin_tones=tones)
     if unit != "lesions":
         decided = decided.model_copy(update={"by_lesion": None})
     report = build_report(scored, as_trained, fitted.prevalence, decided, fitted.about)

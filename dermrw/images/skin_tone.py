@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from tqdm import tqdm
 
 from dermrw.errors import UserError
 from dermrw.images.preprocess import Framing, content
@@ -48,6 +49,8 @@ GROUPS = (
     ("very light", 55.0), ("light", 41.0), ("intermediate", 28.0), ("tan", 10.0), ("brown", -30.0), ("dark", -math.inf),
 )  # fmt: skip
 NOT_ESTIMATED = "not estimated"
+TONE_COLUMN = "estimated_skin_tone"  # of tables, and the key of the subgroups in report.json
+AT_ONCE = 1024  # pictures that wait for a thread
 ORDER = (*(name for name, _ in GROUPS), NOT_ESTIMATED)
 
 
@@ -61,8 +64,13 @@ def skin_tones(sources: Sequence[Any]) -> list[str]:
             return NOT_ESTIMATED
         return NOT_ESTIMATED if angle is None else tone_group(angle)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(group, sources))
+    found: list[str] = []
+    bar = tqdm(desc="Estimating skin tones", total=len(sources), unit="image", leave=False, disable=None)
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(sources), AT_ONCE):
+            found += pool.map(group, sources[start : start + AT_ONCE])
+            bar.update(len(found) - start)
+    return found
 
 
 def individual_typology_angle(pixels: npt.NDArray[np.uint8]) -> float | None:

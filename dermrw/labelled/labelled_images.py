@@ -14,6 +14,7 @@ from dermrw.csv_table import parse_csv_table
 from dermrw.errors import UserError, first_of
 from dermrw.formatting import counted
 from dermrw.images.formats import IMAGE_SUFFIXES
+from dermrw.images.skin_tone import TONE_COLUMN
 from dermrw.inference.find_images import find_images as find_image_files
 from dermrw.inference.find_images import image_id
 from dermrw.labelled.folder import data_files, find_images, frame_of, read_frame, require_columns
@@ -35,6 +36,7 @@ SUBGROUPS = {
     "localization": ("localization", "site", "anatom_site_general", "anatom_site_general_challenge", "anatom_site"),
     "dx_type": ("dx_type", "diagnosis_confirm_type"),
 }
+RESERVED = ("image_id", "text", "label", "lesion_id", "path", TONE_COLUMN)  # columns that --by cannot name
 OTHER_CLASSES = ("scc", "unk")  # of ISIC's one-hot tables, which HAM10000 lacks
 DUPLICATES = "ISIC_2020_Training_Duplicates.csv"  # published with ISIC 2020: pairs of images
 # folders of a split above the folders of the classes, and the names of the parts in a table
@@ -182,7 +184,7 @@ def _read_table(
         raise UserError(
             f"--by {absent[0]}: {source} has no such column; its columns are {', '.join(frame.columns)[:200]}"
         )
-    reserved = [name for name in by if name.casefold() in ("image_id", "text", "label", "lesion_id", "path")]
+    reserved = [name for name in by if name.casefold() in RESERVED]
     if reserved:
         raise UserError(f"--by {reserved[0]}: name a column that holds subgroups, such as the device or the clinic")
     without = frame[image] == ""

@@ -15,13 +15,14 @@ from jinja2 import Environment, StrictUndefined
 from dermrw.diagnoses import DX
 from dermrw.files import write_atomic
 from dermrw.formatting import NO_BREAK, duration, number, percent
+from dermrw.images.skin_tone import TONE_COLUMN
 from dermrw.images.thumbnail import thumbnail
 from dermrw.metrics import classification as metrics
 from dermrw.reports import figures
 from dermrw.reports.figures import ClassStyle
 from dermrw.reports.report_json import BINS, ScoredSet, at_own_prevalence, both_prevalences
 from dermrw.reports.report_schema import Report
-from dermrw.reports.report_text import left_out_sentences, report_unit
+from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE, left_out_sentences, report_unit
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MISTAKES, MISSED = 12, 6
@@ -42,7 +43,10 @@ WEIGHING = {
     "noise_weights": "Each training example is weighted by the probability that its label is correct, under a "
     "label-noise model whose one parameter is fitted to the small meta set.",
 }
-GROUPS = {"sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by"}
+GROUPS = {
+    "sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by",
+    TONE_COLUMN: "Skin tone (estimated)",
+}  # fmt: skip
 GROUP_NAMES = {
     "histo": "histopathology",
     "follow_up": "follow-up",
@@ -148,6 +152,8 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
         "groups": report.groups or {},
         "group_titles": GROUPS,
         "group_names": GROUP_NAMES,
+        "skin_tone": SKIN_TONE,
+        "fair_skin": FAIR_SKIN if dermatology and not report.warning and not report.data else "",
         "objective": OBJECTIVES.get(report.objective, report.objective),
         "weighing": WEIGHING.get(report.objective.partition(",")[0], ""),
         "settings": training.settings,

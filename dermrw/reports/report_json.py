@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from dermrw.decisions.lesion_rule import LESION_RULE, LESION_RULES, combine
 from dermrw.decisions.prevalence import at_prevalence
 from dermrw.diagnoses import DX, Classes
+from dermrw.images.skin_tone import ORDER, TONE_COLUMN
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
 from dermrw.metrics.intervals import area_intervals, replicates_for, score_intervals
@@ -22,7 +23,9 @@ REPLICATES = 2000
 FEW_REPLICATES = 200  # for the intervals of calibration errors
 PARTIAL = 0.8  # sensitivity above which the partial AUC counts
 LEAST = 1e-12  # probability below which Bayes' rule could divide by 0
-SUBGROUP_COLUMNS = {"sex": "sex", "age": "age", "site": "localization", "confirmation": "dx_type"}
+SUBGROUP_COLUMNS = {
+    "sex": "sex", "age": "age", "site": "localization", "confirmation": "dx_type", TONE_COLUMN: TONE_COLUMN
+}  # fmt: skip
 # of one class against the rest, or malignant against the rest
 RANKING: dict[str, Callable[..., float]] = {
     "auc": metrics.auc,
@@ -235,7 +238,7 @@ def _malignant(
 
 
 def subgroup_columns(table: pd.DataFrame, more: Sequence[str] = ()) -> dict[str, list[Any]]:
-    """The values `[N]` of sex, age band, site and confirmation, where the table has them, and of further columns."""
+    """The values `[N]` of `SUBGROUP_COLUMNS` that the table has, ages as bands, and of further columns."""
     columns = {
         name: [age_band(value) for value in table[column]] if name == "age" else table[column].tolist()
         for name, column in SUBGROUP_COLUMNS.items()
@@ -265,9 +268,10 @@ def _groups(scored: ScoredSet, weights: np.ndarray, own: OwnTable | None = None)
             "recalls": dict(zip(codes, g.recalls.tolist(), strict=True)),
         }
 
-    return {
-        name: [row(g) for g in metrics.by_group(p, y, lesions, values, weights)] for name, values in columns.items()
-    }
+    found = {name: metrics.by_group(p, y, lesions, values, weights) for name, values in columns.items()}
+    if TONE_COLUMN in found:
+        found[TONE_COLUMN].sort(key=lambda g: ORDER.index(g.name))
+    return {name: [row(g) for g in groups] for name, groups in found.items()}
 
 
 def _binary_group(

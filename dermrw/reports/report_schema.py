@@ -149,6 +149,17 @@ class ByLesion(_Part):
     one_by_one: Judged
 
 
+class DecidedGroup(_Part):
+    """Refusal and triage of one subgroup."""
+
+    name: str
+    images: int
+    lesions: int
+    refused: ShareWithInterval  # in error
+    sensitivity: ShareWithInterval | None  # of triage; None without triage, or without malignant images
+    specificity: ShareWithInterval | None  # None without triage, or without benign images
+
+
 class Decided(_Part):
     """Refusal, prediction sets and triage, measured on the set."""
 
@@ -156,6 +167,8 @@ class Decided(_Part):
     sets: Sets | None
     triage: TriagePoint | None
     by_lesion: ByLesion | None
+    # None for images that do not show skin; absent from reports of dermrw before 28 November 2026
+    by_skin_tone: list[DecidedGroup] | None = None
 
 
 class SetFigures(_Part):

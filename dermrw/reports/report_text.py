@@ -9,6 +9,17 @@ from dermrw.formatting import counted, number, percent
 from dermrw.reports.report_schema import External, Report
 
 MOST_NAMES = 5  # images named in a sentence
+SKIN_TONE = (
+    "Skin tone is estimated from the colour of the skin around the lesion by its individual typology angle: very light "
+    "above 55°, light above 41°, intermediate above 28°, tan above 10°, brown above −30°, dark below. It is an "
+    "estimate from an uncalibrated picture: light and camera change it, and an underexposed picture of light skin "
+    "can count as dark."
+)
+# tests/tools/skin_tone.py measures it
+FAIR_SKIN = (
+    "HAM10000 is almost all fair skin: of 1,000 random images, 95 % are very light or light by this estimate, and "
+    "0.3 % are brown or dark."
+)
 
 
 def print_report(report: Report, classes: Classes = HAM_CLASSES) -> None:

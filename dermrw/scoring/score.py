@@ -17,6 +17,7 @@ from dermrw.errors import UserError
 from dermrw.evaluation.decision_rules import Predicted, measure_decisions
 from dermrw.files import csv_text, require_writable, write_atomic
 from dermrw.formatting import counted, percent
+from dermrw.images.skin_tone import TONE_COLUMN, skin_tones
 from dermrw.inference.classifier import QUANTIZED, Classifier
 from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
 from dermrw.inference.known_images import Hashes, ImageHash, KnownImages
@@ -183,7 +184,7 @@ def score_rows(
         labelled: the table `[N]`.
         truth: of its images `[N]`.
         rows: of the images that have a file and a target; with hashes if the model lists its training images.
-        folder: to write into; None: nothing is written.
+        folder: to write into; None: nothing is written, and skin tones are not estimated, since this reads the files.
         title: of the images, for the report.
 
     Raises:
@@ -211,6 +212,8 @@ def score_rows(
             "none can be scored: name images that it has not seen"
         )
     table = table.iloc[kept].reset_index(drop=True)
+    if folder is not None and info.subject == "lesion":
+        table[TONE_COLUMN] = skin_tones(table["path"].tolist())
     verdicts = [answers.verdicts[i] for i in kept]
     unit = labelled.unit
     external = External(
@@ -363,7 +366,8 @@ def _decided(info: ModelInfo, scored: ScoredSet, reasons: Sequence[str | None], 
     checks = np.zeros((len(scored.labels), 8))  # not used, as the refusals are known
     predicted = Predicted(scored.probabilities, checks, scored.labels, scored.table["lesion_id"].to_numpy())
     weights = score_weights(scored.table["image_id"].to_numpy())
-    decided = measure_decisions(_rules(info), predicted, weights, info.classes, reasons)
+    tones = None if TONE_COLUMN not in scored.table else scored.table[TONE_COLUMN].tolist()
+    decided = measure_decisions(_rules(info), predicted, weights, info.classes, reasons, tones)
     if not binary or decided.refused is None:
         return decided
     names = {info.codes[row]: name for name, row in _label_numbers(binary, info).items()}

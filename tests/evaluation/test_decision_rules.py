@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from dermrw.decisions.refusal import CHECKS
+from dermrw.decisions.triage import share_of
 from dermrw.diagnoses import DX, HAM_CLASSES, Classes
 from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
 from dermrw.reports.report_schema import DecisionRules, FittedDecisions, FittedSets, Judged
@@ -58,6 +59,45 @@ def test_images_of_weight_zero_count_nowhere_and_single_ones_make_no_lesion() ->
     assert single.by_lesion is None and single.refused.images == 15
     assert single.refused.reasons == {"it is too grainy": 1}
     assert measure_decisions(RULES, data, np.zeros(60), HAM_CLASSES).by_lesion is None
+
+
+def test_figures_by_skin_tone_are_those_of_pandas() -> None:
+    data, weights = seen(), np.ones(60)
+    weights[5] = 0
+    tones = [("not estimated", "tan", "very light")[i % 3] for i in range(60)]
+    decided = measure_decisions(RULES, data, weights, HAM_CLASSES, skin_tones=tones)
+    bad = [DX.index(code) for code in ("mel", "bcc", "akiec")]
+    frame = pd.DataFrame({"tone": tones, "lesion": data.lesions, "bad": np.isin(data.labels, bad)})
+    frame = frame.assign(referred=data.probabilities[:, bad].sum(1) >= 0.3, refused=False)
+    frame.loc[[7, 50], "refused"] = True
+    frame = frame.drop(5)
+    assert decided.by_skin_tone is not None
+    assert [row.name for row in decided.by_skin_tone] == ["very light", "tan", "not estimated"]
+    for row in decided.by_skin_tone:
+        part = frame[frame["tone"] == row.name]
+        assert row.images == len(part) and row.lesions == part["lesion"].nunique()
+        expected = [
+            (row.refused, part["refused"], part["lesion"]),
+            (row.sensitivity, part["referred"][part["bad"]], part["lesion"][part["bad"]]),
+            (row.specificity, ~part["referred"][~part["bad"]], part["lesion"][~part["bad"]]),
+        ]
+        for share, hits, lesions in expected:
+            assert share is not None and share.share == pytest.approx(hits.mean()) and share.images == len(hits)
+            assert share.interval_95 == share_of(hits, lesions)[1:3] and share.lesions == lesions.nunique()
+
+
+def test_skin_tones_without_malignant_images_or_without_triage() -> None:
+    data = seen()
+    tones = ["dark" if label == DX.index("nv") else "light" for label in data.labels]
+    found = measure_decisions(RULES, data, np.ones(60), HAM_CLASSES, skin_tones=tones).by_skin_tone
+    assert found is not None
+    light, dark = found
+    assert light.sensitivity is not None and light.specificity is not None
+    assert dark.sensitivity is None and dark.specificity is not None and dark.specificity.images == dark.images
+    without = RULES.model_copy(update={"triage_threshold": None})
+    for row in measure_decisions(without, data, np.ones(60), HAM_CLASSES, skin_tones=tones).by_skin_tone or ():
+        assert row.sensitivity is None and row.specificity is None and row.refused.images == row.images
+    assert measure_decisions(RULES, data, np.ones(60), HAM_CLASSES).by_skin_tone is None
 
 
 def test_triage_of_ones_own_images_needs_enough_malignant_groups() -> None:

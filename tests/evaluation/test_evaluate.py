@@ -48,6 +48,7 @@ def test_the_report_is_of_the_predictions_as_written(run: Path) -> None:
     given = pd.read_csv(run / "ground_truth.csv").set_index("image").loc[predictions["image"]]
     assert given.to_numpy().argmax(1).tolist() == truth
     assert sum(group["images"] for group in report["groups"]["sex"]) == len(test)
+    assert sum(group["images"] for group in report["decided"]["by_skin_tone"]) == len(test)
 
 
 def test_the_validation_figure_is_what_the_network_itself_decides(run: Path) -> None:

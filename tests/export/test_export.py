@@ -37,6 +37,7 @@ from dermrw.inference.model_file import ModelInfo, Score
 from dermrw.inference.shipped import shipped_model
 from dermrw.models import backbones, build_model, to_input
 from dermrw.reports.report_schema import DefinedReport
+from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.run_folder import read_split
 from export.__main__ import export, main, no_triage_reason
@@ -294,6 +295,13 @@ def test_the_metadata_tells_all(run: Path, model_file: Path) -> None:
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     card = (run / "MODEL_CARD.md").read_text()
     assert "Not a result" in card and f"{100 * report['balanced_accuracy']:.1f} %" in card
+    by_tone = card.partition("**By estimated skin tone.**")[2].splitlines()
+    assert SKIN_TONE in by_tone[0] and FAIR_SKIN not in card  # the pictures are drawn
+    heading, _, *table = by_tone[2:]
+    assert heading.startswith("| skin tone (estimated) | images | lesions | refused in error |")
+    for line, row in zip(table, report["decided"]["by_skin_tone"], strict=False):
+        assert line.startswith(f"| {row['name']} | {row['images']} | {row['lesions']} | ")
+        assert line.count("|") == heading.count("|")
 
 
 @pytest.mark.slow

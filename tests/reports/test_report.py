@@ -20,13 +20,22 @@ from dermrw.datasets.cifar10 import CIFAR_CLASSES
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError
 from dermrw.formatting import NO_BREAK, duration, number, percent
+from dermrw.images.skin_tone import TONE_COLUMN
 from dermrw.images.thumbnail import thumbnail
 from dermrw.reports import figures
 from dermrw.reports import report_html as page
 from dermrw.reports import report_json as scores
 from dermrw.reports.report_html import TrainingHistory
 from dermrw.reports.report_json import ScoredSet, build_report
-from dermrw.reports.report_schema import Decided, Report
+from dermrw.reports.report_schema import (
+    Decided,
+    DecidedGroup,
+    Refused,
+    Report,
+    ShareWithInterval,
+    TriagePoint,
+)
+from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE
 from dermrw.training.run_folder import read_log
 
 HOSTILE = "<script src='http://evil.example/x.js'>alert(\"1\")</script>&"
@@ -201,6 +210,33 @@ def test_reports_without_the_newer_figures_load(tmp_path: Path) -> None:
     assert report.to_dict() == old
     text = words(parse(html(tmp_path, report, scored)))
     assert "Partial AUC" not in text and "F1" not in text
+
+
+def test_figures_by_skin_tone(tmp_path: Path) -> None:
+    scored = scored_set(HAM_CLASSES)
+    tones = [("dark", "very light", "light")[i // 2 % 3] for i in range(60)]
+    scored = scored._replace(table=scored.table.assign(**{TONE_COLUMN: tones}))
+    share = ShareWithInterval(share=0.5, interval_95=(0.2, 0.8), images=4, lesions=4)
+    row = DecidedGroup(name="very light", images=20, lesions=10, refused=share, sensitivity=share, specificity=None)
+    decided = Decided(
+        refused=Refused(**share.model_dump(), reasons={}, by_class={}),
+        sets=None,
+        triage=TriagePoint(threshold=0.3, sensitivity=share, specificity=share),
+        by_lesion=None,
+        by_skin_tone=[row],
+    )
+    report = made(scored, decided=decided)
+    assert report.groups is not None
+    assert [group.name for group in report.groups[TONE_COLUMN]] == ["very light", "light", "dark"]
+    text = words(parse(html(tmp_path, report, scored)))
+    assert text.count("Skin tone (estimated)") == 2 and SKIN_TONE in text and FAIR_SKIN in text
+    assert text.count("50.0 % (20.0 to 80.0 %) of 4") == 2  # refused, sensitivity
+
+    old = report.to_dict()  # of dermrw before there were skin tones
+    del old["decided"]["by_skin_tone"], old["groups"][TONE_COLUMN]
+    report = Report.model_validate_json(json.dumps(old))
+    assert report.to_dict() == old
+    assert "skin tone" not in words(parse(html(tmp_path, report, scored))).casefold()
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from dermrw.__main__ import main
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
+from dermrw.images.skin_tone import skin_tones
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, KnownImages, image_hash
 from dermrw.reports import report_json
@@ -125,7 +127,7 @@ def test_the_figures_are_scikit_learns(unlisted: Path, pictures: Path, tmp_path:
     expected = roc_auc_score(bad[y], values[:, bad].sum(1))
     assert found["malignant"]["auc"] == pytest.approx(expected, abs=1e-12)
     assert found["calibration_error"]["table_prevalence"]["nll"] > 0
-    assert set(found["groups"]) == {"sex", "age", "device"}
+    assert set(found["groups"]) == {"sex", "age", "device", "estimated_skin_tone"}
     mine = np.array([row["sex"] == "f" for row in rows()])
     female = next(row for row in found["groups"]["sex"] if row["name"] == "f")
     assert female["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y[mine], values[mine].argmax(1)))
@@ -133,7 +135,28 @@ def test_the_figures_are_scikit_learns(unlisted: Path, pictures: Path, tmp_path:
     assert "training_seconds" not in found and not found["external"]["overlap_checked"]
     text = page(out)
     assert "11 groups" in text and "Overlap with the training images was not checked" in text
-    assert "At the prevalence of these images" in text
+    assert "At the prevalence of these images" in text and "By estimated skin tone" in text
+
+
+def test_skin_tones_are_measured_on_skin_alone(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
+    import onnx
+
+    table = write(tmp_path / "mine.csv", rows())
+    score(unlisted, table, images=pictures, out=tmp_path / "out", device="cpu")
+    found = stored(tmp_path / "out")
+    tones = skin_tones([pictures / f"{name}.png" for name in probabilities(tmp_path / "out")])
+    decided = {row["name"]: row["images"] for row in found["decided"]["by_skin_tone"]}
+    assert decided == dict(Counter(tones)) and set(decided) - {"not estimated"}
+    assert [row["name"] for row in found["groups"]["estimated_skin_tone"]] == list(decided)  # in the same order
+    graph = onnx.load(unlisted)
+    props = {entry.key: entry.value for entry in graph.metadata_props} | {"subject": json.dumps("leaf")}
+    del graph.metadata_props[:]
+    onnx.helper.set_model_props(graph, props)
+    onnx.save(graph, tmp_path / "leaf.onnx")
+    score(tmp_path / "leaf.onnx", table, images=pictures, out=tmp_path / "leaves", device="cpu")
+    found = stored(tmp_path / "leaves")
+    assert found["decided"]["by_skin_tone"] is None and "estimated_skin_tone" not in found["groups"]
+    assert "skin tone" not in page(tmp_path / "leaves")
 
 
 def test_as_trained_inverts_the_calibration(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
