@@ -17,8 +17,8 @@ SKIN_TONE = (
 )
 # tests/tools/skin_tone.py measures it
 FAIR_SKIN = (
-    "HAM10000 is almost all fair skin: of 1,000 random images, 95 % are very light or light by this estimate, and "
-    "0.3 % are brown or dark."
+    "HAM10000 is almost all fair skin: of its 10,015 images, 93 % are very light or light by this estimate, and 0.3 % "
+    "are brown or dark."
 )
 
 
