@@ -117,6 +117,7 @@ def test_an_evaluation_draws_no_sample(place: Path, run: Path, says: Callable[..
     assert not (place / "absent").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 def test_checkpoints_with_flipped_bytes(run: Path, name: str) -> None:
     whole = (run / name).read_bytes()
@@ -185,6 +186,7 @@ def test_odd_values_of_every_key(key: str) -> None:
             assert not isinstance(kept, float) or np.isfinite(kept), key
 
 
+@pytest.mark.slow
 def test_networks_that_the_images_dont_fit(
     tmp_path: Path, sample: Path, says: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +197,7 @@ def test_networks_that_the_images_dont_fit(
     assert not list(tmp_path.rglob("config.yaml"))
 
 
+@pytest.mark.slow
 def test_one_bad_image_of_many(
     sample: Path, tmp_path: Path, says: Callable[..., str], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -219,6 +222,7 @@ def test_one_bad_image_of_many(
     command(monkeypatch, "eval", "runs/x")
 
 
+@pytest.mark.slow
 def test_two_trainings_into_one_run(sample: Path, tmp_path: Path, says: Callable[..., str]) -> None:
     run = tmp_path / "run"
     code = (

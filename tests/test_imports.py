@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 IMPORT_ALL_WITHOUT_TORCH = """
@@ -24,6 +26,7 @@ for package in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_the_torch_free_packages_are_imported_without_torch() -> None:
     names = ("images", "decisions", "inference", "labelled", "metrics", "reports", "scoring")
     packages = [*(f"dermrw.{name}" for name in names), "app"]

@@ -58,6 +58,7 @@ def names(lines: list[str], extras: list[str]) -> set[str]:
     return found if more == sorted(extras) else names(lines, more)
 
 
+@pytest.mark.slow
 def test_no_combination_of_extras_installs_two_runtimes(requirements: dict[str, list[str]]) -> None:
     extras = list(
         tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
@@ -103,6 +104,7 @@ def test_every_folder_of_code_is_in_the_wheel() -> None:
             assert any(file.match(pattern) for pattern in data[f"dermrw.{package}"]), file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "heading"), [("demo", "usage: dermrw demo"), ("export", "usage: dermrw export")])
 def test_app_and_export_are_commands_in_a_checkout(command: str, heading: str, tmp_path: Path) -> None:
     ended = subprocess.run(

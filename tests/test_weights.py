@@ -29,6 +29,7 @@ def assert_loaded(model: nn.Module, donor: nn.Module) -> None:
     assert all(torch.equal(t, theirs[n]) for n, t in model.state_dict().items() if not n.startswith(f"{head}."))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "encoder.", "module.model.encoder."])
 @pytest.mark.parametrize("form", ["state_dict", "checkpoint", "safetensors", "encoder"])
 def test_a_prefix_and_a_head_are_left_out(

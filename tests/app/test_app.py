@@ -65,6 +65,7 @@ def test_mistakes_are_a_sentence(model: Path, tmp_path: Path) -> None:
             assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr, ended
 
 
+@pytest.mark.slow
 def test_it_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = sys.modules['torchvision'] = None\nimport app.page, app.__main__"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -104,6 +105,7 @@ def test_nothing_given_gets_into_the_page(model: Path) -> None:
     assert ">Only a" in error_box("only a picture") and ">one.jpg is" in error_box("one.jpg is no image", "one.jpg")
 
 
+@pytest.mark.slow
 def test_refused_pictures_have_no_say(model: Path) -> None:
     engine = with_info(model)
     one, two = explanation(engine, 0.9, 0.1), explanation(engine, 0.1, 0.9, refused="it is blurred")

@@ -77,6 +77,7 @@ def test_hashes_are_of_the_uncut_picture(engine: Engine, tmp_path: Path) -> None
     assert row.hashes == image_hash(evaluation_pixels(BORDERED, engine.info.size))
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_cut(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermrw.inference.classifier.verdict", accepted(engine))
     explained = [engine.classifier.explain(pixels) for pixels in (BORDERED, LESION)]

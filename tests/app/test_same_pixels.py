@@ -57,6 +57,7 @@ def uploaded(path: Path) -> str:
     return str(shutil.copy(path, folder / path.name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [encodings, colour_spaces, orientations])
 def test_the_same_pixels_four_ways(
     files: Callable[[Path, np.ndarray], Iterator[tuple[Path, float]]],

@@ -47,6 +47,7 @@ def area(draw: artefacts.Draw, seed: int) -> float:
     return float((np.abs(drawn.astype(int) - pixels) > 8).any(2).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("draw", "most"),
     [

@@ -77,6 +77,7 @@ def table(tmp_path: Path, sample: Path, splits: Splits) -> Path:
     return folder / "mine.csv"
 
 
+@pytest.mark.slow
 def test_held_out_images_and_their_groups_stay_out(
     sample: Path, splits: Splits, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +219,7 @@ def with_benign(table: Path) -> Path:
     return table
 
 
+@pytest.mark.slow
 def test_benign_images_without_a_diagnosis(
     sample: Path, splits: Splits, with_benign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,6 +308,7 @@ def test_a_run_with_benign_images(
     assert "extra_benign: sum" in card
 
 
+@pytest.mark.slow
 def test_a_head_on_embeddings_learns_from_benign_images(
     sample: Path, with_benign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +335,7 @@ def test_a_head_on_embeddings_learns_from_benign_images(
     assert (weights["label"] == "benign").sum() == 3
 
 
+@pytest.mark.slow
 def test_check_gives_the_numbers_without_training(
     sample: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

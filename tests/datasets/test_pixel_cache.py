@@ -30,6 +30,7 @@ def cached(cache: str, folder: Path) -> Data:
     return DATA.model_copy(update={"cache": cache, "cache_folder": str(folder)})
 
 
+@pytest.mark.slow
 def test_all_three_give_the_same_batches(images: ImageSet, tmp_path: Path) -> None:
     batches = epoch_batches(images.labels, "shuffled", 16, 0, 1)
     augmented, plain = [], []
@@ -42,6 +43,7 @@ def test_all_three_give_the_same_batches(images: ImageSet, tmp_path: Path) -> No
     assert all(torch.equal(a, b) for other in plain[1:] for a, b in zip(plain[0], other, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", [Framing("find"), Framing("none", "whole"), Framing("find", "whole")])
 def test_all_three_keep_the_pixels_of_a_framing(framing: Framing, images: ImageSet, tmp_path: Path) -> None:
     """Evaluation sees the same pixels as `evaluation_pixels`; augmentation starts from the uncropped content."""

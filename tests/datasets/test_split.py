@@ -104,6 +104,7 @@ def test_the_curated_list_is_reproduced_from_the_real_data(ham10000: Path) -> No
     assert_sound(split, table)
 
 
+@pytest.mark.slow
 def test_the_former_module_paths_work(sample: Path, table: pd.DataFrame) -> None:
     from dermrw import prevalence
     from dermrw.decisions.prevalence import at_prevalence

@@ -72,6 +72,7 @@ def test_quality_against_numpy_and_scipy() -> None:
     np.testing.assert_allclose(quality(torch.from_numpy(pixels)).numpy(), expected, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

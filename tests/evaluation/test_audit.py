@@ -25,6 +25,7 @@ def flipped(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(load_config(None, [*TINY, *settings]), tmp_path_factory.mktemp("runs") / "flipped")
 
 
+@pytest.mark.slow
 def test_neighbours_are_the_nearest_by_the_embedding_and_of_other_lesions(flipped: Path) -> None:
     found, splits, _ = find(flipped, 20)
     images = splits.train
@@ -50,6 +51,7 @@ def test_the_gallery(flipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert list(table["relative"]) == sorted(table["relative"])
 
 
+@pytest.mark.slow
 def test_what_cant_be_audited_is_a_sentence(run: Path, flipped: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be at least 1"):
         audit(flipped, 0)

@@ -184,6 +184,7 @@ def test_contradictory_truths_are_named(two: tuple[Path, Path]) -> None:
     frame.drop(columns=COLUMNS[0]).to_csv(path)
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_torch(two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         f"import sys; sys.argv = ['dermrw', 'compare', {str(two[0])!r}, {str(two[1])!r}]\n"

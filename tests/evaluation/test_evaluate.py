@@ -62,6 +62,7 @@ def test_the_validation_figure_is_what_the_network_itself_decides(run: Path) -> 
     assert told["interval_95"][0] <= expected <= told["interval_95"][1]
 
 
+@pytest.mark.slow
 def test_evaluating_again_gives_the_same(run: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     before = (run / "predictions.csv").read_bytes()
@@ -79,6 +80,7 @@ def test_the_schema_names_all_that_a_report_holds(run: Path) -> None:
     assert Report.model_validate_json(json.dumps(earlier)).to_dict() == earlier
 
 
+@pytest.mark.slow
 def test_official_sets_are_scored_into_files_of_their_own(
     run: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,6 +190,7 @@ def test_a_log_that_training_didnt_write(text: str, run: Path, capsys: pytest.Ca
     assert ("rows that training does not write" in capsys.readouterr().out) == ("loss" in text)
 
 
+@pytest.mark.slow
 def test_a_log_with_odd_rows_among_its_own(run: Path) -> None:
     arguments = (1, class_styles(HAM_CLASSES), np.ones(7) / 7)
     figures = training_figures(read_log(run), *arguments)

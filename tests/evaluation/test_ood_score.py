@@ -75,6 +75,7 @@ def test_descriptions_are_means_and_deviations_of_channels() -> None:
     torch.testing.assert_close(found[:, 10:17], swin.mean((1, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "size", "expected"),
     [
@@ -88,6 +89,7 @@ def test_the_middle_of_a_network(build: Callable[[], nn.Module], size: int, expe
     assert middle(build(), size) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "densenet121", "convnext_tiny", "maxvit_t", "googlenet", "squeezenet1_0"])
 def test_every_family_has_a_middle(name: str) -> None:
     model = tv.get_model(name, weights=None).eval()

@@ -49,6 +49,7 @@ def visible(path: Path) -> str:
     return re.sub(r"<[^>]*>", " ", page)
 
 
+@pytest.mark.slow
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     table = write_table(tmp_path)

@@ -41,6 +41,7 @@ def test_the_encoder_of_a_run_alone(run: Path, tmp_path: Path) -> None:
     assert described[0] == described[1]
 
 
+@pytest.mark.slow
 def test_the_encoder_of_the_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--encoder", str(tmp_path / "e.safetensors")])
     assert "agree with ONNX Runtime" in capsys.readouterr().out

@@ -95,6 +95,7 @@ def seasoned(model: nn.Module, size: int) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_the_map_is_what_blanking_a_position_takes_away(backbone: str) -> None:
     size = 224 if backbone == "maxvit_t" else 64
@@ -391,6 +392,7 @@ def test_a_run_that_was_trained_on_is_evaluated_anew(
 ABSENT = object()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -25,6 +25,7 @@ SETTINGS = [
 FRAMED = ["data.field_of_view=find", "data.crop=whole"]
 
 
+@pytest.mark.slow
 def test_a_run_on_whole_pictures_is_exported_with_its_framing(sample: Path, tmp_path: Path) -> None:
     config = load_config(None, [*SETTINGS, f"data.root={sample}", *FRAMED])
     run = train(config, tmp_path / "run")

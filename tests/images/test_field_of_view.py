@@ -71,6 +71,7 @@ FRAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", FRAMES)
 def test_a_frame_is_cut_in_every_copy(frame: str) -> None:
     for number in range(4):
@@ -118,6 +119,7 @@ def marks(image: Image.Image, kind: str) -> Image.Image:
     return drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "ruler", "hair", "side", "corner", "left", "top", "middle", "everywhere"])
 def test_lesions_hair_and_rulers_are_never_cut(kind: str) -> None:
     for number in range(7):

@@ -256,6 +256,7 @@ def test_mistakes_are_a_sentence(
     assert not (pictures / "out.csv").exists()
 
 
+@pytest.mark.slow
 def test_without_a_model_the_one_shipped_with_dermrw_is_used(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +372,7 @@ RIGHT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [

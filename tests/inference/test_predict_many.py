@@ -71,6 +71,7 @@ def predict(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return run
 
 
+@pytest.mark.slow
 def test_the_files_do_not_depend_on_the_number_of_processes(
     predict: Callable[..., int], tmp_path: Path, few: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +127,7 @@ def stopping(after: int) -> Callable[..., Iterator[list[ImageRow]]]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", [b"", b'["00064", [0.1, 0.2', b"\0" * 300, b'["other", [], null, [], null, [], ""]\n'])
 def test_an_interrupted_run_continues(
     predict: Callable[..., int], tmp_path: Path, few: None, capsys: pytest.CaptureFixture[str], tail: bytes

@@ -77,6 +77,7 @@ def committed() -> dict[str, Any]:
     return contents
 
 
+@pytest.mark.slow
 def test_the_shipped_models_answers_are_the_committed_ones(committed: dict[str, Any]) -> None:
     classifier = Classifier(MODEL, "cpu")
     assert classifier.digest == committed["model_sha256"], (

@@ -47,6 +47,7 @@ def paths_of(root: Path) -> list[str]:
     return [os.path.relpath(path, root) for path in read_ham10000(root)["path"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", ["GroundTruth_masks/{}.png", "28x28/{}.jpg", "AAA/{}", "HAM10000_images_part_1/{}.png"]
 )
@@ -171,6 +172,7 @@ def test_tables_of_both_layouts_must_agree(copy: Path) -> None:
         read_ham10000(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".mpo", "", ".dat", ".photo"])
 def test_images_are_found_by_content(copy: Path, suffix: str) -> None:
     for image in sorted(copy.rglob("*.jpg"))[:5]:

@@ -181,6 +181,7 @@ def slow_bootstrap(p: Floats, y: Ints, lesions: npt.NDArray[np.str_], w: Floats,
     return np.array(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_bootstrap_is_the_definition(weighted: bool) -> None:
     p, y, lesions, rng = random_case(5, n=120, c=3)

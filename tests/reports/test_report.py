@@ -143,6 +143,7 @@ def words(root: ElementTree.Element) -> str:
     return " ".join("".join(root.itertext()).split())
 
 
+@pytest.mark.slow
 def test_ham_page_is_whole_and_self_contained(tmp_path: Path) -> None:
     scored = scored_set(HAM_CLASSES)
     write_log(tmp_path, 7)
@@ -362,6 +363,7 @@ def test_numbers_for_people() -> None:
     assert [duration(s, NO_BREAK) for s in (66, 600, 9000)] == ["66\u202fs", "10\u202fmin", "2.5\u202fh"]
 
 
+@pytest.mark.slow
 def test_reports_need_no_torch() -> None:
     modules = ["figures", "predictions_csv", "report_html", "report_json", "report_schema"]
     imports = "".join(f"import dermrw.reports.{name}\n" for name in modules)

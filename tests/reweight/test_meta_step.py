@@ -82,6 +82,7 @@ def build(name: str, train: bool) -> tuple[nn.Module, tuple[Tensor, Tensor, Tens
     return model.train(train), data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in NETS])
 def test_weights_are_algorithm_1s(name: str, train: bool) -> None:
@@ -227,6 +228,7 @@ def test_mistakes_are_named() -> None:
         reweighted_losses(model.requires_grad_(False), x, y, x, y)
 
 
+@pytest.mark.slow
 def test_the_readmes_example_in_an_empty_file(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     example = next(part for part in re.findall(r"```python\n(.*?)```", readme, re.S) if "reweighted_losses" in part)
@@ -239,6 +241,7 @@ def test_the_readmes_example_in_an_empty_file(tmp_path: Path) -> None:
     assert "the weights come from" not in found.stderr
 
 
+@pytest.mark.slow
 def test_reweight_imports_torch_alone() -> None:
     code = (
         "import sys, torch; before = {m.partition('.')[0] for m in sys.modules}; "
@@ -249,6 +252,7 @@ def test_reweight_imports_torch_alone() -> None:
     assert found.stdout.split() == ["dermrw"], found.stdout + found.stderr
 
 
+@pytest.mark.slow
 def test_gradients_accumulate_over_micro_batches() -> None:
     torch.manual_seed(0)
     model = tv.mobilenet_v2(num_classes=CLASSES, dropout=0).double()

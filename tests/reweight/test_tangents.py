@@ -282,6 +282,7 @@ def small_resnet() -> nn.Module:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "convnext", "vit"])
 def test_bfloat16(name: str) -> None:
     """Under autocast: the gradients of plain training in that precision; weights as near fp32's as double backward's.

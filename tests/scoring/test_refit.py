@@ -137,6 +137,7 @@ def run_score(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return run
 
 
+@pytest.mark.slow
 def test_the_new_file_has_the_same_network(
     run_score: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +187,7 @@ def test_targets_are_checked_first(
     assert not (tmp_path / "out").exists() and not (tmp_path / "new.onnx").exists()
 
 
+@pytest.mark.slow
 def test_figures_of_replaced_thresholds_are_deleted_where_classes_are_absent(
     run_score: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def probabilities(folder: Path) -> dict[str, list[float]]:
         return {row["image"]: [float(row[d.upper()]) for d in DX] for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_the_figures_are_scikit_learns(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
     table = write(tmp_path / "mine.csv", rows({code: f"My {code}" for code in DX}.get))
     label_map = ",".join(f"{code}=my_{code}" for code in DX)
@@ -265,6 +266,7 @@ def test_a_folder_per_class(unlisted: Path, pictures: Path, tmp_path: Path) -> N
     assert "Intervals resample single images, because" in text and "over the 2 classes that are present" in text
 
 
+@pytest.mark.slow
 def test_a_worse_model_is_called_worse(pictures: Path, tmp_path: Path) -> None:
     """With rotated labels nearly all decisions are wrong."""
     turned = {code: DX[(i + 1) % 7] for i, code in enumerate(DX)}
@@ -276,6 +278,7 @@ def test_a_worse_model_is_called_worse(pictures: Path, tmp_path: Path) -> None:
     assert "Worse than on the card: balanced accuracy is" in page(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command_runs_without_torch(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "mine.csv", rows()[:9])
     code = (

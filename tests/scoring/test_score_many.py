@@ -70,6 +70,7 @@ def written(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in WRITTEN]
 
 
+@pytest.mark.slow
 def test_an_interrupted_score_continues(
     run_score: Callable[..., int], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_an_interrupted_score_continues(
     assert b'003,"the model was trained' in written(folder / "out")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", ["image", "table", "model"])
 def test_rows_of_something_else_are_not_used(
     run_score: Callable[..., int], folder: Path, capsys: pytest.CaptureFixture[str], changed: str

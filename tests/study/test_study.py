@@ -483,6 +483,7 @@ def test_the_whole_way_on_the_sample(
         same_samples(sections[0].rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ham_cross_entropy", "ham_reweight"])
 def test_the_laboratory_has_the_figures_of_an_evaluation(method: str, tiny: Plan, tmp_path: Path) -> None:
     budget = tiny.budgets["tiny"]
@@ -567,6 +568,7 @@ def damaged(text: str, **changes: object) -> str:
     return json.dumps({**json.loads(text), **changes})
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_named_and_never_in_a_mean(tiny: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny.runs("tiny")[0]
     study(monkeypatch, "--run", run.name)
@@ -615,6 +617,7 @@ def test_a_run_that_began_with_other_settings_does_not_go_on(tiny: Plan, tmp_pat
         execute(run, Options(None, False))
 
 
+@pytest.mark.slow
 def test_other_weights_are_another_study(tiny: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What finished runs started from is what the others start from: found out before anything is trained."""
     first, second = tiny.runs("tiny")[:2]

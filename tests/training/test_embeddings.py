@@ -57,6 +57,7 @@ def whole(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(config(sample, "train.average=0.9", "model.embedding_views=3"), tmp_path_factory.mktemp("a") / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "backbone"),
     [
@@ -120,6 +121,7 @@ def test_the_head_ends_as_in_the_whole_network(objective: str, backbone: str) ->
         assert 0 < (weights == 0).mean() < 1  # the weights tell the examples apart
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_whole_network(whole: Path, sample: Path) -> None:
     asked = load_config(whole / "config.yaml")
     splits = load_splits(asked.data, sample, read_split(whole))
@@ -171,6 +173,7 @@ def test_views_have_the_framing_of_the_config(framing: Framing, sample: Path) ->
     assert len(keys) == 2
 
 
+@pytest.mark.slow
 def test_a_pass_and_a_training_that_are_interrupted_end_the_same(
     whole: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

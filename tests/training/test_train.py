@@ -63,6 +63,7 @@ def whole(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(config(sample), tmp_path_factory.mktemp("runs") / "whole")
 
 
+@pytest.mark.slow
 def test_the_run_folder(whole: Path, sample: Path) -> None:
     names = {"config.yaml", "split.csv", "metrics.jsonl", "last.pt", "best.pt", "weights.csv"}
     assert {p.name for p in whole.iterdir()} == names
@@ -108,6 +109,7 @@ def test_a_crash_at_any_step_and_a_resume_change_nothing(
     assert_same_end(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["disk", "none"])
 def test_where_pixels_are_kept_does_not_change_a_training(
     whole: Path, sample: Path, tmp_path: Path, cache: str
@@ -279,6 +281,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(sample: Path, tmp_
         train(config(sample, "objective=erm", "train.lr=1e30", "train.schedule=constant"), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["erm", "mixup"])
 def test_baselines_run_through_the_same_loop(sample: Path, tmp_path: Path, objective: str) -> None:
     run = train(config(sample, f"objective={objective}", "train.epochs=1"), tmp_path / "run")
@@ -350,6 +353,7 @@ def test_a_training_that_diverges_is_told_in_a_sentence(sample: Path, tmp_path: 
     assert "last checkpoint is kept" not in str(caught.value) and "train.lr=" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "examples", "processes", "message"),
     [
@@ -381,6 +385,7 @@ def test_batch_norm_needs_two_images_in_each_process(size: int, examples: int, p
         check("mobilenet_v3_small", "backbone")
 
 
+@pytest.mark.slow
 def test_batches_of_one_image(sample: Path, tmp_path: Path) -> None:
     one = ["train.batch_size=1", "train.epochs=1", "train.lr=1e-5", "objective=erm"]
     with pytest.raises(UserError, match=r"train\.batch_size=1 gives one image, but"):
@@ -397,6 +402,7 @@ def test_a_checkpoint_without_a_config_is_no_run(sample: Path, tmp_path: Path, w
         train(config(sample), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_each_training_image_weighed(sample: Path, tmp_path: Path) -> None:
     asked = config(sample, "objective=reweight", "train.epochs=2", "data.noise_rate=0.3")
     run = train(asked, tmp_path / "run")
@@ -407,6 +413,7 @@ def test_a_run_writes_what_each_training_image_weighed(sample: Path, tmp_path: P
     assert 0.1 < (table["dx"] != table["label"]).mean() < 0.5
 
 
+@pytest.mark.slow
 def test_the_log_counts_the_images_that_an_epoch_drew(sample: Path, tmp_path: Path) -> None:
     for sampler in ("shuffled", "balanced"):
         run = train(
