@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageSet, Splits
+from dermrw.datasets.dataset import ImageSet, Splits, class_shares
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import fit as fit_calibration
 from dermrw.evaluation.predict import load_best, softmax
@@ -73,8 +73,7 @@ def evaluate_head(folder: Path) -> None:
     ids = splits.test.table["image_id"]
     probabilities = read_predictions(folder / "predictions.csv", ids, splits.classes)
     scored = ScoredSet("test", splits.test.table, splits.test.labels, [], splits.classes, probabilities)
-    codes = splits.train.table["dx"]
-    prevalence = np.array([(codes == code).mean() for code in splits.classes.codes])
+    prevalence = class_shares(splits.train.table, splits.classes)
     report = {
         **set_figures(scored, softmax(test_logits), prevalence).model_dump(mode="json", exclude_unset=True),
         "weights": state["origin"],

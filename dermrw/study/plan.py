@@ -103,11 +103,15 @@ class Plan(BaseModel):
         """Returns every run of a budget once, ordered by seed."""
         by_name: dict[str, Run] = {}
         for seed in range(self.budgets[budget].seeds):
-            for name, table in self.tables.items():
-                own = self.budgets[budget].tables
-                if (tables is None or name in tables) and (own is None or name in own):
+            for name, table in self.tables_of(budget).items():
+                if tables is None or name in tables:
                     by_name.update({r.name: r for r in self.runs_of(budget, table, seed) if r.name not in by_name})
         return list(by_name.values())
+
+    def tables_of(self, budget: str) -> dict[str, Table]:
+        """Returns the tables of a budget."""
+        chosen = self.budgets[budget].tables
+        return {name: table for name, table in self.tables.items() if chosen is None or name in chosen}
 
     def rows_of(self, budget: str, table: Table) -> list[str]:
         """Returns the methods of a table that a budget trains."""

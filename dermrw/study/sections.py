@@ -79,10 +79,7 @@ def compare(
 def build_sections(plan: Plan, budget: str, results: dict[str, list[dict[str, Any]]]) -> list[Section]:
     """Returns every table that has a finished run."""
     sections = []
-    chosen = plan.budgets[budget].tables
-    for key, table in plan.tables.items():
-        if chosen is not None and key not in chosen:
-            continue
+    for key, table in plan.tables_of(budget).items():
         rows = []
         for run in plan.runs_of(budget, table, 0):
             own = results.get(run.row, [])
