@@ -245,7 +245,8 @@ def test_texts_about_skin_are_only_shown_for_models_of_skin(model: Path) -> None
     report = DefinedReport.model_validate_json(model.with_name("report.json").read_text())
     card = model_card(report, sample, "0" * 64, load_config(None, ["train.epochs=7", "data.root=/secret/place"]))
     assert "train: {epochs: 7}" in card and "secret" not in card
-    assert "learned from drawings" in card and not re.search("light skin|histology|Vienna", card)
+    assert "learned from drawings" in card and not re.search("almost only light skin|histology|Vienna", card)
+    assert "almost only light skin" in model_card(report, real, "0" * 64, load_config(None))
     assert "confirmed by histology" in model_card(report, real, "0" * 64, load_config(None))
     assert "drawings" not in fixed_part("texts", skin) and "almost only on light skin" in fixed_part("texts", skin)
 
