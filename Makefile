@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN ?=
+RUNS ?=
 NGPU ?= 1
 BUDGET ?= cpu
 MODEL ?=
@@ -73,8 +74,8 @@ score: $(READY) ## score a model (default: the one shipped) on DATA=table.csv or
 audit: $(READY) ## show the training images with the lowest weights in a run (default: the latest)
 	$(PY) -m dermrw audit $(if $(RUN),"$(RUN)") $(ARGS)
 
-export: $(READY) ## write model.onnx and MODEL_CARD.md of a run (default: the latest)
-	$(PY) -m export $(if $(RUN),"$(RUN)") $(ARGS)
+export: $(READY) ## write model.onnx and MODEL_CARD.md of a run (default: the latest), or of RUNS="A B" ARGS="-o FILE"
+	$(PY) -m export $(if $(RUNS),$(RUNS),$(if $(RUN),"$(RUN)")) $(ARGS)
 
 challenge: $(READY) ## test a run's exported model on out-of-distribution and on damaged images
 	$(PY) -m export.stress_test $(if $(RUN),"$(RUN)") $(ARGS)

@@ -3,11 +3,13 @@
 import argparse
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from pydantic import ValidationError
 
 import dermrw
@@ -26,7 +28,16 @@ from dermrw.evaluation.predict import load_best
 from dermrw.files import open_regular, require_writable, write_atomic
 from dermrw.images.preprocess import Framing, read_image
 from dermrw.inference.known_images import KnownImages
-from dermrw.inference.model_file import ModelInfo, Proportion, Score, Triage, first_fault, resize_sentence
+from dermrw.inference.model_file import (
+    AveragedRun,
+    ModelInfo,
+    Precision,
+    Proportion,
+    Score,
+    Triage,
+    first_fault,
+    resize_sentence,
+)
 from dermrw.inference.shipped import shipped_model
 from dermrw.reports.report_schema import DefinedReport, Report, ShareWithInterval
 from dermrw.reports.report_text import report_unit
@@ -38,11 +49,13 @@ from .build import build, check
 from .card import model_card
 from .diagram import reliability_diagram
 from .encoder import encoder_of_model_file, write_encoder
-from .network import Exported
+from .half_weights import compare_precisions, rounded_network, store_half_weights
+from .network import Averaged, Exported
 from .report import official_reports, report_of
 from .training_images import PARTS, add_list, known_images
 
-PICTURES = 12  # number of images in the comparison
+PICTURES = 12  # number of images in the comparison with torch
+COMPARED = 200  # number of images in the comparison of fp16 with fp32 weights
 HAM_LICENCE = (
     "CC BY-NC 4.0, as its training data: HAM10000, ViDIR Group, Medical University of Vienna; Tschandl, Rosendahl, "
     "Kittler, Sci. Data 5:180161 (2018). For research, non-commercial. Not a medical device."
@@ -56,8 +69,13 @@ LICENCES = {
 }
 
 
-def export(run: Path, overrides: Sequence[str]) -> Path:
+def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> Path:
     """Writes RUN/model.onnx, after a check that ONNX Runtime agrees with torch, MODEL_CARD.md and encoder.safetensors.
+
+    Args:
+        run: the run's folder.
+        overrides: `data.root=FOLDER` where the data has moved.
+        weights: how the weights of the layers are stored; fp16 halves the file.
 
     Raises:
         UserError: the run can't be read, the data of a run that is not evaluated yet can't be found, or ONNX Runtime
@@ -71,31 +89,65 @@ def export(run: Path, overrides: Sequence[str]) -> Path:
     report = report_of(run, config, classes, overrides)
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
-    network = Exported(model, calibration, Checks(_familiarity(run)), config.data.views == 8)
-    info = _info(run, config, report, classes)
+    network = Exported(model, calibration, Checks(familiarity_of(run)), config.data.views == 8)
+    info = info_of(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     splits = _splits(run, config)
     known = _known_images(run, config, splits)
-    content = build(network, info).SerializeToString()
-    if known is not None:
-        content = add_list(content, known)
     official = official_reports(run, report.checkpoint_sha256, classes)
-    text = model_card(report, info, hashlib.sha256(content).hexdigest(), config, official=official)
 
-    candidate = run / ".model.onnx.unchecked"
-    write_atomic(candidate, content)
-    try:
-        pictures, kind = _pictures(splits)
-        worst = check(candidate, network, pictures)
+    with checked_file(path, network, info, weights, splits, known) as (candidate, info):
+        digest = hashlib.sha256(candidate.read_bytes()).hexdigest()
+        text = model_card(report, info, digest, config, official=official)
         write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
         write_encoder(model, encoder, config.model.backbone, config.data.size, _origin(info), info.licence)
         candidate.replace(path)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), {card}, {encoder}. Next: `make demo RUN={run}`.")
+    return path
+
+
+@contextmanager
+def checked_file(
+    path: Path,
+    network: Exported | Averaged,
+    info: ModelInfo,
+    weights: Precision,
+    splits: Splits | None,
+    known: KnownImages | None,
+) -> Iterator[tuple[Path, ModelInfo]]:
+    """Builds a model file under a temporary name next to `path`, checks it, and removes it at the end.
+
+    Yields:
+        the temporary file, and the metadata in it.
+
+    Raises:
+        UserError: ONNX Runtime and torch disagree.
+    """
+    candidate, whole = path.with_name(".model.onnx.unchecked"), path.with_name(".model.onnx.fp32")
+    pictures, kind = _pictures(splits, PICTURES)
+    try:
+        graph = build(network, info)
+        if weights == "fp16":
+            info = info.model_copy(update={"weights": weights})
+            write_atomic(whole, graph.SerializeToString())
+            network = rounded_network(network, graph)
+            store_half_weights(graph)
+            write_atomic(candidate, graph.SerializeToString())
+            if kind == "validation images":
+                rounding = compare_precisions(whole, candidate, _pictures(splits, COMPARED)[0])
+                info = info.model_copy(update={"rounding": rounding})
+                print(f"Weights in fp16, compared with fp32: {rounding}.", flush=True)
+            del graph.metadata_props[:]
+            onnx.helper.set_model_props(graph, info.to_props())
+        content = graph.SerializeToString()
+        write_atomic(candidate, content if known is None else add_list(content, known))
+        worst = check(candidate, network, pictures)
+        print(f"ONNX Runtime agrees with torch to {worst:.0e} on {len(pictures)} {kind}, in several batch sizes.")
+        yield candidate, info
     finally:
         candidate.unlink(missing_ok=True)
-    print(f"ONNX Runtime agrees with torch to {worst:.0e} on {len(pictures)} {kind}, in several batch sizes.")
-    print(f"{path} ({len(content) / 1e6:.1f} MB), {card}, {encoder}. Next: `make demo RUN={run}`.")
-    return path
+        whole.unlink(missing_ok=True)
 
 
 def _origin(info: ModelInfo) -> str:
@@ -123,7 +175,8 @@ def export_encoder(model: Path, out: Path) -> None:
     print(f"{out}: the encoder of {model}, epoch {state['epoch']}")
 
 
-def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
+def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
+    """Returns the metadata of the model file of a run, or of an average that was evaluated in the folder `run`."""
     no_triage = no_triage_reason(report)
     try:
         return ModelInfo(
@@ -131,8 +184,12 @@ def _info(run: Path, config: Config, report: DefinedReport, classes: Classes) ->
             created=time.strftime("%Y-%m-%d", time.gmtime()),
             version=dermrw.__version__,
             digest=report.checkpoint_sha256,
-            backbone=config.model.backbone,
-            objective=config.objective.title,
+            runs=tuple(
+                AveragedRun(name=part.run, backbone=part.backbone, digest=part.checkpoint_sha256)
+                for part in report.runs or ()
+            ),
+            backbone=report.backbone,
+            objective=report.objective,
             origin=report.weights,
             size=config.data.size,
             resize=resize_sentence(Framing.of(config.data)),
@@ -203,7 +260,12 @@ def _triage(report: DefinedReport) -> Triage | None:
     )
 
 
-def _familiarity(run: Path) -> Familiarity:
+def familiarity_of(run: Path) -> Familiarity:
+    """Returns the out-of-distribution score that `eval` fitted.
+
+    Raises:
+        UserError: the file is absent or damaged.
+    """
     path = run / "familiarity.npz"
     try:
         with open_regular(path) as file:
@@ -232,19 +294,19 @@ def _known_images(run: Path, config: Config, splits: Splits | None) -> KnownImag
     return KnownImages.of(table["image_id"][table["split"].isin(PARTS)], [])
 
 
-def _pictures(splits: Splits | None) -> tuple[list[npt.NDArray[np.uint8]], str]:
+def _pictures(splits: Splits | None, count: int) -> tuple[list[npt.NDArray[np.uint8]], str]:
     """Returns images of the run's validation split, or drawn ones if the data is not available, and a description."""
     try:
         if splits is not None:
             sources = splits.validation.sources
-            chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, min(PICTURES, len(sources))).astype(int)]
+            chosen = [sources[i] for i in np.linspace(0, len(sources) - 1, min(count, len(sources))).astype(int)]
             return [np.asarray(read_image(source)) for source in chosen], "validation images"
     except UserError as error:
         print(f"The images of the run can't be read: {error}", flush=True)
     print("The check uses drawn pictures.", flush=True)
     drawn = [
         draw_lesion(DX[i % len(DX)], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 200 + 9 * i, 270)
-        for i in range(PICTURES)
+        for i in range(count)
     ]
     return drawn, "drawn pictures"
 
@@ -256,28 +318,49 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ex
         command_line: the arguments; default: those of the process.
         program: the name of the command, for messages.
     """
-    parser = argparse.ArgumentParser(program, description="Write a run's model as one .onnx file, and its encoder.")
-    parser.add_argument(
-        "run",
-        nargs="?",
-        help="the run's folder (default: the latest); with --encoder a model file, too (default: the one shipped)",
+    parser = argparse.ArgumentParser(
+        program, description="Write a run's model as one .onnx file, and its encoder; or the average of several runs."
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER if the data has moved")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="RUN | key=value",
+        help="the run's folder (default: the latest), or several with -o; with --encoder a model file, too (default: "
+        "the one shipped); and data.root=FOLDER if the data has moved",
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="the model file of several runs, in a folder of its own"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="how the file stores the weights of its layers (default: %(default)s); fp16 halves the file, and "
+        "everything is still computed in float32; the command compares both on validation images",
+    )
     parser.add_argument(
         "--encoder", type=Path, metavar="FILE", help="write only the network without its head, as safetensors"
     )
-    arguments = parser.parse_args(command_line)
-    overrides = list(arguments.overrides)
-    if arguments.run and "=" in arguments.run:
-        overrides.insert(0, arguments.run)
-        arguments.run = None
+    arguments = parser.parse_intermixed_args(command_line)
+    overrides = [item for item in arguments.arguments if "=" in item]
+    runs = [Path(item) for item in arguments.arguments if "=" not in item]
     with plain_endings(program.removeprefix("python -m ")):
         if arguments.encoder:
             if overrides:
                 parser.error(f"--encoder takes no key=value, such as {overrides[0]}")
-            export_encoder(Path(arguments.run) if arguments.run else shipped_model(), arguments.encoder)
-            return
-        export(Path(arguments.run) if arguments.run else latest_run(), overrides)
+            if len(runs) > 1:
+                parser.error("--encoder takes one run or model file")
+            export_encoder(runs[0] if runs else shipped_model(), arguments.encoder)
+        elif len(runs) > 1:
+            if arguments.out is None:
+                parser.error("several runs are averaged: name the model file with -o FILE")
+            from .average import export_average  # it imports this module
+
+            export_average(runs, arguments.out, overrides, arguments.weights)
+        elif arguments.out is not None:
+            parser.error("-o is for the average of several runs: a single run's model file is RUN/model.onnx")
+        else:
+            export(runs[0] if runs else latest_run(), overrides, arguments.weights)
 
 
 if __name__ == "__main__":

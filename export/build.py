@@ -21,7 +21,7 @@ from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import INPUT, OUTPUTS, ModelInfo
 
 from .backbone_head import logits_and_map
-from .network import Exported
+from .network import Averaged, Exported
 from .pillow_resize import resize_graph
 from .timm_parts import require_equal
 
@@ -48,12 +48,13 @@ def _quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def build(network: Exported, info: ModelInfo) -> onnx.ModelProto:
+def build(network: Exported | Averaged, info: ModelInfo) -> onnx.ModelProto:
     """Returns the whole graph with metadata, from images of any size to the outputs."""
     example = torch.zeros(2, info.size, info.size, 3, dtype=torch.uint8)
     noise = torch.randn(2, 3, info.size, info.size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        require_equal(network.model, logits_and_map(network.parts, noise)[0], noise, info.backbone)
+        for member in network.members:
+            require_equal(member.model, logits_and_map(member.parts, noise)[0], noise, info.backbone)
     fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # attention's fused kernel has no ONNX form
     try:
@@ -133,7 +134,7 @@ def _rename_input(model: onnx.ModelProto, name: str) -> None:
         node.input[:] = [name if i == old else i for i in node.input]
 
 
-def check(path: Path, network: Exported, pictures: Sequence[Pixels]) -> float:
+def check(path: Path, network: Exported | Averaged, pictures: Sequence[Pixels]) -> float:
     """Compares ONNX Runtime with torch on images uint8 `[H, W, 3]` of any size; returns the largest difference.
 
     The graph processes each image, cut to its field of view, and, in batches of `BATCHES`, the evaluation pixels.

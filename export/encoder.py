@@ -57,6 +57,10 @@ def encoder_of_model_file(path: Path, out: Path) -> float:
     """
     classifier = Classifier(path, "cpu")
     info = classifier.info
+    if info.runs:
+        raise UserError(
+            f"{path} averages {len(info.runs)} runs: write the encoder of one, with `dermrw export --encoder {out} RUN`"
+        )
     if info.backbone not in backbones():
         raise UserError(f"{path} has the unknown backbone {info.backbone}: export it with this version of dermrw")
     model, _ = build_model(Model(backbone=info.backbone, weights="none"), len(info.codes))
@@ -77,6 +81,8 @@ def encoder_of_model_file(path: Path, out: Path) -> float:
                 f"{path} does not contain {name} of {info.backbone}{merged}: write the encoder from the run, with "
                 f"`dermrw export --encoder {out} RUN`"
             )
+        if value.dtype == np.float16:  # as `export --weights fp16` stores it
+            value = value.astype(np.float32)
         if value.shape != tuple(tensor.shape) or value.dtype != np.float32:
             raise UserError(
                 f"{path} stores {name} as {value.dtype} {list(value.shape)}: name a file that isn't quantized"

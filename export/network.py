@@ -1,7 +1,10 @@
 """The network of a model file, from pixels to probabilities, activation map, embedding and checks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.image_checks import Checks
@@ -27,8 +30,13 @@ class Exported(nn.Module):
         self.temperature = calibration.temperature
         self.register_buffer("offsets", torch.tensor(calibration.offsets, dtype=torch.float32))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns the four outputs that the class lists."""
+    @property
+    def members(self) -> tuple["Exported", ...]:
+        """The networks whose logits are averaged: this one alone."""
+        return (self,)
+
+    def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the logits `[N, C]`, and the other three outputs that the class lists."""
         x = to_input(pixels, pixels.device, statistics=pixel_statistics(self.model))
         names = self.checks.familiarity.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
@@ -37,5 +45,44 @@ class Exported(nn.Module):
             others = self.model(torch.cat(views(x)[1:])).unflatten(0, (7, -1))  # [7, N, C]
             logits = (logits + others.sum(0)) / 8
         # The head first processes the whole map, then the maps with one position blanked out.
-        probabilities = torch.softmax(logits / self.temperature + self.offsets, 1)
-        return probabilities, activation_map, entered[0].flatten(1), self.checks(pixels, watch.take())
+        return logits, activation_map, entered[0].flatten(1), self.checks(pixels, watch.take())
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the four outputs that the class lists."""
+        logits, activation_map, embedding, checks = self.outputs(pixels)
+        return torch.softmax(logits / self.temperature + self.offsets, 1), activation_map, embedding, checks
+
+
+class Averaged(nn.Module):
+    """Several networks as one, with the inputs and outputs of `Exported`.
+
+    The logits, the activation maps and the out-of-distribution scores are averaged. The map of the averaged logits is
+    the average of the maps. The embedding is the concatenation of the embeddings, each scaled to unit length, so that
+    the cosine similarity of two images is the mean of the cosine similarities in the networks.
+    """
+
+    def __init__(self, members: Sequence[Exported], calibration: EqualPrevalence) -> None:
+        """With the calibration of the average; those of the members are not used."""
+        super().__init__()
+        self.runs = nn.ModuleList(members)
+        self.offsets: Tensor
+        self.temperature = calibration.temperature
+        self.register_buffer("offsets", torch.tensor(calibration.offsets, dtype=torch.float32))
+
+    @property
+    def members(self) -> tuple[Exported, ...]:
+        """The networks whose logits are averaged."""
+        return tuple(self.runs)  # type: ignore[arg-type]
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the outputs of `Exported`."""
+        logits, maps, embeddings, checks = zip(*(member.outputs(pixels) for member in self.members), strict=True)
+        mean = torch.stack(logits).mean(0)
+        embedding = torch.cat([functional.normalize(vector) for vector in embeddings], 1)
+        familiarity = torch.stack([values[:, -1:] for values in checks]).mean(0)
+        return (
+            torch.softmax(mean / self.temperature + self.offsets, 1),
+            torch.stack(maps).mean(0),
+            embedding,
+            torch.cat([checks[0][:, :-1], familiarity], 1),
+        )

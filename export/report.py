@@ -27,7 +27,7 @@ def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[s
         raise UserError(f"{run} has no best.pt yet: train it to the end of an epoch first")
     try:
         with open_regular(run / "report.json") as file:
-            report = _parsed(file.read(), classes)
+            report = parsed_report(file.read(), classes)
         fits = report.checkpoint_sha256 == hashlib.sha256(best.read_bytes()).hexdigest()
         why = "The run was trained further after its evaluation"
     except OSError:
@@ -37,7 +37,7 @@ def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[s
     if not fits:
         print(f"{why}. Evaluating it now:", flush=True)
         try:
-            report = _parsed(json.dumps(evaluate(run, overrides)).encode(), classes)
+            report = parsed_report(json.dumps(evaluate(run, overrides)).encode(), classes)
         except ValueError as error:
             raise UserError(
                 f"{run} can't be exported, because its report is not complete ({error}): train it for more epochs"
@@ -56,12 +56,26 @@ def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[s
     return report
 
 
+def read_report(folder: Path, classes: Classes) -> DefinedReport:
+    """The report of an average of several runs, from its folder.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    path = folder / "report.json"
+    try:
+        with open_regular(path) as file:
+            return parsed_report(file.read(), classes)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error}): export the average again") from None
+
+
 def official_reports(run: Path, checkpoint: str, classes: Classes) -> list[DefinedReport]:
     """The checkpoint's reports on ISIC 2018's official sets, if `eval` wrote any."""
     reports = []
     for path in sorted(run.glob("report_isic2018_*.json")):
         try:
-            report = _parsed(path.read_bytes(), classes)
+            report = parsed_report(path.read_bytes(), classes)
         except (OSError, ValueError):
             continue  # written by another version
         if report.checkpoint_sha256 == checkpoint:
@@ -69,7 +83,7 @@ def official_reports(run: Path, checkpoint: str, classes: Classes) -> list[Defin
     return reports
 
 
-def _parsed(text: bytes, classes: Classes) -> DefinedReport:
+def parsed_report(text: bytes, classes: Classes) -> DefinedReport:
     """The report in a JSON text; a ValueError, with a short reason, if it is not complete."""
     try:
         report = DefinedReport.model_validate_json(text)

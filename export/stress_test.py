@@ -24,10 +24,11 @@ from dermrw.inference.verdict import Verdict
 from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import latest_run, open_run
 
+from .average import averaged_runs
 from .card import model_card
 from .damages import DAMAGES
 from .foreign_pictures import composed, from_lesions, shipped
-from .report import official_reports, report_of
+from .report import official_reports, read_report, report_of
 
 PER_CLASS = 20  # number of images per class of the test split that are damaged
 COMPOSED = 40  # images of each kind
@@ -119,13 +120,15 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     Raises:
         UserError: the run has no model file, or its data is not found.
     """
-    config = with_overrides(open_run(run), run, overrides, "export.stress_test")
-    if config.data.name == "table" and classes_of(run, config).codes != DX:
+    averaged = averaged_runs(run)
+    source = averaged[0] if averaged else run  # the runs of an average have the same test split
+    config = with_overrides(open_run(source), source, overrides, "export.stress_test")
+    if config.data.name == "table" and classes_of(source, config).codes != DX:
         raise UserError(
             f"{run} has other classes than HAM10000: the stress test needs dermoscopic images of its seven diagnoses"
         )
     classifier = Classifier(run / "model.onnx")
-    test = run_splits(run, config).test
+    test = run_splits(source, config).test
     codes = classifier.info.codes
     rng, rows = np.random.default_rng(0), []
     for c in range(len(codes)):
@@ -144,7 +147,7 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     write_atomic(run / "doubt.png", draw(damages, len(lesions)))
     write_atomic(run / "doubt.json", json.dumps(doubt, indent=1).encode())
     classes = classifier.info.classes
-    report = report_of(run, config, classes, overrides)
+    report = read_report(run, classes) if averaged else report_of(run, config, classes, overrides)
     official = official_reports(run, report.checkpoint_sha256, classes)
     card = model_card(report, classifier.info, classifier.digest, config, doubt, official)
     write_atomic(run / "MODEL_CARD.md", card.encode())

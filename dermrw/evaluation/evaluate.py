@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,14 @@ SAMPLE_WARNING = (
 )
 
 
+class Predicts(Protocol):
+    """A model that predicts a set of images: of one run, or the average of several."""
+
+    def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits `[N, C]` and checks `[N, 8]`; `name` is for the progress message."""
+        ...
+
+
 class Fitted(NamedTuple):
     """Everything that is fitted on validation, and the facts of the run that a report holds."""
 
@@ -82,7 +90,24 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     predictor = Predictor.of(model, splits.train, config.data, placement)
     fitted = fit(run, config, splits, predictor, state)
     training = TrainingHistory(_log(run), settings(config))
-    own = _score(run, "", "the run's own test split", splits.test, splits.classes, predictor, fitted, training)
+    return score_test_sets(run, config, root, splits, predictor, fitted, training).to_dict()
+
+
+def score_test_sets(
+    folder: Path,
+    config: Config,
+    root: Path,
+    splits: Splits,
+    predictor: Predicts,
+    fitted: Fitted,
+    training: TrainingHistory,
+) -> Report:
+    """Scores the run's own test split and ISIC's official sets where they are on disk; writes the reports.
+
+    Returns:
+        the report on the own test split.
+    """
+    own = _score(folder, "", "the run's own test split", splits.test, splits.classes, predictor, fitted, training)
     for part in ("validation", "test") if config.data.name == "ham10000" else ():
         official = find_official(root, part.capitalize())
         if official is not None:
@@ -90,10 +115,10 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
             if len(images):  # labels without images are not scored
                 about = fitted.about | ({"incomplete": incomplete} if incomplete else {})
                 suffix, judged = f"_isic2018_{part}", fitted._replace(about=about)
-                _score(run, suffix, official.title, images, splits.classes, predictor, judged, training)
+                _score(folder, suffix, official.title, images, splits.classes, predictor, judged, training)
     if own.warning:
         print(own.warning)
-    return own.to_dict()
+    return own
 
 
 def _readable_images(official: OfficialSet, classes: Classes, root: Path) -> tuple[ImageSet, str | None]:
@@ -113,37 +138,66 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
     Writes predictions_validation_as_trained.csv, for choosing between configs without the test split, and
     familiarity.npz, the out-of-distribution score that `export` needs.
     """
-    valid, classes = splits.validation, splits.classes
-    logits, checks = predictor.predict(valid, "the validation split")
-    lesions = valid.table["lesion_id"].to_numpy()
-    # the network's own probabilities: calibrated ones would look too good on the images that they were fitted on
-    as_trained = softmax(logits)
-    write_predictions(run / "predictions_validation_as_trained.csv", valid.table["image_id"], classes, as_trained)
+    logits, checks = predictor.predict(splits.validation, "the validation split")
     write_atomic(run / "familiarity.npz", predictor.checks.familiarity.save())
-    fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
-    probabilities = fitted.calibration(logits)
-    unit = unit_of(run, config)
-    table_unit = unit if config.data.name == "table" else None
-    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes, table_unit)
-    lesion_rule = compare_lesion_rules(
-        probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold
-    )
-    prevalence = class_shares(splits.train.table, classes)
-    if unit != "lesions":  # images of one patient or group do not show one lesion
-        lesion_rule = compare_lesion_rules(probabilities, valid.labels, np.arange(len(valid)), None, None)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time
     about = {
         "run": run.name,
-        "warning": SAMPLE_WARNING if config.data.name == "sample" else None,
         "objective": config.objective.title,
         "backbone": config.model.backbone,
         "weights": state["origin"],
-        "size": config.data.size,
         "epoch": state["best_epoch"],
         "epochs": config.train.epochs,
         "training_seconds": round(last["seconds"]),
         "training_images": len(splits.train),
         **({"training_sources": _sources(run, config, splits)} if config.data.extra else {}),
+        "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
+    }
+    prevalence = class_shares(splits.train.table, splits.classes)
+    return fit_rules(run, config, unit_of(run, config), splits, logits, checks, prevalence, about)
+
+
+def fit_rules(
+    folder: Path,
+    config: Config,
+    unit: str,
+    splits: Splits,
+    logits: np.ndarray,
+    checks: np.ndarray,
+    prevalence: np.ndarray,
+    about: dict[str, Any],
+) -> Fitted:
+    """Fits calibration, thresholds and the lesion rule on predictions of the validation split.
+
+    Writes predictions_validation_as_trained.csv into `folder`.
+
+    Args:
+        folder: of the run, or of an average of runs.
+        config: of the run, or of the first of several.
+        unit: of the split, such as lesions.
+        splits: the image sets.
+        logits: of the validation split `[N, C]`.
+        checks: of the validation split `[N, 8]`.
+        prevalence: of the training images `[C]`.
+        about: fields of `Report` about the model.
+    """
+    valid, classes = splits.validation, splits.classes
+    lesions = valid.table["lesion_id"].to_numpy()
+    # the network's own probabilities: calibrated ones would look too good on the images that they were fitted on
+    as_trained = softmax(logits)
+    write_predictions(folder / "predictions_validation_as_trained.csv", valid.table["image_id"], classes, as_trained)
+    fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
+    probabilities = fitted.calibration(logits)
+    table_unit = unit if config.data.name == "table" else None
+    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes, table_unit)
+    lesion_rule = compare_lesion_rules(
+        probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold
+    )
+    if unit != "lesions":  # images of one patient or group do not show one lesion
+        lesion_rule = compare_lesion_rules(probabilities, valid.labels, np.arange(len(valid)), None, None)
+    about = about | {
+        "warning": SAMPLE_WARNING if config.data.name == "sample" else None,
+        "size": config.data.size,
         "training_prevalence": dict(zip(classes.codes, prevalence.tolist(), strict=True)),
         "calibration": {
             **fitted.calibration.to_dict(),
@@ -158,12 +212,12 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
             "balanced_accuracy_as_trained": balanced_accuracy(as_trained, valid.labels),
             "interval_95": score_intervals(as_trained, valid.labels, lesions).balanced_accuracy,
         },
-        "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
         "evaluated": time.strftime("%Y-%m-%d"),
         "environment": environment(),
     }
     if config.data.name in ("table", "cifar10"):
-        about |= {"data": config.data.name, "unit": unit, "notes": list(splits.facts.notes) if splits.facts else []}
+        notes = [*(splits.facts.notes if splits.facts else []), *about.get("notes", [])]
+        about |= {"data": config.data.name, "unit": unit, "notes": notes}
     return Fitted(fitted.calibration, decisions, prevalence, about)
 
 
@@ -191,7 +245,7 @@ def _score(
     title: str,
     images: ImageSet,
     classes: Classes,
-    predictor: Predictor,
+    predictor: Predicts,
     fitted: Fitted,
     training: TrainingHistory,
 ) -> Report:

@@ -31,10 +31,13 @@ FIND = (
 
 
 # fields that older model files lack
-ADDED_LATER = frozenset({"malignant", "subject", "refit", "no_triage", "field_of_view", "crop"})
+ADDED_LATER = frozenset(
+    {"malignant", "subject", "refit", "no_triage", "field_of_view", "crop", "weights", "rounding", "runs"}
+)
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 Share = Annotated[float, Field(ge=0, le=1)]
+Precision = Literal["fp32", "fp16"]
 
 
 def first_fault(error: ValidationError) -> str:
@@ -72,6 +75,33 @@ class Triage(BaseModel):
     specificity: Proportion | None
 
 
+class AveragedRun(BaseModel):
+    """One of the runs that a model file averages."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str = Field(max_length=255)
+    backbone: str = Field(max_length=200)
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the run's best.pt")
+
+
+class Rounding(BaseModel):
+    """The effect of float16 weights on the answers, compared with the same network with float32 weights."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    images: int = Field(ge=1)
+    largest_difference: Share = Field(description="of a probability")
+    referrals_changed: int = Field(ge=0, description="images that triage judges differently")
+    refusals_changed: int = Field(ge=0)
+
+    def __str__(self) -> str:
+        """A phrase for people."""
+        return (
+            f"on {self.images} validation images, the largest difference of a probability is "
+            f"{self.largest_difference:.1e}, and triage changes for {self.referrals_changed} and refusal for "
+            f"{self.refusals_changed} of them"
+        )
+
+
 class Refit(BaseModel):
     """The labelled images that `dermrw score --refit` fitted thresholds on, and figures out of fold."""
 
@@ -104,7 +134,9 @@ class ModelInfo(BaseModel):
     name: str = Field(max_length=255, description="the run's name, a folder's")
     created: str = Field(max_length=40, description="date, UTC")
     version: str = Field(max_length=40, description="dermrw's")
-    digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the run's best.pt")
+    digest: str = Field(
+        pattern="^[0-9a-f]{64}$", description="SHA-256 of the run's best.pt; of several, of their digests"
+    )
     backbone: str = Field(max_length=200)
     objective: str = Field(max_length=200)
     origin: str = Field(max_length=500, description="where the first weights came from")
@@ -143,6 +175,11 @@ class ModelInfo(BaseModel):
         None, max_length=500, description="why there is no triage, a phrase; None: not stated"
     )
     score: Score
+    runs: tuple[AveragedRun, ...] = Field((), description="the runs whose logits are averaged; empty: a single run")
+    weights: Precision = Field(
+        "fp32", description="how the layers' weights are stored; everything is computed in float32"
+    )
+    rounding: Rounding | None = Field(None, description="the effect of fp16 weights; None: not measured")
     refit: Refit | None = Field(None, description="how `dermrw score --refit` made this file from another")
     warning: str | None = Field(None, max_length=2000)
     licence: str = Field(max_length=2000, description="of the model: the training data's")

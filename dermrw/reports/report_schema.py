@@ -314,6 +314,19 @@ class TrainingSource(_Part):
     left_out: dict[str, int]  # images of the table that were not used, by reason
 
 
+class AveragedRun(_Part):
+    """One of the runs that a model averages."""
+
+    run: str
+    backbone: str
+    objective: str
+    weights: str  # where its first weights came from
+    epoch: int
+    epochs: int
+    training_images: int
+    checkpoint_sha256: str
+
+
 class Report(SetFigures):
     """All of report.json."""
 
@@ -330,6 +343,7 @@ class Report(SetFigures):
     training_seconds: int | None = None
     training_images: int | None = None
     training_sources: list[TrainingSource] | None = None  # only of runs with data.extra
+    runs: list[AveragedRun] | None = None  # only of an average of several runs
     training_prevalence: dict[str, float]
     calibration: Calibration
     decisions: DecisionRules
