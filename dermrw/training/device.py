@@ -106,6 +106,27 @@ def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement) -> floa
         return float("inf")
 
 
+LEAST_CHANNELS = 16  # per group; oneDNN computes these convolutions in blocks of 8 or 16 input channels
+
+
+def unsafe_convolution(model: nn.Module) -> str | None:
+    """Returns the name of a layer whose training in channels-last layout on a CPU can crash, or None.
+
+    oneDNN, with which PyTorch computes convolutions on CPUs, writes past the end of its workspace in the weight
+    gradient of a 1 × 1 convolution with a stride and few input channels (https://github.com/uxlfoundation/oneDNN, issue
+    6035). RepVGG has one for the image. The process then ends without a message, hangs, or computes wrong gradients.
+    """
+    for name, layer in model.named_modules():
+        if (
+            isinstance(layer, nn.Conv2d)
+            and set(layer.kernel_size) == {1}
+            and max(layer.stride) > 1
+            and layer.in_channels // layer.groups < LEAST_CHANNELS
+        ):
+            return name
+    return None
+
+
 def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Placement, dict[str, float]]:
     """Returns the fastest placement for `step(model, x) -> loss` among those that the config allows.
 
@@ -113,12 +134,22 @@ def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Plac
     random state do not change. fp32 with contiguous layout is kept unless another placement is at least a tenth faster.
     bf16 is less precise and must also be a tenth faster than fp32 with channels-last layout.
 
+    On a CPU, channels-last layout is not used for a network with an `unsafe_convolution`; a message says so.
+
     Returns:
         the placement, and the seconds per step of each candidate (empty if there was only one).
     """
     device = choose_device(config.device)
     precisions = ["fp32", "bf16"] if config.precision == "auto" else [config.precision]
     layouts = [False, True] if config.channels_last == "auto" else [config.channels_last]
+    layer = unsafe_convolution(model) if device.type == "cpu" and True in layouts else None
+    if layer is not None:
+        layouts = [False]
+        print(
+            f"Channels-last layout is not used on the CPU: training {layer}, a 1 × 1 convolution with a stride and few "
+            "input channels, can crash PyTorch in this layout.",
+            flush=True,
+        )
     ways = [Placement(device, p, c) for p in precisions for c in layouts]
     if len(ways) == 1:
         return ways[0], {}

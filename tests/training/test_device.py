@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from dermrw.config import Train
+from dermrw.config import Model, Train
+from dermrw.models import build_model
 from dermrw.training import device as machine
-from dermrw.training.device import choose
+from dermrw.training.device import Placement, choose, unsafe_convolution
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,40 @@ def test_a_way_that_is_no_tenth_faster_is_not_chosen(
     choice, measured = choose(Train(device="cpu"), nn.Linear(1, 1), lambda model, x: model(x).sum(), torch.zeros(1))
     assert (choice.precision, choice.channels_last) == expected
     assert list(measured.values()) == list(seconds)
+
+
+def strided(channels: int, kernel: int = 1, stride: int = 2) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, 32, kernel, stride), nn.Flatten(), nn.LazyLinear(1))
+
+
+@pytest.mark.parametrize("channels_last", ["auto", True])
+def test_a_convolution_that_crashes_the_cpu_in_channels_last_layout(
+    channels_last: bool | str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """oneDNN's issue 6035; the timing itself would crash, so it must not be tried."""
+    tried = []
+
+    def seconds(_model: nn.Module, _step: object, _x: object, choice: Placement) -> float:
+        tried.append(choice.channels_last)
+        return 1.0
+
+    monkeypatch.setattr(machine, "_seconds", seconds)
+    config = Train(device="cpu", channels_last=channels_last)
+    choice, _ = choose(config, strided(3), lambda model, x: model(x).sum(), torch.zeros(1))
+    assert choice.channels_last is False and True not in tried
+    assert "Channels-last layout is not used on the CPU: training 0, a 1 × 1 convolution" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", [strided(16), strided(3, kernel=3), strided(3, stride=1)])
+def test_other_convolutions_are_safe_in_channels_last_layout(
+    model: nn.Module, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = Train(device="cpu", channels_last=True, precision="fp32")
+    assert choose(config, model, lambda model, x: model(x).sum(), torch.zeros(1))[0].channels_last is True
+    assert not capsys.readouterr().out
+
+
+def test_repvgg_is_not_trained_in_channels_last_layout() -> None:
+    model = build_model(Model(backbone="repvgg_a0", weights="none"), 7)[0]
+    assert unsafe_convolution(model) == "stem.conv_1x1.conv"
+    assert unsafe_convolution(build_model(Model(backbone="resnet18", weights="none"), 7)[0]) is None
