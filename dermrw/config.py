@@ -75,6 +75,11 @@ class Data(_Section):
     crop: Literal["square", "whole"] = Field(
         "square", description="evaluation: the middle square, or the whole picture squeezed to a square"
     )
+    interpolation: Literal["bilinear", "bicubic", "auto"] = Field(
+        "bilinear",
+        description="antialiased filter of the resize; auto: that of the backbone's pretrained configuration in timm, "
+        "bilinear for other backbones",
+    )
     meta: str = Field(
         "ham10000_meta_3_per_class.csv",
         description="the curated meta set: a CSV with a column image_id, or 'rule' to choose it by a rule; table: the "

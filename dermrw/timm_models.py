@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -35,6 +35,14 @@ def is_timm(backbone: str) -> bool:
     import timm  # takes seconds
 
     return bool(timm.is_model(timm_name(backbone)))
+
+
+def interpolation(backbone: str) -> Literal["bilinear", "bicubic"]:
+    """Returns the filter of the resize in the pretrained configuration of a model of timm."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(timm_name(backbone))
+    return "bicubic" if config is not None and config.interpolation == "bicubic" else "bilinear"
 
 
 def timm_names() -> list[str]:

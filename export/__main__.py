@@ -195,6 +195,7 @@ def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) 
             resize=resize_sentence(Framing.of(config.data)),
             field_of_view=config.data.field_of_view,
             crop=config.data.crop,
+            interpolation=Framing.of(config.data).interpolation,
             codes=classes.codes,
             columns=classes.columns,
             names=classes.names,

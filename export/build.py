@@ -74,7 +74,7 @@ def build(network: Exported | Averaged, info: ModelInfo) -> onnx.ModelProto:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     assert program is not None
     net = program.model_proto
-    resize = resize_graph(info.size, info.crop)
+    resize = resize_graph(info.size, info.crop, info.interpolation)
     resize = compose.add_prefix(resize, "resize/")
     resize.ir_version = net.ir_version
     whole = compose.merge_models(
@@ -146,7 +146,7 @@ def check(path: Path, network: Exported | Averaged, pictures: Sequence[Pixels]) 
     classifier = Classifier(path, "cpu")
     framing, size = classifier.framing, classifier.info.size
     contents = [content(picture, framing) for picture in pictures]
-    pixels = np.stack([network_pixels(image, size, framing.crop) for image in contents])
+    pixels = np.stack([network_pixels(image, size, framing) for image in contents])
     with torch.no_grad():
         expected = [o.numpy() for o in network(torch.from_numpy(pixels))]
     limits = np.abs([classifier.info.limits[name] for name in CHECKS])

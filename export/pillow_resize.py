@@ -10,7 +10,7 @@ import onnx
 from onnxscript import DOUBLE, INT64, UINT8, script
 from onnxscript import opset20 as op
 
-from dermrw.images.preprocess import MOST_SQUEEZED, Crop
+from dermrw.images.preprocess import MOST_SQUEEZED, Crop, Interpolation
 
 UNIT = 2.0**22  # Pillow's fixed point: coefficients are integers in units of 2^-22
 DOUBLE_TYPE, INT64_TYPE, UINT8_TYPE = 11, 7, 2  # onnx.TensorProto.DOUBLE, INT64, UINT8
@@ -40,19 +40,58 @@ def _coefficients(inputs: INT64, outputs: INT64, size: INT64) -> DOUBLE:
 
 
 @script()
+def _bicubic_coefficients(inputs: INT64, outputs: INT64, size: INT64) -> DOUBLE:
+    """As `_coefficients`, by Pillow's bicubic filter (a = -0.5), which is 0 from 2 input pixels on."""
+    zero, one, two = op.Constant(value_int=0), op.Constant(value_int=1), op.Constant(value_int=2)
+    half = op.Cast(op.Constant(value_float=0.5), to=DOUBLE_TYPE)
+    scale = op.Div(_real(inputs), _real(outputs))
+    first = op.Div(op.Sub(outputs, size), two)
+    centre = op.Mul(op.Add(_real(op.Range(first, op.Add(first, size), one)), half), scale)  # [size]
+    place = op.Add(_real(op.Range(zero, inputs, one)), half)  # [inputs]
+    away = op.Abs(
+        op.Sub(op.Unsqueeze(centre, op.Constant(value_ints=[1])), op.Unsqueeze(place, op.Constant(value_ints=[0])))
+    )
+    x = op.Mul(away, op.Div(_real(one), op.Max(scale, _real(one))))
+    three, five, eight = (
+        _real(op.Constant(value_int=3)),
+        _real(op.Constant(value_int=5)),
+        _real(op.Constant(value_int=8)),
+    )
+    near = op.Sub(op.Mul(op.Add(_real(one), half), x), op.Sub(three, half))  # 1.5 x - 2.5
+    near = op.Add(op.Mul(op.Mul(near, x), x), _real(one))
+    far = op.Add(op.Mul(op.Sub(x, five), x), eight)
+    far = op.Neg(op.Mul(op.Sub(op.Mul(far, x), _real(op.Constant(value_int=4))), half))
+    far = op.Where(op.Less(x, _real(two)), far, op.Sub(x, x))
+    weight = op.Where(op.Less(x, _real(one)), near, far)
+    weight = op.Div(weight, op.ReduceSum(weight, op.Constant(value_ints=[1]), keepdims=1))
+    units = op.Floor(op.Add(op.Mul(op.Abs(weight), op.Cast(op.Constant(value_float=UNIT), to=DOUBLE_TYPE)), half))
+    return op.Mul(op.Sign(weight), units)  # rounded half away from 0
+
+
+@script()
+def _clipped_grey(total: DOUBLE) -> DOUBLE:
+    """As `_grey`, from 0 to 255: the bicubic filter overshoots at edges."""
+    half = op.Cast(op.Constant(value_float=UNIT / 2), to=DOUBLE_TYPE)
+    grey = op.Floor(op.Div(op.Add(total, half), op.Cast(op.Constant(value_float=UNIT), to=DOUBLE_TYPE)))
+    return op.Max(op.Min(grey, _real(op.Constant(value_int=255))), _real(op.Constant(value_int=0)))
+
+
+@script()
 def _grey(total: DOUBLE) -> DOUBLE:
     """Converts units of 2^-22 to grey levels, rounded half up."""
     half = op.Cast(op.Constant(value_float=UNIT / 2), to=DOUBLE_TYPE)
     return op.Floor(op.Div(op.Add(total, half), op.Cast(op.Constant(value_float=UNIT), to=DOUBLE_TYPE)))
 
 
-def resize_graph(size: int, crop: Crop = "square") -> onnx.ModelProto:
+def resize_graph(size: int, crop: Crop = "square", interpolation: Interpolation = "bilinear") -> onnx.ModelProto:
     """Graph of `preprocess.network_pixels`: images uint8 `[N, H, W, 3]` -> pixels uint8 `[N, size, size, 3]`."""
-    return _squeeze_graph(size) if crop == "whole" else _square_graph(size)
+    return _squeeze_graph(size, interpolation) if crop == "whole" else _square_graph(size, interpolation)
 
 
-def _squeeze_graph(size: int) -> onnx.ModelProto:
+def _squeeze_graph(size: int, interpolation: Interpolation) -> onnx.ModelProto:
     """Graph of `preprocess.squeeze`."""
+    coefficients = _bicubic_coefficients if interpolation == "bicubic" else _coefficients
+    grey_levels = _clipped_grey if interpolation == "bicubic" else _grey
 
     @script()
     def squeeze(images: UINT8["N", "H", "W", 3]) -> UINT8["N", size, size, 3]:  # noqa: F821
@@ -66,15 +105,17 @@ def _squeeze_graph(size: int) -> onnx.ModelProto:
         part = op.Slice(images, first, last, op.Constant(value_ints=[1, 2]))
         tall, wide = op.Squeeze(tall), op.Squeeze(wide)
         grey = op.Cast(op.Transpose(part, perm=[0, 3, 1, 2]), to=DOUBLE_TYPE)  # [N, 3, tall, wide]
-        grey = _grey(op.MatMul(grey, op.Transpose(_coefficients(wide, side, side))))  # [N, 3, tall, size]
-        grey = _grey(op.MatMul(_coefficients(tall, side, side), grey))  # [N, 3, size, size]
+        grey = grey_levels(op.MatMul(grey, op.Transpose(coefficients(wide, side, side))))  # [N, 3, tall, size]
+        grey = grey_levels(op.MatMul(coefficients(tall, side, side), grey))  # [N, 3, size, size]
         return op.Transpose(op.Cast(grey, to=UINT8_TYPE), perm=[0, 2, 3, 1])
 
     return squeeze.to_model_proto()
 
 
-def _square_graph(size: int) -> onnx.ModelProto:
+def _square_graph(size: int, interpolation: Interpolation) -> onnx.ModelProto:
     """Graph of `preprocess.resize` and `center_crop`."""
+    coefficients = _bicubic_coefficients if interpolation == "bicubic" else _coefficients
+    grey_levels = _clipped_grey if interpolation == "bicubic" else _grey
 
     @script()
     def resize(images: UINT8["N", "H", "W", 3]) -> UINT8["N", size, size, 3]:  # noqa: F821
@@ -86,8 +127,8 @@ def _square_graph(size: int) -> onnx.ModelProto:
         tall = op.Max(side, op.Cast(op.Round(op.Mul(_real(height), scale)), to=INT64_TYPE))
         wide = op.Max(side, op.Cast(op.Round(op.Mul(_real(width), scale)), to=INT64_TYPE))
         grey = op.Cast(op.Transpose(images, perm=[0, 3, 1, 2]), to=DOUBLE_TYPE)  # [N, 3, H, W]
-        grey = _grey(op.MatMul(grey, op.Transpose(_coefficients(width, wide, side))))  # [N, 3, H, size]
-        grey = _grey(op.MatMul(_coefficients(height, tall, side), grey))  # [N, 3, size, size]
+        grey = grey_levels(op.MatMul(grey, op.Transpose(coefficients(width, wide, side))))  # [N, 3, H, size]
+        grey = grey_levels(op.MatMul(coefficients(height, tall, side), grey))  # [N, 3, size, size]
         return op.Transpose(op.Cast(grey, to=UINT8_TYPE), perm=[0, 2, 3, 1])
 
     return resize.to_model_proto()

@@ -112,6 +112,7 @@ def require_alike(members: Sequence[Member]) -> None:
                 "data.size": m.config.data.size,
                 "data.field_of_view": m.config.data.field_of_view,
                 "data.crop": m.config.data.crop,
+                "data.interpolation": m.config.data.interpolation,
                 "unit of the split": unit_of(m.run, m.config),
                 "warning": m.report.warning,
             }

@@ -1,8 +1,8 @@
 """The evaluation pixels: the one way from a picture to the network's input. No torch in here.
 
 A picture is turned upright by its EXIF orientation, converted to 8-bit sRGB and cut to its field of view (if `Framing`
-says so). Then it is resized with an antialiased bilinear filter (Pillow's): so that its shorter side is `size`, and cut
-to the `size` × `size` square in its middle, or as a whole to `size` × `size`.
+says so). Then it is resized with an antialiased bilinear or bicubic filter (Pillow's): so that its shorter side is
+`size`, and cut to the `size` × `size` square in its middle, or as a whole to `size` × `size`.
 Resizing without antialiasing differs from this by up to 163 grey levels, so nothing else may resize.
 """
 
@@ -53,6 +53,8 @@ MOST_SQUEEZED = 2  # longer side over shorter that `crop=whole` squeezes to a sq
 
 FieldOfView = Literal["none", "find"]
 Crop = Literal["square", "whole"]
+Interpolation = Literal["bilinear", "bicubic"]
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 # the limit above is checked by ourselves: a warning turned into an error is not safe among threads
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -266,7 +268,7 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
 
 
 class FramingSettings(Protocol):
-    """A section of settings with the two keys of `Framing`: `config.Data`, or the metadata of a model file."""
+    """A section of settings with the keys of `Framing`: `config.Data`, or the metadata of a model file."""
 
     @property
     def field_of_view(self) -> FieldOfView:
@@ -276,30 +278,41 @@ class FramingSettings(Protocol):
     def crop(self) -> Crop:
         """As of `Framing`."""
 
+    @property
+    def interpolation(self) -> Interpolation | Literal["auto"]:
+        """As of `Framing`; `auto` in a config whose run has not started, for bilinear."""
+
 
 @dataclass(frozen=True)
 class Framing:
-    """Which part of a picture a network sees. The defaults are those of dermrw before there was a choice.
+    """Which part of a picture a network sees, and how it is resized.
+
+    The defaults are those of dermrw before there was a choice.
 
     Attributes:
         field_of_view: `find` cuts borders and dark corners first (`find_field_of_view`); `none` does not.
         crop: `square` is the middle square. `whole` squeezes the whole picture to a square, so that a lesion near its
             end is seen; of a picture with a longer side of more than `MOST_SQUEEZED` times the shorter, its middle with
             these proportions, since a panorama squeezed to a square would show no shapes.
+        interpolation: the filter of the resize.
     """
 
     field_of_view: FieldOfView = "none"
     crop: Crop = "square"
+    interpolation: Interpolation = "bilinear"
 
     @classmethod
     def of(cls, settings: FramingSettings) -> "Framing":
         """Returns the framing in a config's section `data`, or in a model file's metadata."""
-        return cls(settings.field_of_view, settings.crop)
+        interpolation = "bilinear" if settings.interpolation == "auto" else settings.interpolation
+        return cls(settings.field_of_view, settings.crop, interpolation)
 
     @property
     def key(self) -> tuple[str, ...]:
         """The values that differ from the defaults, for digests: empty for the pixels of earlier versions."""
-        return () if self == Framing() else (self.field_of_view, self.crop)
+        if self == Framing():
+            return ()
+        return self.field_of_view, self.crop, *([] if self.interpolation == "bilinear" else [self.interpolation])
 
 
 PLAIN = Framing()  # the middle square of the uncut picture, as perceptual hashes use it
@@ -315,12 +328,12 @@ def cut(image: Image.Image, box: Box) -> Image.Image:
     return image if box == (0, 0, *image.size) else image.crop(box)
 
 
-def resize(image: Image.Image, size: int) -> Image.Image:
+def resize(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> Image.Image:
     """The picture with its shorter side at `size` pixels and its proportions kept."""
     width, height = image.size
     scale = size / min(width, height)
     target = (max(size, round(width * scale)), max(size, round(height * scale)))
-    return image if target == image.size else image.resize(target, Image.Resampling.BILINEAR)
+    return image if target == image.size else image.resize(target, FILTERS[interpolation])
 
 
 def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -330,14 +343,14 @@ def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     return pixels[top : top + size, left : left + size]
 
 
-def squeeze(image: Image.Image, size: int) -> Image.Image:
+def squeeze(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> Image.Image:
     """The whole picture at `size` × `size` pixels; of a longer one than `MOST_SQUEEZED`, its middle of that length."""
     width, height = image.size
     longest = MOST_SQUEEZED * min(width, height)
     wide, tall = min(width, longest), min(height, longest)
     left, top = (width - wide) // 2, (height - tall) // 2
     part = cut(image, Box(left, top, left + wide, top + tall))
-    return part if part.size == (size, size) else part.resize((size, size), Image.Resampling.BILINEAR)
+    return part if part.size == (size, size) else part.resize((size, size), FILTERS[interpolation])
 
 
 def content(source: Any, framing: Framing = PLAIN) -> Image.Image:
@@ -348,16 +361,16 @@ def content(source: Any, framing: Framing = PLAIN) -> Image.Image:
 
 def resized_pixels(source: Any, size: int, framing: Framing = PLAIN) -> np.ndarray:
     """Uncropped pixels of the content, uint8 `[H, W, 3]`, min(H, W) = size: augmentation starts here."""
-    return np.asarray(resize(content(source, framing), size))
+    return np.asarray(resize(content(source, framing), size, framing.interpolation))
 
 
-def network_pixels(image: Image.Image, size: int, crop: Crop) -> np.ndarray:
+def network_pixels(image: Image.Image, size: int, framing: Framing) -> np.ndarray:
     """The pixels uint8 `[size, size, 3]` that a network is evaluated on, of a picture cut to its content."""
-    if crop == "whole":
-        return np.array(squeeze(image, size))
-    return np.ascontiguousarray(center_crop(np.asarray(resize(image, size)), size))
+    if framing.crop == "whole":
+        return np.array(squeeze(image, size, framing.interpolation))
+    return np.ascontiguousarray(center_crop(np.asarray(resize(image, size, framing.interpolation)), size))
 
 
 def evaluation_pixels(source: Any, size: int, framing: Framing = PLAIN) -> np.ndarray:
     """The pixels that a network is evaluated on, uint8 `[size, size, 3]`, of what `read_image` takes."""
-    return network_pixels(content(source, framing), size, framing.crop)
+    return network_pixels(content(source, framing), size, framing)

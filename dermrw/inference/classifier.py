@@ -233,7 +233,7 @@ class Classifier:
             raise UserError(adapted(str(error), self.info)) from None
         notes = tuple(image.info.get("notes", ()))
         box = field_of_view(image, self.framing)
-        pixels = network_pixels(cut(image, box), self.info.size, self.framing.crop)
+        pixels = network_pixels(cut(image, box), self.info.size, self.framing)
         hashes = None
         if hashed:  # the list in the model file is of uncut pictures
             hashes = image_hash(pixels if self.framing == PLAIN else evaluation_pixels(image, self.info.size))
@@ -271,7 +271,7 @@ class Classifier:
         """
         side = self.info.size
         noise = np.random.default_rng(0).integers(0, 256, (3 * side // 2, 2 * side, 3), dtype=np.uint8)
-        expected = network_pixels(Image.fromarray(noise), side, self.framing.crop)
+        expected = network_pixels(Image.fromarray(noise), side, self.framing)
         raw, resized = (self.run(pixels[None], *OUTPUTS)[2] for pixels in (noise, expected))
         if raw.shape != resized.shape or np.abs(raw - resized).max(initial=0) > 1e-3 * np.abs(raw).max(initial=0):
             raise UserError(

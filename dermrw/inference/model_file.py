@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError, first_of
-from dermrw.images.preprocess import Crop, FieldOfView, Framing
+from dermrw.images.preprocess import Crop, FieldOfView, Framing, Interpolation
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
 # [N, C], [N, C, h, w], [N, D], [N, 8]; the checks in the order of `dermrw.decisions.refusal.CHECKS`
@@ -32,7 +32,18 @@ FIND = (
 
 # fields that older model files lack
 ADDED_LATER = frozenset(
-    {"malignant", "subject", "refit", "no_triage", "field_of_view", "crop", "weights", "rounding", "runs"}
+    {
+        "malignant",
+        "subject",
+        "refit",
+        "no_triage",
+        "field_of_view",
+        "crop",
+        "weights",
+        "rounding",
+        "runs",
+        "interpolation",
+    }
 )
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
 CONTROL_CHARACTERS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
@@ -123,7 +134,8 @@ class Refit(BaseModel):
 
 def resize_sentence(framing: Framing) -> str:
     """The description of the pixels to give to the graph, and of its own resize, for the metadata."""
-    return (RESIZE_WHOLE if framing.crop == "whole" else RESIZE) + FIND * (framing.field_of_view == "find")
+    resize = (RESIZE_WHOLE if framing.crop == "whole" else RESIZE).replace("bilinear", framing.interpolation)
+    return resize + FIND * (framing.field_of_view == "find")
 
 
 class ModelInfo(BaseModel):
@@ -146,6 +158,7 @@ class ModelInfo(BaseModel):
         "none", description="find: the network was trained without borders and dark corners, so cut them before"
     )
     crop: Crop = Field("square", description="inside the graph: the middle square, or the whole picture squeezed")
+    interpolation: Interpolation = Field("bilinear", description="inside the graph: the filter of the resize")
     codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
     columns: tuple[str, ...] = Field(description="their columns in ISIC's format")
     names: tuple[str, ...] = Field(description="their names for people")

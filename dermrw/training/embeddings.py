@@ -77,9 +77,9 @@ def view_reader(
 
     def read(images: ImageSet, index: int, views: int) -> np.ndarray:
         image = content(images.sources[index], framing)
-        found = [network_pixels(image, size, framing.crop)]
+        found = [network_pixels(image, size, framing)]
         if views > 1:
-            pixels = np.asarray(resize(image, size))
+            pixels = np.asarray(resize(image, size, framing.interpolation))
             if not hasattr(local, "augment"):
                 local.augment = augmenter(augment, size)
             found += [local.augment(pixels, example_seed(seed, view, index)) for view in range(1, views)]

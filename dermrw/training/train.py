@@ -12,8 +12,9 @@ from dermrw.datasets.dataset import load_splits, located, resolve_root
 from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.formatting import counted
-from dermrw.models import build_model, check_backbone, check_fit, embed, freeze, has_batch_norm
+from dermrw.models import backbones, build_model, check_backbone, check_fit, embed, freeze, has_batch_norm
 from dermrw.objectives import Batch, Objective, build_objective
+from dermrw.timm_models import interpolation
 from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.embeddings import HeadLoop
@@ -50,7 +51,8 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
         config = resume_config(run, asked)
         splits = load_splits(config.data, root, read_split(run), announce=True, facts=run_facts(run, config))
     else:
-        config, splits = asked, load_splits(asked.data, root, announce=True)
+        config = _with_interpolation(asked)
+        splits = load_splits(config.data, root, announce=True)
 
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
@@ -83,6 +85,15 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command with RUN={run} resumes from the last checkpoint") from None
     return run
+
+
+def _with_interpolation(config: Config) -> Config:
+    """Returns the config with `data.interpolation=auto` replaced by the filter of the backbone."""
+    if config.data.interpolation != "auto":
+        return config
+    timms = config.model.backbone not in backbones()
+    chosen = interpolation(config.model.backbone) if timms else "bilinear"
+    return config.model_copy(update={"data": config.data.model_copy(update={"interpolation": chosen})})
 
 
 def _check_batch(config: Config, model: nn.Module, examples: int, processes: int) -> None:

@@ -30,7 +30,7 @@ from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Familiarity, Watch, describe, middle
-from dermrw.images.preprocess import Framing, center_crop, evaluation_pixels, resize
+from dermrw.images.preprocess import Framing, Interpolation, center_crop, evaluation_pixels, resize
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import image_hash
 from dermrw.inference.model_file import ModelInfo, Score
@@ -54,22 +54,25 @@ FAMILIES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [32, 50])
-def test_the_resize_is_pillows_to_the_bit(size: int) -> None:
-    session = onnxruntime.InferenceSession(resize_graph(size).SerializeToString(), providers=["CPUExecutionProvider"])
+def test_the_resize_is_pillows_to_the_bit(size: int, interpolation: Interpolation) -> None:
+    graph = resize_graph(size, "square", interpolation).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     shapes = [(45, 60), (60, 45), (size, size), (2 * size, 2 * size), (16, 160), (17, 33), (301, 999), (size, size + 1)]
     for height, width in shapes:
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        expected = center_crop(np.asarray(resize(Image.fromarray(image), size)), size)
+        expected = center_crop(np.asarray(resize(Image.fromarray(image), size, interpolation)), size)
         found = session.run(None, {"images": np.stack([image, image[::-1]])})[0]
         assert np.array_equal(found[0], expected), (height, width)
         assert found.shape == (2, size, size, 3)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [32, 50])
-def test_the_squeeze_of_the_whole_picture_is_pillows_to_the_bit(size: int) -> None:
-    model = resize_graph(size, "whole")
+def test_the_squeeze_of_the_whole_picture_is_pillows_to_the_bit(size: int, interpolation: Interpolation) -> None:
+    model = resize_graph(size, "whole", interpolation)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     shapes = [(45, 60), (60, 45), (size, size), (2 * size, 2 * size), (450, 600), (16, 160), (160, 17), (33, 66),
@@ -77,7 +80,10 @@ def test_the_squeeze_of_the_whole_picture_is_pillows_to_the_bit(size: int) -> No
     for height, width in shapes:
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         found = session.run(None, {"images": np.stack([image, image[::-1]])})[0]
-        assert np.array_equal(found[0], evaluation_pixels(image, size, Framing("none", "whole"))), (height, width)
+        assert np.array_equal(found[0], evaluation_pixels(image, size, Framing("none", "whole", interpolation))), (
+            height,
+            width,
+        )
         assert found.shape == (2, size, size, 3)
 
 

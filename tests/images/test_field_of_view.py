@@ -192,3 +192,15 @@ def test_a_panorama_is_squeezed_by_half_at_most() -> None:
         assert squeezed.size == (32, 32)
         if part is not None:
             assert squeezed == part.resize((32, 32), Image.Resampling.BILINEAR)
+
+
+def test_the_interpolation_is_part_of_the_framing() -> None:
+    """Bilinear framings keep the digests of caches that were written before there was a choice."""
+    array = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    for crop in ("square", "whole"):
+        bilinear, bicubic = Framing("none", crop), Framing("none", crop, "bicubic")
+        assert not np.array_equal(evaluation_pixels(array, 32, bilinear), evaluation_pixels(array, 32, bicubic))
+    assert Framing("find", "whole").key == ("find", "whole") and Framing().key == ()
+    assert Framing(interpolation="bicubic").key == ("none", "square", "bicubic")
+    cubic = Image.fromarray(array).resize((43, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(resized_pixels(array, 32, Framing(interpolation="bicubic")), np.asarray(cubic))

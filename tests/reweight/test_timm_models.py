@@ -13,11 +13,12 @@ from test_meta_step import CLASSES, batches, double_backward
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dermrw import timm_models
-from dermrw.config import Model
+from dermrw.config import Config, Data, Model
 from dermrw.errors import UserError
 from dermrw.models import build_model, check_backbone, last_linear, pixel_statistics, to_input
 from dermrw.reweight.meta_step import reweighted_losses
 from dermrw.training.optim import moving_average
+from dermrw.training.train import _with_interpolation
 
 # name: side of the input in pixels
 FAMILIES = {
@@ -65,6 +66,22 @@ def test_a_new_head_and_pixels_from_minus_one_to_one() -> None:
 def test_names(name: str, timms: str) -> None:
     check_backbone(Model(backbone=name))
     assert timm_models.timm_name(name) == timms
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [
+        ("efficientnet_lite0", "bicubic"),
+        ("repvgg_a0", "bilinear"),
+        ("timm/resnet18", "bicubic"),
+        ("resnet18", "bilinear"),
+    ],
+)
+def test_auto_interpolation_is_that_of_the_pretrained_configuration(backbone: str, expected: str) -> None:
+    """A run's config holds the filter, and torchvision's networks keep the bilinear one."""
+    config = Config(model=Model(backbone=backbone), data=Data(interpolation="auto"))
+    assert _with_interpolation(config).data.interpolation == expected
+    assert _with_interpolation(Config(model=Model(backbone=backbone))).data.interpolation == "bilinear"
 
 
 def test_mistakes_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
