@@ -15,14 +15,15 @@ gives the losses and, because it also computes the tangent of every activation (
 forward pass records the graph of Σ wᵢ ℓᵢ. Batch norm in train mode couples the examples. As in the paper, ℓᵢ is then
 the loss computed from the whole batch.
 
-With F the cost of a forward pass, plain training costs 3F. This step costs 5F, plus 3F·M/B for the meta batch.
+With F the cost of a forward pass, plain training costs 3F. This step costs 5F, plus 3F·M/B for the meta batch. Where no
+batch statistics couple the examples, `separable` computes the same weights for 4F, and is used instead.
 
 If an operator of the model has no rule in `tangents`, PyTorch's forward-mode differentiation of the whole pass computes
 the same derivatives, also exactly. It records the tangents too and needs about three times the memory. If that has no
 rule either, two reverse passes are used: Jᵀv is linear in v, and its derivative along g is J g. A warning reports each
 such change once.
 
-This file and `tangents.py` need only torch and work on any `nn.Module` of torch operations.
+This package needs only torch and works on any `nn.Module` of torch operations.
 """
 
 import sys
@@ -43,6 +44,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from dermrw.reweight.dual import Dual, OnlyInReverse, one_pass, only_in_reverse, primal_of, tangent_of
+from dermrw.reweight.separable import separable_losses_along, uses_batch_statistics
 from dermrw.reweight.tangents import RULES
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -182,7 +184,7 @@ def losses_along(
             )
         return losses
 
-    return _along(model, x, y, direction, checked)
+    return _along(model, x, y, direction, checked, 1 if uses_batch_statistics(model) else 0)
 
 
 def outputs_along(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -191,19 +193,19 @@ def outputs_along(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> 
     The outputs have their graph, the derivatives are detached. This is `losses_along` without a loss: the derivative
     ⟨direction, ∇θ ℓᵢ⟩ is the inner product of ∂ℓᵢ/∂fᵢ and the derivative of fᵢ.
     """
-    return _along(model, x, x, direction, lambda output, _: output)
+    return _along(model, x, x, direction, lambda output, _: output, 1)
 
 
 def _along(
-    model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss
+    model: nn.Module, x: Tensor, y: Tensor, direction: dict[str, Tensor], loss: PerExampleLoss, first: int
 ) -> tuple[Tensor, Tensor]:
-    """Computes `losses_along` by the first method in `_METHODS` that supports the model."""
+    """Computes `losses_along` by the first method in `_METHODS`, from place `first` on, that supports the model."""
     # for restoring the model's buffers and the random state after a pass that met an operator without a rule
     buffers = _Buffers(model)
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     stream, streams = torch.get_rng_state(), {d: torch.cuda.get_rng_state(d) for d in devices}
     while True:
-        method = _METHOD_OF.get(model, 0)
+        method = max(first, _METHOD_OF.get(model, 0))
         try:
             with _eagerly():
                 losses, slopes = _METHODS[method](model, x, y, direction, loss)
@@ -214,9 +216,10 @@ def _along(
             if not (scripted or isinstance(error, NotImplementedError)) or method + 1 == len(_METHODS):
                 raise
             _METHOD_OF[model] = len(_METHODS) - 1 if scripted or isinstance(error, OnlyInReverse) else method + 1
-            description = ("", "a forward pass whose tangents are recorded too", "two reverse passes")[
-                _METHOD_OF[model]
-            ]
+            description = (
+                "", "a forward pass with tangents, which costs a quarter more",
+                "a forward pass whose tangents are recorded too", "two reverse passes",
+            )[_METHOD_OF[model]]  # fmt: skip
             warnings.warn(f"the weights come from {description}: {str(error).splitlines()[0]}", stacklevel=4)
         buffers.put_back()
         torch.set_rng_state(stream)
@@ -285,7 +288,7 @@ def _by_reverse(
     return losses, torch.autograd.grad(sum(inner, v.sum() * 0), v)[0]
 
 
-_METHODS = (_by_rules, recorded_losses_along, _by_reverse)
+_METHODS = (separable_losses_along, _by_rules, recorded_losses_along, _by_reverse)
 
 
 def reweighted_losses(
