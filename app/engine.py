@@ -9,14 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dermrw.errors import UserError
+from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case, Index
 from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
+from dermrw.inference.messages import adapted
 
+from .region import PREVIEW, UNCHANGED, Edit, chosen_box, jpeg, turned
 from .words import words_for
 
 MAX_BYTES = 30_000_000  # per file
 MAX_PICTURES = 10  # per lesion
+MAX_IMAGES = 500  # of the table of many images
 NOTE = "For research. Not a medical device; not a diagnosis."
 
 
@@ -25,6 +30,14 @@ class Picture(NamedTuple):
 
     name: str  # on the user's machine
     content: bytes
+
+
+class Examined(NamedTuple):
+    """A picture's result on the page, with the user's changes to it."""
+
+    explanation: Explanation
+    edit: Edit = UNCHANGED
+    preview: bytes = b""  # a JPEG, if the browser can't show the file
 
 
 def plain_name(path: str) -> str:
@@ -50,6 +63,23 @@ class Engine:
         file.name = picture.name
         with self._lock:
             return self.classifier.explain(file)
+
+    def examine(self, picture: Picture, edit: Edit = UNCHANGED, preview: bool = False) -> Examined:
+        """Returns the result for one image with the user's turn and crop, which replaces the automatic cut.
+
+        Raises:
+            UserError: the image can't be read, or the crop is not possible; the message names the image.
+        """
+        file = io.BytesIO(picture.content)
+        file.name = picture.name
+        with self._lock:
+            try:
+                image = turned(read_image(file), edit)
+                box = chosen_box(image, edit)
+            except UserError as error:
+                raise UserError(adapted(str(error), self.info)) from None
+            explanation = self.classifier.explain(image, box)
+            return Examined(explanation, edit, jpeg(image, PREVIEW, 88) if preview else b"")
 
     def cases(self, lesion: Lesion) -> list[Case]:
         """Returns the labelled cases nearest to the lesion's accepted images; none without an index."""

@@ -71,6 +71,8 @@ class Page(gradio.Blocks):
         self, block_fn: BlockFunction | int, inputs: list[Any], state: Any = None, *rest: Any, **named: Any
     ) -> dict[str, Any]:
         """Calls a function, without the session's `state`, in which Gradio keeps all inputs and outputs."""
+        if (self.fns[block_fn] if isinstance(block_fn, int) else block_fn).fn is None:  # for the browser only
+            refuse(INVALID)
         try:
             return await super().process_api(block_fn, inputs, None, *rest, **named)
         except gradio.Error as error:

@@ -1,30 +1,37 @@
 """HTML of the page's results. The templates escape all values that they are given."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image, ImageDraw
 
 from dermrw.diagnoses import ABOUT
 from dermrw.errors import UserError
+from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case
 from dermrw.inference.classifier import Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
+from dermrw.inference.messages import adapted
 from dermrw.inference.model_file import ModelInfo, Proportion
 from dermrw.inference.verdict import malignant_share
 
-from .engine import Engine
-from .heatmap import SIDE, colour_scale, data_uri, overlay
+from .advice import advice
+from .decision import DECISIONS, decision_of
+from .engine import MAX_IMAGES, MAX_PICTURES, Engine
+from .examples import drawn_examples
+from .heatmap import encoded, ramp
+from .presets import presets
+from .region import data_uri, jpeg, seen_part
 from .words import HAM10000, MOST_LISTED, Words, listed
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 CASE_SIDE = 200  # pixels, of a labelled case on the page
-FRAME_COLOURS = ("#ffffff", "#d81b60", "#ffffff")  # of the lines around the part that is used, from the outside inwards
 SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -33,6 +40,15 @@ def percent(value: float) -> str:
     if value < 0.005:
         return f"<{SPACE}1{SPACE}%"
     return f">{SPACE}99{SPACE}%" if value > 0.995 else f"{100 * value:.0f}{SPACE}%"
+
+
+def compared(share: float, threshold: float) -> tuple[str, str]:
+    """Formats a share and the threshold that it is compared with: with decimals if they would read the same."""
+    for digits in (0, 1, 2):
+        first, second = (f"{100 * value:.{digits}f}{SPACE}%" for value in (share, threshold))
+        if first != second:
+            break
+    return (percent(share), percent(threshold)) if digits == 0 else (first, second)
 
 
 def interval(proportion: Proportion) -> str:
@@ -51,10 +67,12 @@ def evaluation_set(info: ModelInfo) -> str:
     return info.score.scored_on.replace("the run's own test split", "held-out test images")
 
 
-def certainty(
+def outside_note(
     probabilities: npt.NDArray[np.floating], names: Sequence[str], inside: Sequence[bool], words: Words = HAM10000
-) -> tuple[str, str]:
-    """Returns how certain the result is, as a headline and a sentence; never a diagnosis.
+) -> str:
+    """Returns a sentence if the most probable class is not in the prediction set; empty if it is.
+
+    At equal prevalence it always is.
 
     Args:
         probabilities: at the selected prevalence, `[C]`.
@@ -62,63 +80,36 @@ def certainty(
         inside: whether each class is in the prediction set, `[C]`.
         words: of the model.
     """
-    first, *others = np.argsort(-probabilities)
-    second = next((c for c in others if inside[c]), others[0])
-    p, q = float(probabilities[first]), float(probabilities[second])
-    if not inside[first]:  # only at another prevalence: at equal prevalence the first is always in the set
-        return "No clear result", (
-            f"At the selected prevalence, {names[first]} is the most probable {words.category} ({percent(p)}), but it "
-            f"is not in the {words.prediction_set}, which always uses equal prevalence."
-        )
-    if p < 0.5:
-        return (
-            "No clear result",
-            f"No {words.category} clearly stands out. The most probable is {names[first]} ({percent(p)}).",
-        )
-    if p < 0.8:
-        return f"Uncertain: most similar to {names[first]}", (
-            f"The most probable {words.category} is {names[first]} ({percent(p)}); an alternative is {names[second]} "
-            f"({percent(q)})."
-        )
-    return f"Most similar to {names[first]}", f"The model gives it a probability of {percent(p)}."
+    first = int(np.argmax(probabilities))
+    if inside[first]:
+        return ""
+    return (
+        f"At this prevalence, {names[first]} is most probable ({percent(float(probabilities[first]))}), but not in the "
+        f"{words.prediction_set}."
+    )
 
 
 def case_for_page(case: Case, info: ModelInfo) -> dict[str, str]:
     """Returns a labelled case for the template; `picture` is empty if its file can no longer be read."""
     try:
         image = read_image(case.path)
-        image.thumbnail((CASE_SIDE, CASE_SIDE))
-        picture = data_uri(image)
+        picture = data_uri(jpeg(image, CASE_SIDE, 88))
     except UserError:
         picture = ""
     name = dict(zip(info.codes, info.names, strict=True)).get(case.code, case.code)
     return {"id": case.image_id, "name": name, "picture": picture}
 
 
-def cut_picture(picture: Explanation) -> str:
-    """Returns the whole picture with a frame around the part that is used, as a data URI; empty if nothing was cut."""
-    if picture.box is None or picture.thumbnail is None:
-        return ""
-    height, width = picture.thumbnail.shape[:2]
-    across, down = width / picture.size[0], height / picture.size[1]
-    left, top, right, bottom = picture.box
-    image = Image.fromarray(picture.thumbnail)
-    draw = ImageDraw.Draw(image)
-    for depth, colour in enumerate(FRAME_COLOURS):
-        corners = [round(left * across) + depth, round(top * down) + depth]
-        corners += [round(right * across) - 1 - depth, round(bottom * down) - 1 - depth]
-        draw.rectangle(corners, outline=colour)
-    return data_uri(image)
-
-
 def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
     """Returns the selected prevalence in words; the user's own with its shares `[C]`, for users to check."""
-    known = {"equal": "at equal prevalence", "training": f"at {info.prevalence_images}’s prevalence"}
-    if prevalence in known or shares is None:
-        return known[prevalence]
+    for preset in presets(info):
+        if preset.key == prevalence:
+            return preset.phrase
+    if shares is None:
+        return presets(info)[0].phrase
     stated = [f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, shares, strict=True)]
     if info.is_ham10000:
-        return f"at your clinic’s prevalence ({', '.join(stated)})"
+        return f"at your own prevalence ({', '.join(stated)})"
     return f"at your own prevalence ({listed([stated[c] for c in np.argsort(-shares, kind='stable')])})"
 
 
@@ -134,29 +125,57 @@ def mapped_class(order: npt.NDArray[np.intp], info: ModelInfo, *, refer: bool) -
     return next(malignant, int(order[0])) if refer else int(order[0])
 
 
-def own_result(picture: Explanation, info: ModelInfo, shares: npt.NDArray[np.float64] | None) -> dict[str, str]:
-    """Returns the result of one image of several, for the template: first diagnosis, malignant share and triage.
+def picture_data(
+    picture: Explanation, info: ModelInfo, shares: npt.NDArray[np.float64] | None, preview: bytes = b""
+) -> dict[str, Any]:
+    """Returns one image's own result for the page's script: regions, heat maps, decision and probabilities.
 
     Args:
-        picture: an image that is not refused.
+        picture: the image's explanation.
         info: the model's metadata.
         shares: the prevalence `[C]`; None for equal prevalence.
+        preview: a JPEG of the picture, if the browser can't show the file.
     """
+    box = picture.box or Box(0, 0, *picture.size)
+    decision = decision_of(picture.verdict)
+    data: dict[str, Any] = {
+        "size": list(picture.size),
+        "cut": list(box),
+        "seen": list(seen_part(box, info.crop)),
+        "preview": data_uri(preview),
+        "decision": decision.key,
+        "mark": decision.mark,
+        "label": decision.label,
+    }
+    if picture.verdict.refused:
+        return data | {"text": "", "map": None}
     try:
         p = adjust_prevalence(picture.probabilities, shares)
+        first = int(np.argmax(p))
+        text = f"{info.names[first]} {percent(float(p[first]))}"
     except UserError:
-        return {"first": "none at this prevalence", "share": "", "malignant": "", "triage": picture.verdict.triage}
-    first = int(np.argmax(p))
-    return {
-        "first": info.names[first],
-        "share": percent(float(p[first])),
-        "malignant": percent(malignant_share(p, info)),
-        "triage": picture.verdict.triage,
-    }
+        text = "none at this prevalence"
+    return data | {"text": text, "map": encoded(picture.activation_map)}
+
+
+class Given(NamedTuple):
+    """How the page's script asked for a result: it is returned with the result, which could arrive late."""
+
+    call: int = 0
+    places: Sequence[int] = ()  # of the pictures among those that were given; default: in their order
+    previews: Sequence[bytes] = ()
+
+
+PLAINLY = Given()
 
 
 def lesion_result(
-    lesion: Lesion, names: Sequence[str], engine: Engine, prevalence: str, shares: npt.NDArray[np.float64] | None
+    lesion: Lesion,
+    names: Sequence[str],
+    engine: Engine,
+    prevalence: str,
+    shares: npt.NDArray[np.float64] | None,
+    given: Given = PLAINLY,
 ) -> str:
     """Returns the page's result for the images of one lesion; only the reasons if all of them are refused.
 
@@ -164,103 +183,125 @@ def lesion_result(
         lesion: the combined result of the images.
         names: of the images' files.
         engine: the model and the labelled cases.
-        prevalence: the selected option: `equal`, `training` or `own` (the clinic's).
+        prevalence: the key of the selected preset, or `own`.
         shares: its share of each diagnosis `[C]`; None for equal prevalence.
+        given: how the page asked.
 
     Raises:
         UserError: the prevalence is 0 for every diagnosis with a probability above 0.
     """
-    verdict, info = lesion.verdict, engine.info
+    verdict, info, words = lesion.verdict, engine.info, engine.words
     named = list(zip(names, lesion.pictures, strict=True))
-    refused = [(name, picture.verdict.refused) for name, picture in named if picture.verdict.refused]
-    notes = [(name, note) for name, picture in named for note in picture.notes]
+    refused = [
+        (name, adapted(reason, info), advice(reason, info.is_ham10000, words.thing))
+        for name, picture in named
+        if (reason := picture.verdict.refused)
+    ]
+    decision = decision_of(verdict)
+    places, previews = given.places or range(len(named)), given.previews or [b""] * len(named)
+    data: dict[str, Any] = {
+        "call": given.call,
+        "decision": decision.key,
+        "mark": decision.mark,
+        "label": decision.label,
+        "pictures": [
+            {"place": place, "name": name, **picture_data(picture, info, shares, preview)}
+            for place, (name, picture), preview in zip(places, named, previews, strict=True)
+        ],
+    }
+    shared = {
+        "call": given.call,
+        "refused": refused,
+        "notes": [(name, note) for name, picture in named for note in picture.notes],
+        "decision": decision,
+        "info": info,
+        "digest": engine.classifier.digest,
+        "now": now(),
+        "words": words,
+    }
     if verdict.refused:
-        return TEMPLATES.get_template("refused.html.jinja").render(
-            reason=verdict.refused, refused=refused, notes=notes, info=info, digest=engine.classifier.digest, now=now(),
-            words=engine.words,
-        )  # fmt: skip
+        data |= {"short": refused[0][1] if len(refused) == 1 else "", "classes": []}
+        return TEMPLATES.get_template("refused.html.jinja").render(data=json.dumps(data), **shared)
     accepted = [(name, picture) for name, picture in named if not picture.verdict.refused]
     probabilities = lesion.at(shares)
     order = np.argsort(-probabilities, kind="stable")
     name_of = dict(zip(info.codes, info.names, strict=True))
-    headline, sentence = certainty(
-        probabilities, info.names, [code in verdict.classes for code in info.codes], engine.words
-    )
+    inside = [code in verdict.classes for code in info.codes]
     rows = [
         {
             "name": info.names[c],
-            "inside": info.codes[c] in verdict.classes,
             "malignant": bool(info.malignant and info.malignant[c]),
             "width": f"{100 * probabilities[c]:.1f}",
             "percent": percent(float(probabilities[c])),
             "about": ABOUT[info.codes[c]] if info.is_ham10000 else "",
+            "inside": inside[c],
         }
         for c in order
     ]
+    shown = [row for row in rows if row["inside"]][:MOST_LISTED]
+    others = [row for row in rows if row not in shown]
     phrase = prevalence_phrase(prevalence, shares, info)
     mapped = mapped_class(order, info, refer=verdict.refer is True)
-    pictures = [
-        {
-            "name": name,
-            **own_result(picture, info, shares),
-            "shown": data_uri(Image.fromarray(picture.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)),
-            "map": data_uri(overlay(picture.pixels, picture.activation_map[mapped])),
-            "cut": cut_picture(picture),
-        }
-        for name, picture in accepted
-    ]
+    data |= {
+        "short": f"{shown[0]['name']} {shown[0]['percent']}",
+        # the classes of the heat map, the selected one first
+        "classes": [
+            {"index": int(c), "name": info.names[c]} for c in [mapped, *(c for c in order.tolist() if c != mapped)]
+        ],
+    }
     return TEMPLATES.get_template("answer.html.jinja").render(
-        triage=verdict.triage,
+        data=json.dumps(data),
         rule=info.triage,
         not_ruled_out=listed([name_of[code] for code in verdict.not_ruled_out]),
         differential=listed([name_of[code] for code in verdict.classes]),
         coverage=percent(info.coverage),
         covered=info.covered,
-        headline=headline,
-        sentence=sentence,
-        rows=rows[:MOST_LISTED],
-        other_rows=rows[MOST_LISTED:],
-        others_sum=percent(float(probabilities[order[MOST_LISTED:]].sum())),
-        mapped=info.names[mapped],
+        outside=outside_note(probabilities, info.names, inside, words),
+        rows=shown,
+        other_rows=others,
+        others_sum=percent(1 - sum(float(row["width"]) for row in shown) / 100),
         malignant_sum=percent(malignant_share(probabilities, info)),
+        referral=compared(malignant_share(lesion.at(None), info), info.triage.threshold) if info.triage else ("", ""),
+        equal=shares is None,
         prevalence=phrase,
-        short_prevalence=phrase.partition(" (")[0],
-        pictures=pictures,
-        scale=colour_scale(np.stack([picture.pixels for _, picture in accepted])),
-        refused=refused,
-        notes=notes,
+        count=len(accepted),
         cases=[case_for_page(case, info) for case in engine.cases(lesion)],
         percent=percent,
         interval=interval,
         evaluation_set=evaluation_set(info),
-        info=info,
-        digest=engine.classifier.digest,
-        now=now(),
-        side=SIDE,
-        size=info.size,
-        words=engine.words,
+        **shared,
     )
 
 
-def error_box(message: str, name: str = "", title: str = "This image cannot be classified") -> str:
-    """Returns an error message as HTML; it is capitalised, unless it begins with the file's name."""
+def error_box(message: str, name: str = "", title: str = "Cannot be judged", call: int = 0, code: str = "") -> str:
+    """Returns an error message as HTML; it is capitalised, unless it begins with the file's name.
+
+    Args:
+        message: a sentence.
+        name: of the file.
+        title: above it.
+        call: number of the call that the message is the answer to.
+        code: for the page's script: `gone` if the upload was deleted, so that the script sends it again.
+    """
     if not (name and message.startswith(name)):
         message = message[:1].upper() + message[1:]
     template = TEMPLATES.from_string(
-        '<section class="answer fault" role="alert"><h2>{{ title }}</h2><p>{{ message }}</p></section>'
+        '<section class="answer fault" role="alert" data-call="{{ call }}" data-code="{{ code }}">'
+        '<h2 tabindex="-1">{{ title }}</h2><p>{{ message }}</p></section>'
     )
-    return template.render(title=title, message=message)
+    return template.render(title=title, message=message, call=call, code=code)
 
 
 def fixed_part(part: str, engine: Engine) -> str:
     """Returns a part of the page that no result changes.
 
     Args:
-        part: `head`, `score`, `waiting`, `classifying`, `texts` or `foot`.
+        part: `head`, `view`, `result`, `tools`, `prevalence`, `many`, `score`, `texts` or `foot`.
         engine: the model.
     """
     info = engine.info
     about = [(name, ABOUT[code] if info.is_ham10000 else "") for code, name in zip(info.codes, info.names, strict=True)]
+    offered = presets(info)
     return TEMPLATES.get_template("page.html.jinja").render(
         part=part,
         info=info,
@@ -269,4 +310,14 @@ def fixed_part(part: str, engine: Engine) -> str:
         evaluation_set=evaluation_set(info),
         words=engine.words,
         mixed=info.malignant is not None and len(set(info.malignant)) == 2,
+        presets=offered,
+        shares=json.dumps(
+            {p.key: [1 / len(about)] * len(about) if p.shares is None else p.shares.tolist() for p in offered}
+        ),
+        codes=json.dumps(info.codes),
+        ramp=json.dumps(ramp()),
+        decisions=DECISIONS,
+        limit=MAX_PICTURES,
+        many_limit=MAX_IMAGES,
+        examples=drawn_examples() if info.is_ham10000 else [],
     )

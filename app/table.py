@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
+from PIL import Image
 
 from dermrw.errors import UserError
 from dermrw.files import csv_text
@@ -19,12 +20,13 @@ from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.messages import adapted
 from dermrw.inference.verdict import Verdict
 
-from .engine import Engine, Picture, plain_name
+from .decision import DECISIONS, REFER, REFUSED, decision_of
+from .engine import MAX_IMAGES, Engine, Picture, plain_name
+from .region import THUMBNAIL, data_uri, jpeg
 from .render import TEMPLATES, now, percent, prevalence_phrase
 from .score_table import LabelTable, is_table, score_box, take_table
 from .words import MOST_IN_CELL, MOST_LISTED, listed
 
-MAX_IMAGES = 500
 WAITING = '<p class="lead" role="status">Computing the score …</p>'
 REDRAW_SECONDS = 1.0
 Shares = npt.NDArray[np.float64] | None  # [C] of a prevalence; None: equal
@@ -40,6 +42,7 @@ class Row(NamedTuple):
     error: str
     notes: tuple[str, ...] = ()  # on how the image was read
     image: ImageRow | None = None  # for the score, also of a refused image
+    thumbnail: bytes = b""  # JPEG, of what the model saw
 
     def at(self, shares: Shares) -> tuple[npt.NDArray[np.float64] | None, str]:
         """Returns the probabilities `[C]` at this prevalence, or None with the reason why there are none."""
@@ -134,7 +137,8 @@ def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
         probabilities = tuple(explanation.probabilities.astype(np.float64).tolist())
         hashes = _hashes(explanation) if engine.classifier.lists_known_images else None
         image = ImageRow(name, probabilities, explanation.verdict, explanation.notes, hashes=hashes)
-        return Row(name, lesion, "", explanation.notes, image)
+        small = jpeg(Image.fromarray(explanation.pixels), THUMBNAIL, 75)
+        return Row(name, lesion, "", explanation.notes, image, small)
     except UserError as error:
         unreadable = ImageRow(name, (), Verdict(None, (), None), error=str(error))
         return Row(name, None, str(error), (), unreadable)
@@ -152,32 +156,44 @@ def _table(
     engine: Engine, rows: list[Row], total: int, left_out: int, prevalence: str, shares: Shares, score: str = ""
 ) -> str:
     info = engine.info
-    shown = [_cells(engine, row, shares) for row in rows]
     done = len(rows) == total
+    shown = [_cells(engine, row, shares, place, done) for place, row in enumerate(rows)]
     return TEMPLATES.get_template("table.html.jinja").render(
         rows=shown, total=total, done=done, left_out=left_out, limit=MAX_IMAGES,
         prevalence=prevalence_phrase(prevalence, shares, info),
         csv=base64.b64encode(_csv(engine, rows, prevalence, shares)).decode() if done else "",
         info=info, digest=engine.classifier.digest, now=now(),
         words=engine.words, score=Markup(score),
-        referred=sum(row["triage"] == "refer" for row in shown), refused=sum(bool(row["fault"]) for row in shown),
+        decisions=DECISIONS if info.triage else (REFUSED,), classes=list(zip(info.codes, info.names, strict=True)),
+        referred=sum(row["decision"] is REFER for row in shown), refused=sum(bool(row["fault"]) for row in shown),
     )  # fmt: skip
 
 
-def _cells(engine: Engine, row: Row, shares: Shares) -> dict[str, Any]:
-    """Returns the row for the template: the name with either a fault or the result."""
+def _cells(engine: Engine, row: Row, shares: Shares, place: int, done: bool) -> dict[str, Any]:
+    """Returns the row for the template: the name with either a fault or the result; thumbnails when all are `done`."""
     info = engine.info
     probabilities, fault = row.at(shares)
-    if row.lesion is None or probabilities is None:
-        return {"name": row.name, "notes": row.notes, "fault": adapted(fault, info), "triage": ""}
-    name_of = dict(zip(info.codes, info.names, strict=True))
-    verdict, best = row.lesion.verdict, int(np.argmax(probabilities))
-    most = MOST_LISTED if len(info.codes) <= MOST_LISTED else MOST_IN_CELL
-    return {
+    cells: dict[str, Any] = {
         "name": row.name,
         "notes": row.notes,
+        "place": place,
+        "thumb": data_uri(row.thumbnail) if done else "",
+    }
+    if row.lesion is None or probabilities is None:
+        return cells | {
+            "fault": adapted(fault, info), "decision": REFUSED, "rank": DECISIONS.index(REFUSED), "share": 0, "set": [],
+            "differential": "",
+        }  # fmt: skip
+    name_of = dict(zip(info.codes, info.names, strict=True))
+    verdict, best = row.lesion.verdict, int(np.argmax(probabilities))
+    decision = decision_of(verdict)
+    most = MOST_LISTED if len(info.codes) <= MOST_LISTED else MOST_IN_CELL
+    return cells | {
         "fault": "",
-        "triage": verdict.triage,
+        "decision": decision,
+        "rank": DECISIONS.index(decision) if decision in DECISIONS else 0,
+        "share": f"{float(probabilities[best]):.4f}",
+        "set": list(verdict.classes),
         "not_ruled_out": listed([name_of[code] for code in verdict.not_ruled_out], most),
         "differential": listed([name_of[code] for code in verdict.classes], most),
         "most_probable": f"{info.names[best]}, {percent(float(probabilities[best]))}",

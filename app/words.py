@@ -38,7 +38,7 @@ HAM10000 = Words(
     prediction_set="differential",
     malignant="malignant and pre-malignant diagnoses",
     tag="(pre)malignant",
-    own_prevalence="Your clinic’s prevalence",
+    own_prevalence="Prevalence",
     no_triage="",
 )
 
@@ -63,7 +63,7 @@ def words_for(info: ModelInfo) -> Words:
         prediction_set="prediction set",
         malignant="malignant classes",
         tag="malignant",
-        own_prevalence="Your prevalence",
+        own_prevalence="Prevalence",
         no_triage=no_triage,
     )
 

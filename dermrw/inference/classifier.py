@@ -203,13 +203,17 @@ class Classifier:
             batches.append(self.run(np.stack(batch), OUTPUTS[0])[0])
         return np.concatenate(batches)
 
-    def explain(self, picture: Picture) -> Explanation:
+    def explain(self, picture: Picture, box: Box | None = None) -> Explanation:
         """All outputs of the model for one picture, and the verdict.
+
+        Args:
+            picture: a file, a PIL image or an array.
+            box: the part of the upright picture to use, instead of the field of view that `self.framing` finds.
 
         Raises:
             UserError: the picture can't be read.
         """
-        network_input = self.prepare(picture)
+        network_input = self.prepare(picture, box=box)
         probabilities, activation_map, embedding, checks = self.run(network_input.pixels[None], *OUTPUTS)
         image_verdict = verdict(probabilities[0], checks[0], *network_input.content_size, self.info)
         return Explanation(
@@ -217,12 +221,13 @@ class Classifier:
             (network_input.width, network_input.height), network_input.box, network_input.thumbnail,
         )  # fmt: skip
 
-    def prepare(self, picture: Picture, hashed: bool = False) -> NetworkInput:
+    def prepare(self, picture: Picture, hashed: bool = False, box: Box | None = None) -> NetworkInput:
         """The network's input for a picture, the picture's size, and the part of it that is used.
 
         Args:
             picture: a file, a PIL image or an array.
             hashed: whether to compute perceptual hashes.
+            box: as of `explain`.
 
         Raises:
             UserError: the picture can't be read.
@@ -232,7 +237,7 @@ class Classifier:
         except UserError as error:
             raise UserError(adapted(str(error), self.info)) from None
         notes = tuple(image.info.get("notes", ()))
-        box = field_of_view(image, self.framing)
+        box = field_of_view(image, self.framing) if box is None else box
         pixels = network_pixels(cut(image, box), self.info.size, self.framing)
         hashes = None
         if hashed:  # the list in the model file is of uncut pictures

@@ -1,35 +1,50 @@
 """The demo's parts without a server: texts, names, errors."""
 
+import base64
+import io
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from html import escape
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from tools.serving import ROOT, SECONDS
 
+from app.advice import ADVICE, advice
+from app.ask import Ask, parse
+from app.decision import decision_of
 from app.engine import Engine, plain_name
-from app.heatmap import SIDE, colour_scale, overlay, relative_evidence
+from app.engine import Picture as EnginePicture
+from app.examples import drawn_examples
+from app.heatmap import encoded, ramp, relative_evidence
 from app.middleware import own_names
-from app.page import selected_shares
 from app.page_cache import MAX_PAGES, PageCache
-from app.render import certainty, error_box, fixed_part, lesion_result, percent
+from app.presets import presets
+from app.region import UNCHANGED, Edit, seen_part
+from app.render import compared, error_box, fixed_part, lesion_result, outside_note, percent
 from app.table import _cell
 from app.uploads import Uploads
 from dermrw.config import load_config
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.decisions.refusal import RULES
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
+from dermrw.images.field_of_view import Box
+from dermrw.images.preprocess import network_pixels
 from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.verdict import Verdict, decide
 from dermrw.reports.report_schema import DefinedReport
 from export.card import model_card
 
+PARTS = ("head", "view", "tools", "result", "prevalence", "many", "texts", "foot")
 NAMES = ("melanoma", "melanocytic nevus", "basal cell carcinoma", "dermatofibroma", "vascular lesion")
 
 
@@ -98,9 +113,11 @@ def test_nothing_given_gets_into_the_page(model: Path) -> None:
     refused = result_page(engine, combine_explanations([bad], engine.info), "<b>.jpg")
     assert "&lt;i&gt;it is blurred" in refused and "%" not in refused and "script" not in refused
     page = result_page(engine, combine_explanations([seen, bad], engine.info), "<b>one.jpg", "<b>two.jpg")
-    page += "".join(fixed_part(part, engine) for part in ("head", "waiting", "texts", "foot"))
+    page += "".join(
+        fixed_part(part, engine) for part in ("head", "view", "tools", "result", "prevalence", "many", "texts", "foot")
+    )
     assert "<script>" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
-    assert "<b>one" not in page and "<i>" not in page and "&lt;b&gt;two.jpg</strong> is refused" in page
+    assert "<b>one" not in page and "<i>it" not in page and "&lt;b&gt;two.jpg</bdi> cannot be judged" in page
     assert "<b>" not in error_box("<b>x")
     assert ">Only a" in error_box("only a picture") and ">one.jpg is" in error_box("one.jpg is no image", "one.jpg")
 
@@ -113,7 +130,7 @@ def test_refused_pictures_have_no_say(model: Path) -> None:
     none = combine_explanations([two, two], engine.info)
     assert none.probabilities is None and none.verdict.refused == "each of the 2 pictures is refused"
     page = result_page(engine, none, "a.jpg", "b.jpg")
-    assert "All images refused" in page and "<bdi>a.jpg</bdi>: it is blurred" in page and "melanoma" not in page
+    assert "Cannot be judged" in page and "<bdi>a.jpg</bdi>: it is blurred" in page and "melanoma" not in page
     with pytest.raises(ValueError, match="every picture is refused"):
         none.at(None)
     with pytest.raises(ValueError, match="no picture"):
@@ -133,24 +150,29 @@ def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
     assert lesion.verdict.refer and lesion.probabilities is not None
     assert lesion.verdict.classes == ("nv", "mel") and lesion.probabilities[DX.index("mel")] == pytest.approx(0.4)
     page = result_page(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg").replace("\N{NO-BREAK SPACE}", " ")
-    assert "4 images, combined as one lesion" in page and "Each image alone, at equal prevalence." in page
-    for name, first, malignant, triage in (
-        ("a.jpg", "melanocytic nevus > 99 %", "< 1 %", "no reason to refer seen"),
-        ("d.jpg", "melanocytic nevus 60 %", "40 %", "refer"),
-    ):
-        cells = f"<td>{escape(first)}</td><td>{escape(malignant)}</td><td>{triage}</td>"
-        assert f'<th scope="row"><bdi>{name}</bdi></th>{cells}' in page
-    assert "Evidence for melanoma, the most probable (pre)malignant diagnosis" in page
+    assert "4 images, combined as one lesion" in page
+    data = json.loads(unescape(re.findall('data-answer="([^"]*)"', page)[0]))
+    own = [(p["place"], p["name"], p["text"].replace("\N{NO-BREAK SPACE}", " "), p["label"]) for p in data["pictures"]]
+    assert own[0] == (0, "a.jpg", "melanocytic nevus > 99 %", "No reason to refer seen")
+    assert own[3] == (3, "d.jpg", "melanocytic nevus 60 %", "Refer")
+    assert data["classes"][0]["name"] == "melanoma" and len(data["classes"]) == 7  # of the heat map
     assert "combined as one lesion" not in result_page(engine, combine_explanations([calm], engine.info), "a.jpg")
 
 
-def test_the_clinics_prevalence_can_be_checked(model: Path) -> None:
+def test_what_depends_on_the_prevalence_changes_together(model: Path) -> None:
     engine = with_info(model)
-    stated = selected_shares("own", ("4", "96", *["0"] * 5), engine)
-    page = lesion_result(
-        combine_explanations([explanation(engine, 0.9, 0.1)], engine.info), ["a.jpg"], engine, "own", stated
-    ).replace("\N{NO-BREAK SPACE}", " ")
-    assert "at your clinic’s prevalence (melanoma 4 %, melanocytic nevus 96 %, basal cell carcinoma 0 %" in page
+    lesion = combine_explanations([explanation(engine, 0.9, 0.1)], engine.info)
+    equal = result_page(engine, lesion, "a.jpg").replace("\N{NO-BREAK SPACE}", " ")
+    assert "probability at equal prevalence" in equal and "depend on the prevalence" not in equal
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in compared(0.219, 0.221)] == ["21.9 %", "22.1 %"]
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in compared(0.004, 0.221)] == ["< 1 %", "22 %"]
+    key, shares = Ask(prevalence="mel=0.04,nv=0.96,bcc=0,akiec=0,bkl=0,df=0,vasc=0").shares(engine.info)
+    page = lesion_result(lesion, ["a.jpg"], engine, key, shares).replace("\N{NO-BREAK SPACE}", " ")
+    assert "at your own prevalence (melanoma 4 %, melanocytic nevus 96 %, basal cell carcinoma 0 %" in page
+    mel = 0.9 * 0.04 / (0.9 * 0.04 + 0.1 * 0.96)
+    assert page.count(f"{100 * mel:.0f} %") >= 2  # the table, and the sum of the malignant diagnoses
+    assert "Malignant and pre-malignant diagnoses, at equal prevalence: 90 %" in page  # what the decision uses
+    assert "Decision and differential do not depend on the prevalence." in page
 
 
 def test_no_file_name_is_a_formula_in_the_csv() -> None:
@@ -218,24 +240,103 @@ def test_uploads_are_taken_once_and_swept(tmp_path: Path, monkeypatch: pytest.Mo
     assert not uploads.folder.exists()
 
 
-def test_the_clinics_shares(model: Path) -> None:
-    engine = with_info(model)
-    assert selected_shares("equal", (), engine) is None
-    training = selected_shares("training", (), engine)
-    assert training is not None and training.sum() == pytest.approx(1) and training[1] == training.max()
-    own = selected_shares("own", ("5", "80 %", "5,0", "2", "6.0", " 1", "1"), engine)
-    assert own is not None and own[1] == 0.8
-    thirds = selected_shares("own", ("33.3", "33.3", "33.3", *["0"] * 4), engine)
-    assert thirds is not None and thirds.sum() == 1
-    for shares, wrong in (
-        (("5",) * 7, "sum to 100 %, not to 35 %"),
-        (("-5", "105", *["0"] * 5), "enter the percentage"),
-        (("",) * 7, "enter the percentage of your patients"),
-        (("٥", "95", *["0"] * 5), "enter the percentage"),
-        (("0",) * 7, "not to 0 %"),
+def test_presets_and_own_shares(model: Path) -> None:
+    info = with_info(model).info
+    assert Ask().shares(info) == ("equal", None)
+    for preset in presets(info)[1:]:
+        key, shares = Ask(prevalence=preset.key).shares(info)
+        assert key == preset.key and shares is not None and shares.sum() == pytest.approx(1) and (shares > 0).all()
+    screening, specialist = (Ask(prevalence=key).shares(info)[1] for key in ("screening", "specialist"))
+    assert screening is not None and specialist is not None
+    assert screening[0] == pytest.approx(0.0176, abs=1e-4) and specialist[1] == pytest.approx(6705 / 10015)
+    assert screening[1:] / screening[1] == pytest.approx(specialist[1:] / specialist[1])
+    own = "mel=0.05,nv=0.8,bcc=0.05,akiec=0.02,bkl=0.06,df=0.01,vasc=0.01"
+    key, shares = Ask(prevalence=own).shares(info)
+    assert key == "own" and shares is not None and shares[1] == pytest.approx(0.8)
+    for text, wrong in (
+        ("mel=0.5,nv=0.5", "prevalence takes equal, training"),
+        (own.replace("0.8", "0.9"), "sum to 1, not to 1.1"),
+        (own.replace("0.05,nv", "-0.05,nv"), "at least 0"),
+        (own.replace("0.8", "x"), "must be a number"),
+        ("x" * 5000, "prevalence takes equal"),
     ):
-        with pytest.raises(UserError, match=wrong):
-            selected_shares("own", shares, engine)
+        with pytest.raises(UserError, match=wrong) as raised:
+            Ask(prevalence=text).shares(info)
+        assert "--" not in str(raised.value) and len(str(raised.value)) <= 300
+
+
+def test_a_call_is_checked() -> None:
+    assert parse("") == parse(None) == parse("{}") == Ask()
+    ask = parse(
+        '{"call": 3, "prevalence": "training", "pictures": [{"turn": 1, "crop": [1, 2, 30, 40]}, {"preview": true}]}'
+    )
+    assert (
+        ask.picture(0).edit == Edit(1, (1, 2, 30, 40)) and ask.picture(1).preview and ask.picture(9).edit == UNCHANGED
+    )
+    for text in (
+        "mrs-smith", "[]", "1", 1, "{" * 100_000, '{"call": "smith"}', '{"call": -1}', '{"unknown": 1}',
+        '{"call": true}', '{"pictures": [{"turn": 4}]}', '{"pictures": [{"crop": [1, 2, 3]}]}',
+        '{"pictures": [{"crop": [1, 2, 3.5, 4]}]}',
+        '{"pictures": [{"crop": ["/etc/passwd", 2, 3, 4]}]}', '{"pictures": [' + "{}," * 1000 + "{}]}",
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"^the request is not valid: reload the page$"):
+            parse(text)
+
+
+def test_the_decision_in_words() -> None:
+    assert [decision_of(verdict).label for verdict in (
+        Verdict(None, ("mel",), True, ("mel",)), Verdict(None, ("nv", "mel"), False, ("mel",)),
+        Verdict(None, ("nv",), False), Verdict("it is blurred", (), None), Verdict(None, ("nv",), None),
+    )] == ["Refer", "Malignancy not ruled out", "No reason to refer seen", "Cannot be judged", ""]  # fmt: skip
+
+
+def test_a_malignant_class_in_the_differential_does_not_reassure(model: Path) -> None:
+    engine = with_info(model)
+    assert engine.info.triage is not None
+    engine = with_info(model, triage=engine.info.triage.model_copy(update={"threshold": 0.9}), thresholds=(0.2,) * 7)
+    one = explanation(engine, 0.3, 0.7)
+    one = one._replace(verdict=decide(one.probabilities, engine.info))
+    assert one.verdict.triage == "no reason to refer seen" and one.verdict.not_ruled_out == ("mel",)
+    page = result_page(engine, combine_explanations([one], engine.info), "a.jpg")
+    assert "No reason to refer" not in page and "no reason to refer" not in page
+    assert "The differential includes <strong>melanoma</strong>." in page
+    assert re.search(r'<h2[^>]*class="decision open"><span[^>]*>◆</span> Malignancy not ruled out</h2>', page)
+
+
+def test_every_refusal_has_its_advice() -> None:
+    assert set(ADVICE) == set(RULES)
+    for _, reason, _ in RULES.values():
+        assert advice(reason, True, "lesion").endswith(".") and "lesion" not in advice(reason, False, "leaf")
+        assert advice(reason, True, "lesion") != "Use another picture."
+    assert "original" in advice("it is too small: 9 × 9 pixels, and the shorter side must have 24", True, "lesion")
+
+
+def test_the_examples_are_drawings_of_each_diagnosis(model: Path) -> None:
+    assert [example.file for example in drawn_examples()] == [f"drawn-{code}.jpg" for code in DX]
+    page = fixed_part("view", with_info(model))
+    assert page.count("data-example=") == 7 and "not a photograph" in page
+
+
+def test_a_crop_is_applied_to_the_original_pixels(model: Path) -> None:
+    engine = with_info(model)
+    pixels = draw_lesion("mel", np.random.default_rng(1), np.random.default_rng(2), 300, 400)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    picture, size, framing = EnginePicture("a.png", buffer.getvalue()), engine.info.size, engine.classifier.framing
+    plain, box = engine.examine(picture), (40, 30, 340, 280)
+    assert np.array_equal(plain.explanation.pixels, engine.explain(picture).pixels) and not plain.preview
+    cropped = engine.examine(picture, Edit(0, box)).explanation
+    part = Image.fromarray(pixels[30:280, 40:340])
+    assert cropped.box == box and np.array_equal(cropped.pixels, network_pixels(part, size, framing))
+    turned = engine.examine(picture, Edit(1, (10, 20, 290, 380)), preview=True)
+    part = Image.fromarray(np.rot90(pixels, -1)[20:380, 10:290].copy())
+    assert turned.explanation.size == (300, 400) and Image.open(io.BytesIO(turned.preview)).size == (300, 400)
+    assert np.array_equal(turned.explanation.pixels, network_pixels(part, size, framing))
+    for outside in ((-1, 0, 50, 50), (0, 0, 401, 50), (50, 50, 50, 90), (90, 0, 50, 50)):
+        with pytest.raises(UserError, match="outside the picture"):
+            engine.examine(picture, Edit(0, outside))
+    with pytest.raises(UserError, match="too small or too narrow"):
+        engine.examine(picture, Edit(0, (0, 0, 300, 20)))
 
 
 def test_texts_about_skin_are_only_shown_for_models_of_skin(model: Path) -> None:
@@ -251,38 +352,27 @@ def test_texts_about_skin_are_only_shown_for_models_of_skin(model: Path) -> None
     assert "drawings" not in fixed_part("texts", skin) and "almost only on light skin" in fixed_part("texts", skin)
 
 
-def test_words_follow_the_probability() -> None:
-    def headline(*p: float) -> str:
-        return certainty(np.array(p, np.float32), NAMES, [True] * 5)[0]
-
-    assert headline(0.4, 0.3, 0.3, 0, 0) == "No clear result"
-    assert headline(0.1, 0.6, 0.3, 0, 0) == "Uncertain: most similar to melanocytic nevus"
-    assert headline(0.9, 0.1, 0, 0, 0) == "Most similar to melanoma"
+def test_a_class_outside_the_differential_is_named() -> None:
     inside = [True, False, True, False, False]
-    sentence = certainty(np.array([0.6, 0.25, 0.1, 0.05, 0]), NAMES, inside)[1]  # the alternative is in the set, too
-    assert NAMES[2] in sentence and NAMES[1] not in sentence
-    headline_, sentence = certainty(np.array([0.3, 0.6, 0.1, 0, 0]), NAMES, inside)
-    assert (
-        headline_ == "No clear result"
-        and f"{NAMES[1]} is the most probable diagnosis" in sentence
-        and "not in the differential" in sentence
-    )
+    assert outside_note(np.array([0.6, 0.25, 0.1, 0.05, 0]), NAMES, inside) == ""
+    sentence = outside_note(np.array([0.3, 0.6, 0.1, 0, 0]), NAMES, inside)
+    assert f"{NAMES[1]} is most probable" in sentence and "not in the differential" in sentence
     assert [percent(p).replace("\N{NO-BREAK SPACE}", " ") for p in (0.001, 0.5, 0.999)] == ["< 1 %", "50 %", "> 99 %"]
 
 
-def test_the_map_lies_where_the_evidence_is() -> None:
-    activation = np.full((4, 4), -1.0, np.float32)
-    activation[0, 3] = 2
-    strength = relative_evidence(activation, 64)
-    assert strength[:16, 48:].mean() > 0.5 and strength[32:, :32].max() < 0.01 and strength.max() <= 1
-    grey = np.full((8, 8, 3), 128, np.uint8)
-    change = np.abs(np.asarray(overlay(grey, activation)).astype(int) - 128)
-    assert change[SIDE // 2 :, : SIDE // 2].max() <= 1 and change[: SIDE // 4, -SIDE // 4 :].mean() > 20
-    assert (np.asarray(overlay(grey, -np.ones((4, 4), np.float32))) == 128).all()
+def test_the_evidence_of_each_class() -> None:
+    activation = np.full((2, 4, 4), -1.0, np.float32)
+    activation[0, 0, 3], activation[0, 1, 1] = 2, 1
+    evidence = relative_evidence(activation)
+    assert evidence[0, 0, 3] == 255 and evidence[0, 1, 1] == 128 and (evidence > 0).sum() == 2
+    sent = encoded(activation)
+    assert sent["shape"] == [2, 4, 4] and base64.b64decode(str(sent["bytes"])) == evidence.tobytes()
+    lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in ramp()]
+    assert lightness == sorted(lightness)  # so the scale can be read without colour vision
 
 
-def test_the_colour_scale_shows_the_overlays_colours() -> None:
-    grey = np.full((8, 8, 3), 128, np.uint8)
-    colours = [bytes.fromhex(colour) for colour in re.findall("#([0-9a-f]{6})", colour_scale(grey))]
-    full = np.asarray(overlay(grey, np.ones((4, 4), np.float32)))[0, 0]
-    assert colours[0] == bytes([128] * 3) and colours[-1] == full.tobytes()
+def test_the_part_that_the_network_sees() -> None:
+    assert seen_part(Box(0, 0, 400, 300), "square") == (50, 0, 350, 300)
+    assert seen_part(Box(10, 20, 110, 320), "square") == (10, 120, 110, 220)
+    assert seen_part(Box(0, 0, 400, 300), "whole") == (0, 0, 400, 300)
+    assert seen_part(Box(0, 0, 900, 300), "whole") == (150, 0, 750, 300)

@@ -9,6 +9,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,11 @@ def test_it_opens_nothing_but_uploads(attacked: Server, tmp_path: Path) -> None:
     given += [{"path": None, "url": "https://example.com/x.jpg", **META}, "/etc/passwd", ["/etc/passwd"], 1]
     messages = set()
     for number, inputs in functions(running):
-        if inputs < 9:
+        if inputs < 2:
             continue  # no upload field
         for value in given:
-            data = [[value], "equal", *[None] * 7]
-            answered = call(running, number, data).lower()
+            data = [[value], ""]
+            answered = unescape(call(running, number, data)).lower()
             messages.update(re.findall(r"this image is not among the uploads[^\"<]*", answered) or [answered])
     # existing and absent files give the same message
     assert messages == {"this image is not among the uploads, or it was deleted: upload it again"}
@@ -293,11 +294,9 @@ def test_what_the_page_never_sends_leaves_no_traceback(attacked: Server, lesion:
             assert "smith" not in body.replace("mrs-smith is", "") or "Traceback" not in body
         assert "the request is not valid" in call(running, number, ["x"] * inputs, "s" * 100)
         path = running.upload("mrs-smith.jpg", lesion.read_bytes())
-        if inputs == 9:  # the same picture twice in a lesion
-            assert "the request is not valid" in call(
-                running, number, [[{"path": path, **META}] * 2000, "equal", *[""] * 7]
-            )
-            body = call(running, number, [[{"path": path, **META}] * 2, "equal", *[""] * 7])
+        if inputs == 2:  # the same picture twice in a lesion
+            assert "the request is not valid" in call(running, number, [[{"path": path, **META}] * 2000, ""])
+            body = call(running, number, [[{"path": path, **META}] * 2, ""])
             assert "process_completed" in body and '"success":true' in body.replace(" ", "")
 
 

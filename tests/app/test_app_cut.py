@@ -2,8 +2,10 @@
 
 import base64
 import io
+import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from app.api import add_api
-from app.engine import Engine
-from app.heatmap import data_uri, overlay
+from app.engine import Engine, Picture
+from app.heatmap import relative_evidence
+from app.region import Edit, seen_part
 from app.render import lesion_result
 from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import PLAIN, Framing, evaluation_pixels
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.image_rows import classify_batch
@@ -80,24 +84,26 @@ def test_hashes_are_of_the_uncut_picture(engine: Engine, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_page_shows_the_cut(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermrw.inference.classifier.verdict", accepted(engine))
-    explained = [engine.classifier.explain(pixels) for pixels in (BORDERED, LESION)]
-    for explanation, cut in zip(explained, (True, False), strict=True):
+    for pixels, is_cut in ((BORDERED, True), (LESION, False)):
+        explanation = engine.classifier.explain(pixels)
         lesion = combine_explanations([explanation], engine.info)
         html = lesion_result(lesion, ["x<b>.png"], engine, "equal", None)
-        assert ("only the part within the frame is used" in html) == cut
-        assert ("without its border" in html) == cut and "x<b>" not in html
-        assert ("squeezed to a square" in html) == (engine.info.crop == "whole")
-        maps = [data_uri(overlay(explanation.pixels, values)) for values in explanation.activation_map]
-        assert sum(uri in html for uri in maps) == 1  # the map lies on the pixels that the network saw
-    shown = re.findall(r'src="data:image/png;base64,([^"]*)" alt="[^"]*frame', lesion_html(engine, explained[0]))
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0])))).astype(int)
-    assert picture.shape == (240, 320, 3) and picture[:28].max() == 0  # the border is shown
-    assert (picture[30:33, 60] == 255).all(1).any()  # the frame's line
+        (data,) = json.loads(unescape(re.findall('data-answer="([^"]*)"', html)[0]))["pictures"]
+        height, width = pixels.shape[:2]
+        assert data["size"] == [width, height] and (data["cut"] != [0, 0, width, height]) == is_cut
+        assert data["seen"] == list(seen_part(Box(*data["cut"]), engine.info.crop))  # the map lies on what was seen
+        assert (data["seen"] == data["cut"]) == (engine.info.crop == "whole")
+        assert base64.b64decode(data["map"]["bytes"]) == relative_evidence(explanation.activation_map).tobytes()
+        assert "x<b>" not in html
 
 
-def lesion_html(engine: Engine, explanation: object) -> str:
-    lesion = combine_explanations([explanation], engine.info)  # type: ignore[list-item]
-    return lesion_result(lesion, ["a"], engine, "equal", None)
+@pytest.mark.slow
+def test_a_crop_by_hand_replaces_the_cut(engine: Engine) -> None:
+    picture = Picture("a.png", png(BORDERED))
+    automatic, whole = engine.examine(picture), engine.examine(picture, Edit(0, (0, 0, 640, 480)))
+    assert automatic.explanation.box == engine.classifier.prepare(BORDERED).box
+    expected = evaluation_pixels(BORDERED, engine.info.size, Framing("none", engine.info.crop))
+    assert np.array_equal(whole.explanation.pixels, expected)
 
 
 def accepted(engine: Engine) -> object:

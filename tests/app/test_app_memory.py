@@ -22,7 +22,7 @@ from dermrw.inference.classifier import Classifier
 
 pytestmark = pytest.mark.slow
 NAME = "-".join(["mrs", "smith", "4711"])  # joined, so that no constant of this file contains it
-REST = ["equal", *[None] * 7]
+EQUAL, TRAINING = '{"prevalence": "equal"}', '{"prevalence": "training"}'
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def test_nothing_is_left_of_a_closed_page(model: Path, tmp_path: Path, monkeypat
     picture = draw(tmp_path / "x.jpg").read_bytes()
     with serving(model) as client:
         functions = json.loads(client.ask("/config")[1])["dependencies"]
-        one, many = (f["id"] for f in functions if len(f["inputs"]) == 9)
+        one, many = (f["id"] for f in functions if len(f["inputs"]) == 2)
 
         def upload() -> dict[str, Any]:
             return {"path": client.upload(f"{NAME}.jpg", picture), "meta": {"_type": "gradio.FileData"}}
@@ -85,12 +85,17 @@ def test_nothing_is_left_of_a_closed_page(model: Path, tmp_path: Path, monkeypat
 
         open_pages = [heartbeat(client, page) for page in ("page", "another", "gone")]
         file = upload()
-        assert "Probability at equal prevalence" in answer(one, [[file], *REST], "page")
+        assert "probability at equal prevalence" in answer(one, [[file], EQUAL], "page")
         # another prevalence needs no new upload, and another page has no access
-        assert "Probability at the training data" in answer(one, [[file], "training", *REST[1:]], "page")
-        assert "upload it again" in answer(one, [[file], *REST], "another")
-        assert NAME in answer(many, [[upload()], *REST], "page")
-        join(one, [[upload()], *REST], "gone")  # whose result nobody reads
+        assert "probability at the training data" in answer(one, [[file], TRAINING], "page")
+        assert "upload it again" in answer(one, [[file], EQUAL], "another")
+        preview = '{"pictures": [{"turn": 1, "crop": [0, 0, 200, 200], "preview": true}]}'
+        cropped = answer(one, [[upload()], preview], "page")
+        assert "data:image/jpeg" in cropped and NAME in cropped
+        assert "upload it again" in answer(one, [[file], EQUAL], "page")  # only the last lesion is kept
+        assert NAME in answer(one, [[upload()], EQUAL], "page")
+        assert NAME in answer(many, [[upload()], EQUAL], "page")
+        join(one, [[upload()], EQUAL], "gone")  # whose result nobody reads
         time.sleep(1)
         del file
         assert holders(NAME)  # the page still has it

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from tools.any_model import TRIAGE, model_info, write_model
 
+from app.ask import Ask
 from app.engine import Engine
 from app.gradio_hardening import UPLOADS
-from app.page import PageEvents, build_page, selected_shares, take_upload
+from app.page import PageEvents, build_page, take_upload
 from app.page_cache import PageCache
 from app.render import fixed_part
 from app.table import classify_many
@@ -45,16 +46,20 @@ def upload(name: str, colour: tuple[int, int, int], side: int = 64) -> str:
 def whole_page(engine: Engine) -> str:
     """Everything that the page can show: fixed parts, labels, results of one and of several images, errors, a table."""
     events = PageEvents(engine, PageCache(), PageCache())
-    parts = [fixed_part(part, engine) for part in ("head", "waiting", "classifying", "texts", "foot")]
+    parts = [
+        fixed_part(part, engine) for part in ("head", "view", "tools", "result", "prevalence", "many", "texts", "foot")
+    ]
     config = build_page(events).get_config_file()
     parts += [str(config["title"]), json.dumps([c["props"] for c in config["components"]], default=str)]
     red, green, tiny = (255, 40, 20), (30, 200, 60), (1, 2, 3)
     first, second = upload("first", red), upload("second", green)
-    html, known = events._classify_lesion([first], {}, "equal", ())
-    several, _ = events._classify_lesion([first, second, upload("small", tiny, 16)], known, "training", ())
-    refused, _ = events._classify_lesion([upload("small", tiny, 16)], {}, "equal", ())
-    unreadable, _ = events._classify_lesion([upload("speck", tiny, 8)], {}, "equal", ())
-    assert "cannot be classified" in refused and "cannot be classified" in unreadable
+    html, known = events._classify_lesion([first], {}, "")
+    several, _ = events._classify_lesion(
+        [first, second, upload("small", tiny, 16)], known, '{"prevalence": "training"}'
+    )
+    refused, _ = events._classify_lesion([upload("small", tiny, 16)], {}, "")
+    unreadable, _ = events._classify_lesion([upload("speck", tiny, 8)], {}, "")
+    assert "Cannot be judged" in refused and "Cannot be judged" in unreadable
     files = [upload("one", red), upload("two", green), upload("small", tiny, 16), upload("speck", tiny, 8)]
     *_, table = classify_many(engine, files, take_upload, UPLOADS.drop, UPLOADS.touch, "equal", None, {})
     return re.sub('base64,[^"]*', "", "\n".join([*parts, html, several, refused, unreadable, table]))
@@ -74,8 +79,12 @@ def test_malignant_classes_are_named_where_they_are_stated(tmp_path: Path) -> No
     page = whole_page(engine_of(tmp_path, info))
     assert [page[m.start() - 60 : m.end() + 40] for m in OF_LESIONS.finditer(page)] == []
     assert "Leaf classifier: 3 classes" in page and "One leaf" in page and "combined as one leaf" in page
-    assert '<h2 class="refer">Refer</h2>' in page and "Malignant classes together" in page
-    assert '<span\nclass="tag">malignant</span>' in page and "has no triage" not in page
+    assert 'class="decision refer"><span class="mark" aria-hidden="true">▲</span> Refer</h2>' in page
+    assert (
+        "Malignant classes together" in page
+        and '<span class="tag">malignant</span>' in page
+        and "has no triage" not in page
+    )
 
 
 @pytest.mark.parametrize("names", [THREE, (HAM_CLASSES.codes, HAM_CLASSES.names)], ids=["three", "ham10000"])
@@ -103,11 +112,11 @@ def test_the_command_for_other_labels(tmp_path: Path) -> None:
 def test_sixty_classes_are_folded(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, model_info(*SIXTY, thresholds=(0.0,) * 60))
     events = PageEvents(engine, PageCache(), PageCache())
-    html, _ = events._classify_lesion([upload("one", (255, 40, 20))], {}, "equal", ())
+    html, _ = events._classify_lesion([upload("one", (255, 40, 20))], {}, "")
     shown, _, folded = html.partition('<details class="others">')
     assert shown.count('<td class="bar">') == 10 and folded.count('<td class="bar">') == 50
-    assert "… and 50 more, together" in folded
-    assert re.search(r"<h3>Prediction set: (Species number \d+, ){9}Species number \d+ and 50 more</h3>", html)
+    assert "Other classes (50), together" in folded
+    assert re.search(r"<h2[^>]*>Prediction set: (Species number \d+, ){9}Species number \d+ and 50 more</h2>", html)
     *_, table = classify_many(
         engine, [upload("one", (255, 40, 20))], take_upload, UPLOADS.drop, UPLOADS.touch, "equal", None, {}
     )
@@ -118,16 +127,12 @@ def test_sixty_classes_are_folded(tmp_path: Path) -> None:
 
 def test_a_prevalence_of_sixty_classes(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, model_info(*SIXTY))
-    shares = selected_shares("own", ("c00: 40 %\n\nSpecies number 7\t0,5\nC59=1.5",), engine)
-    assert shares is not None and shares[[0, 7, 59]] == pytest.approx([0.4, 0.005, 0.015])
-    assert shares.sum() == pytest.approx(1) and np.ptp(np.delete(shares, [0, 7, 59])) == pytest.approx(0)
-    for text, wrong in (
-        ("", "enter a class and its percentage in each line, such as Species number 0 2.5"),
-        ("c00", "in each line, such as Species number 0 2.5, not c00"),
-        ("c99 5", "c99 is no class of the model"),
-        ("c01 5\nspecies_number_1 6", "species_number_1 is named twice"),
-        ("c01 60\nc02 60", "must sum to 100 %, not to 120 %"),
-        ("\n".join(f"c{i:02} 1" for i in range(60)), "must sum to 100 %, not to 60 %"),
-    ):
-        with pytest.raises(UserError, match=wrong):
-            selected_shares("own", (text,), engine)
+    page = fixed_part("prevalence", engine)
+    assert page.count("data-share=") == 60 and page.count("<option") == 3  # equal, training data, own
+    given = np.linspace(1, 2, 60)
+    given /= given.sum()
+    text = ",".join(f"{code}={share:.9f}" for code, share in zip(engine.info.codes, given, strict=True))
+    key, shares = Ask(prevalence=text).shares(engine.info)
+    assert key == "own" and shares == pytest.approx(given, abs=1e-8)
+    with pytest.raises(UserError, match="prevalence takes equal, training"):
+        Ask(prevalence="c00=1").shares(engine.info)

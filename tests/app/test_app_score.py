@@ -80,7 +80,7 @@ def test_the_score_is_that_of_dermrw_score(
     low, high = (f"{100 * end:.1f}\N{NO-BREAK SPACE}%" for end in report.interval_95 if end is not None)
     figure = f"Balanced accuracy 83.3\N{NO-BREAK SPACE}% {low} to {high} 80.0\N{NO-BREAK SPACE}%"
     assert re.sub(r"\s+", " ", figure) in page
-    assert "6 images: 0 not classified" in page and "Score on 5 labelled images Labels: labels.csv ." in page
+    assert "6 images: 0 not judged" in page and "Score on 5 labelled images Labels: labels.csv ." in page
     assert "The images show 4 patients." in page and "Birch (white) 2 50.0 % " in page and "AUC, mean over" in page
     assert "Not scored: 1 upload has no row in labels.csv: six.png." in page
     assert "1 image in labels.csv was not uploaded." in page
@@ -162,7 +162,7 @@ def test_mistakes_in_the_table_are_a_sentence(name: str, content: bytes, wrong: 
         picture(tmp_path, f"{stem}.png", colour) for stem, colour in (("one", RED), ("three", GREEN), ("five", BLUE))
     ]
     page = table_of(engine, [*files, upload(name, content)])
-    assert "No score" in page and "3 images: 0 not classified" in page and wrong.lower() in page.lower()
+    assert "No score" in page and "3 images: 0 not judged" in page and wrong.lower() in page.lower()
     assert "--" not in page and "Score on" not in page
 
 

@@ -86,7 +86,7 @@ def test_the_same_pixels_four_ways(
         # a browser sends no type, or a wrong one, for most of these endings
         answer = client.post("/classify", files={"image": (path.name, path.read_bytes(), "application/octet-stream")})
         assert answer.status_code == 200, answer.text
-        html, explanations = page._classify_lesion([uploaded(path)], {}, "equal", ())
+        html, explanations = page._classify_lesion([uploaded(path)], {}, "")
         assert explanations and "cannot be read" not in html
         by_predict, by_api, by_page = seen
         by_training = training[0, index][0].numpy()
@@ -112,7 +112,7 @@ def test_a_heic_and_notes_reach_every_answer(
     answer = TestClient(app).post("/classify", files=files).json()
     assert [picture["notes"] for picture in answer["pictures"]] == [[], [note]]
     page = PageEvents(engine, PageCache(), PageCache())
-    html, _ = page._classify_lesion([uploaded(HEIC), uploaded(noted)], {}, "equal", ())
+    html, _ = page._classify_lesion([uploaded(HEIC), uploaded(noted)], {}, "")
     assert html.count("Note on") == 1 and f"Note on <bdi>noted.HEIC</bdi>: {note}." in html
     assert classify_batch(engine.classifier, ["noted"], [noted])[0].notes == (note,)
     table = "".join(

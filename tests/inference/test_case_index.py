@@ -101,7 +101,7 @@ def test_the_demo_shows_the_cases_of_its_own_model(
     engine = Engine(classifier, cases)
     assert engine.cases(accepted) == found
     page = lesion_result(accepted, ["mine.jpg"], engine, "equal", None)
-    assert found[4].image_id in page and page.count("data:image/png") == 7 and str(sample) not in page
+    assert found[4].image_id in page and page.count("data:image/jpeg") == 5 and str(sample) not in page
     gone = found[0]._replace(path=Path("nowhere.jpg"))
     shown = case_for_page(gone, classifier.info)
     assert shown["picture"] == "" and "nowhere" not in str(shown)

@@ -157,15 +157,24 @@ class Visit:
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(url)
-        self.page.wait_for_selector("#upload input[type=file]", state="attached")
+        self.page.wait_for_selector("html[data-ready]", state="attached")
 
     def give(self, *paths: Path, selector: str = ".answer", place: str = "upload", result: str = "result") -> str:
         """Selects files in an upload field; returns the text of the result."""
-        self.page.set_input_files(f"#{place} input[type=file]", [str(path) for path in paths])
+        name = {"upload": "one"}.get(place, place)
+        self.page.set_input_files(f"#{name}-input", [str(path) for path in paths])
         self.page.wait_for_selector(f"#{result} {selector}")
         return str(self.page.inner_text(f"#{result}"))
 
+    def add(self, *paths: Path) -> str:
+        """Adds pictures of the same lesion; returns the text of the result."""
+        with self.page.expect_file_chooser() as chooser:
+            self.page.click("#add")
+        chooser.value.set_files([str(path) for path in paths])
+        self.page.wait_for_selector("#result .answer")
+        return str(self.page.inner_text("#result"))
+
     def clear(self) -> None:
-        """Removes the files."""
-        self.page.click("#upload button[aria-label='Clear']")
+        """Starts a new lesion."""
+        self.page.click("#new")
         self.page.wait_for_selector("#result .answer", state="detached")
