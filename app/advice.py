@@ -1,6 +1,6 @@
 """What to do about a refused image: one sentence for each reason of `dermrw.decisions.refusal`."""
 
-from dermrw.decisions.refusal import RULES
+from dermrw.decisions.refusal import NOT_DERMOSCOPIC, RULES
 
 SMALLER = "Use the original file, not a reduced copy."
 ADVICE = {
@@ -12,6 +12,7 @@ ADVICE = {
     "grain": "Use the original file, or take it again with more light.",
     "colour_grain": "Use the original file, or take it again with more light.",
     "strangeness": "Use a dermoscopic picture of one lesion in the centre. If the marked part is wrong, crop it.",
+    "photograph": "Use a dermoscopic picture, not a phone's photograph of the skin.",
 }
 
 
@@ -26,7 +27,13 @@ def advice(reason: str, dermoscopic: bool, thing: str) -> str:
     if reason.startswith("it is too small"):
         return SMALLER
     for name, (_, known, _) in RULES.items():
-        if reason in (known, known.replace("dermoscopic ", "")):
+        if reason in (known, NOT_DERMOSCOPIC.get(name)):
             text = ADVICE[name]
-            return text if dermoscopic else text.replace("dermoscopic ", "").replace("lesion", thing)
+            if dermoscopic:
+                return text
+            return (
+                "Use another picture."
+                if name == "photograph"
+                else text.replace("dermoscopic ", "").replace("lesion", thing)
+            )
     return "Use another picture."

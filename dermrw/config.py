@@ -25,8 +25,8 @@ CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / 
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy, torch and scikit-learn all accept
 # keys that change where and how fast a run is computed, but not its result
 NOT_PART_OF_A_RESULT = {
-    "data.root", "data.images", "data.extra_images", "model.weights", "train.checkpoint_seconds", "train.tensorboard",
-    "data.workers", "data.cache", "data.cache_folder", "train.device", "name",
+    "data.root", "data.images", "data.extra_images", "data.refuse", "model.weights", "train.checkpoint_seconds",
+    "train.tensorboard", "data.workers", "data.cache", "data.cache_folder", "train.device", "name",
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator(
-        "root", "images", "classes", "extra", "extra_images", "meta", "reserve", "cache_folder", "weights",
+        "root", "images", "classes", "extra", "extra_images", "refuse", "meta", "reserve", "cache_folder", "weights",
         check_fields=False,
     )  # fmt: skip
     @classmethod
@@ -67,6 +67,11 @@ class Data(_Section):
         "leave_out",
         description="images of data.extra with the label benign and no diagnosis; sum: they train through the summed "
         "probability of the benign classes",
+    )
+    refuse: str | None = Field(
+        None,
+        description="a folder of pictures that the model file is to refuse though they show the same subject, such as "
+        "clinical photographs of skin; `dermrw eval` fits a detector on two thirds of them",
     )
     size: int = Field(224, ge=32, le=1024, description="side of the network's input in pixels")
     field_of_view: Literal["none", "find"] = Field(

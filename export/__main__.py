@@ -23,7 +23,6 @@ from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.evaluate import with_overrides
 from dermrw.evaluation.image_checks import Checks
-from dermrw.evaluation.ood_score import Familiarity
 from dermrw.evaluation.predict import load_best
 from dermrw.files import open_regular, require_writable, write_atomic
 from dermrw.images.preprocess import Framing, read_image
@@ -89,7 +88,7 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
     report = report_of(run, config, classes, overrides)
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
-    network = Exported(model, calibration, Checks(familiarity_of(run)), config.data.views == 8)
+    network = Exported(model, calibration, checks_of(run), config.data.views == 8)
     info = info_of(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     splits = _splits(run, config)
@@ -261,8 +260,8 @@ def _triage(report: DefinedReport) -> Triage | None:
     )
 
 
-def familiarity_of(run: Path) -> Familiarity:
-    """Returns the out-of-distribution score that `eval` fitted.
+def checks_of(run: Path) -> Checks:
+    """Returns the image checks that `eval` fitted.
 
     Raises:
         UserError: the file is absent or damaged.
@@ -270,7 +269,7 @@ def familiarity_of(run: Path) -> Familiarity:
     path = run / "familiarity.npz"
     try:
         with open_regular(path) as file:
-            return Familiarity.load(file.read())
+            return Checks.load(file.read())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}): write it again with `make eval RUN={run}`") from None
 

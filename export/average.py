@@ -15,7 +15,6 @@ from dermrw.errors import UserError
 from dermrw.evaluation.average import Member, evaluate_average, joint_splits, require_alike
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.evaluate import with_overrides
-from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.predict import Predictor, load_best
 from dermrw.files import require_writable, write_atomic
 from dermrw.inference.model_file import Precision
@@ -23,7 +22,7 @@ from dermrw.training.device import Placement, choose_device
 from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import open_run
 
-from .__main__ import checked_file, familiarity_of, info_of
+from .__main__ import checked_file, checks_of, info_of
 from .card import model_card
 from .diagram import reliability_diagram
 from .network import Averaged, Exported
@@ -87,7 +86,7 @@ def _member(run: Path, overrides: Sequence[str]) -> Member:
     device = choose_device("auto")
     placement = Placement(device, "fp32", config.train.channels_last is True)
     model = placement.place(load_best(run, config, splits.classes)[0]).eval()
-    checks = Checks(familiarity_of(run)).to(device)
+    checks = checks_of(run).to(device)
     return Member(run, config, splits, Predictor(model, checks, config.data, placement), report)
 
 

@@ -14,7 +14,7 @@ import onnx.numpy_helper
 import torch
 from onnx import compose
 
-from dermrw.decisions.refusal import CHECKS
+from dermrw.decisions.refusal import ALL_CHECKS
 from dermrw.errors import UserError
 from dermrw.images.preprocess import content, network_pixels
 from dermrw.inference.classifier import Classifier
@@ -149,7 +149,7 @@ def check(path: Path, network: Exported | Averaged, pictures: Sequence[Pixels]) 
     pixels = np.stack([network_pixels(image, size, framing) for image in contents])
     with torch.no_grad():
         expected = [o.numpy() for o in network(torch.from_numpy(pixels))]
-    limits = np.abs([classifier.info.limits[name] for name in CHECKS])
+    limits = np.abs([classifier.info.limits[name] for name in ALL_CHECKS[: len(classifier.info.limits)]])
     # the unit of a difference for each output in the order of `OUTPUTS`: one number or one per value
     units: list[npt.ArrayLike] = [1.0, *(max(1.0, float(np.abs(values).max())) for values in expected[1:3])]
     units.append(np.maximum(np.maximum(np.abs(expected[3]), limits), LEAST_UNIT))

@@ -15,7 +15,7 @@ from .backbone_head import cut, logits_and_map
 
 
 class Exported(nn.Module):
-    """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding, checks `[N, 8]`."""
+    """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding, checks `[N, K]`."""
 
     def __init__(
         self, model: nn.Module, calibration: EqualPrevalence, checks: Checks, every_view: bool = False
@@ -38,7 +38,7 @@ class Exported(nn.Module):
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the logits `[N, C]`, and the other three outputs that the class lists."""
         x = to_input(pixels, pixels.device, statistics=pixel_statistics(self.model))
-        names = self.checks.familiarity.names
+        names = self.checks.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
             logits, activation_map = logits_and_map(self.parts, x)
         if self.every_view:

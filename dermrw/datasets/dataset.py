@@ -204,13 +204,13 @@ def _own_table(
     if announce:
         lines = [f"Data: {root}, {len(split):,} images of {len(facts.classes.codes)} classes", *facts.notes]
         print("\n".join(lines), flush=True)
-    unused = [name for name in ("split", "line", "label") if name in table]
+    unused = [name for name in ("split", "source", "line", "label") if name in table]
     empty = [name for name in table.columns.difference(["path"]) if (table[name] == "").all()]
     return table.drop(columns=[*unused, *(name for name in empty if name not in unused)]), split, facts
 
 
 def located(data: Data, root: Path) -> Data:
     """Returns the section with absolute paths, so that a run's config can be used from any folder."""
-    paths = {key: getattr(data, key) for key in ("images", "classes", "extra", "extra_images")}
+    paths = {key: getattr(data, key) for key in ("images", "classes", "extra", "extra_images", "refuse")}
     absolute = {key: str(expand_home(value).resolve()) for key, value in paths.items() if value is not None}
     return data.model_copy(update={"root": str(root), **absolute})

@@ -3,7 +3,8 @@
 Public tables overlap: ISIC 2019 contains HAM10000, and the ISIC archive contains the official test set, often resized
 or recompressed. So an image is left out if its id is known, or if it looks like an image of the run or of an official
 set (perceptual hashes, as in `dermrw.inference.known_images`). If that image is not a training image, all images of its
-group are left out, too. A table may have a column `split`: then only its rows with `train` are used.
+group are left out, too. A table may have a column `split`: then only its rows with `train` are added. Its rows with
+`validation` bound the false refusals (`dermrw.evaluation.refusal_fit`).
 """
 
 import os
@@ -149,6 +150,39 @@ def with_extra(table: pd.DataFrame, extra: pd.DataFrame, split: pd.DataFrame, na
         )
     both = pd.concat([table, found.reindex(columns=table.columns, fill_value="")], ignore_index=True)
     return both.fillna("")
+
+
+def validation_sources(data: Data, trained: pd.DataFrame, paths: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Returns the validation images of `data.extra` by source.
+
+    The source is in the column `source`, `dataset` or `challenge`; without them, it is the name of the table. Images
+    that a run has trained with are left out, with the other images of their groups, by id and by perceptual hash.
+    Images that cannot be read are left out as well. The labels are not used.
+
+    Args:
+        data: the config's section.
+        trained: the run's training images, with the columns image_id and lesion_id.
+        paths: their files.
+
+    Raises:
+        UserError: the table cannot be read.
+    """
+    extra = read_extra(data)
+    if "split" not in extra:
+        return {}
+    rows = extra[extra["split"].map(SPLIT_NAMES).eq("validation") & (extra["path"] != "")]
+    if rows.empty:
+        return {}
+    hashes = hash_images([*rows["path"], *paths])
+    rows = rows[rows["path"].isin(hashes)]
+    known = rows["image_id"].map(_key).isin(set(map(_key, trained["image_id"]))).to_numpy()
+    known = known | have_copy(_array(map(hashes.get, rows["path"])), _array(map(hashes.get, paths)))
+    groups = set(trained["lesion_id"][is_extra(trained)].str.removeprefix(PREFIX))
+    groups |= {group for group, dx in zip(rows["lesion_id"], rows["dx"], strict=True) if f"{group} {dx}" in groups}
+    known = known | rows["lesion_id"].isin(groups | set(rows["lesion_id"][known])).to_numpy()
+    names = rows["source"] if "source" in rows else pd.Series("", rows.index)
+    kept = rows.assign(source=names.replace("", Path(str(data.extra)).name))[~known]
+    return {str(name): part.reset_index(drop=True) for name, part in kept.groupby("source")}
 
 
 def is_extra(split: pd.DataFrame) -> pd.Series:

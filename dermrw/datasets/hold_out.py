@@ -1,8 +1,9 @@
-"""Divides a labelled table into a training and a test part by group: a column `split` for `data.extra`.
+"""Divides a labelled table into parts by group: a column `split` for `data.extra`.
 
 `python -m dermrw.datasets.hold_out TABLE > OUT.csv` writes the rows of the table with this column. `data.extra=OUT.csv`
-then trains on the rows with `train` alone. `--rows test` writes the others, images of other cameras on which
-`dermrw score` measures the model.
+then trains on the rows with `train` alone. `--rows test` writes the rows with `test`, images of other cameras on which
+`dermrw score` measures the model. With `--validation`, half of the held-out rows are `validation`: `dermrw eval` fits
+refusal on them, so that it hardly refuses these cameras.
 """
 
 import argparse
@@ -35,13 +36,17 @@ def held_out(strata: pd.Series, groups: pd.Series, parts: int, seed: int) -> np.
     if groups.nunique() < parts:
         raise UserError(f"the table has {groups.nunique()} groups, fewer than --parts {parts}: lower --parts")
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
-    rare = strata.map(strata.value_counts()) < parts  # scikit-learn warns of strata that not every part can have
-    _, test = next(folds.split(np.zeros(len(strata)), strata.mask(rare, "rare"), groups))
+    # scikit-learn warns of strata that not every part can have
+    rare = strata.map(strata.value_counts()) < parts
+    other = "rare" if rare.sum() >= parts else strata.mode()[0]
+    _, test = next(folds.split(np.zeros(len(strata)), strata.mask(rare, other), groups))
     return np.isin(np.arange(len(strata)), test)
 
 
-def split_table(source: Path, images: Path | None, by: list[str], parts: int, seed: int) -> pd.DataFrame:
-    """Returns the rows of a table with a column `split`, train or test.
+def split_table(
+    source: Path, images: Path | None, by: list[str], parts: int, seed: int, validation: bool = False
+) -> pd.DataFrame:
+    """Returns the rows of a table with a column `split`: train, test and, if wanted, validation.
 
     Groups are those of `read_labelled_images`: patients and lesions, else the image.
 
@@ -58,10 +63,14 @@ def split_table(source: Path, images: Path | None, by: list[str], parts: int, se
     labelled = read_labelled_images(source, images, classes=codes_by_name(HAM_CLASSES).keys()).table
     lines = labelled["line"].tolist()
     strata = labelled["label"].str.cat([frame.loc[lines, column[n.casefold()]].to_numpy(str) for n in by], sep="\n")
+    names = np.full(len(labelled), "train", dtype=object)
     test = held_out(strata, labelled["lesion_id"], parts, seed)
+    names[test] = "test"
+    if validation:
+        names[np.flatnonzero(test)[held_out(strata[test], labelled["lesion_id"][test], 2, seed)]] = "validation"
     # a row that repeats an image has the split of its first row; images that are left out have no row
     image = next(column[name] for name in IMAGE_COLUMNS if name in column)
-    part = dict(zip(frame.loc[lines, image], np.where(test, "test", "train"), strict=True))
+    part = dict(zip(frame.loc[lines, image], names, strict=True))
     rows = frame.assign(split=frame[image].map(part))
     return rows[rows["split"].notna()]
 
@@ -73,16 +82,19 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of the images; default: the folder of the table")
     parser.add_argument("--by", action="append", default=[], metavar="COLUMN", help="also keep this column's shares")
     parser.add_argument("--parts", type=int, default=3, help="hold out one image in this many; default: %(default)s")
+    parser.add_argument("--validation", action="store_true", help="half of the held-out rows are for validation")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--rows", choices=("all", "train", "test"), default="all", help="rows to write")
+    parser.add_argument("--rows", choices=("all", "train", "validation", "test"), default="all", help="rows to write")
     arguments = parser.parse_args()
     with plain_endings("dermrw.datasets.hold_out"):
         if arguments.parts < 2:
             raise UserError(f"--parts must be at least 2, not {arguments.parts}")
-        rows = split_table(arguments.table, arguments.images, arguments.by, arguments.parts, arguments.seed)
+        rows = split_table(
+            arguments.table, arguments.images, arguments.by, arguments.parts, arguments.seed, arguments.validation
+        )
         wanted = rows if arguments.rows == "all" else rows[rows["split"] == arguments.rows]
         sys.stdout.write(wanted.to_csv(index=False, lineterminator="\n"))
-        print(f"{(rows['split'] == 'test').sum():,} of {len(rows):,} rows are held out", file=sys.stderr)
+        print(f"{(rows['split'] != 'train').sum():,} of {len(rows):,} rows are held out", file=sys.stderr)
 
 
 if __name__ == "__main__":

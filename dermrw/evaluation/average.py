@@ -19,9 +19,11 @@ import pandas as pd
 
 from dermrw.config import Config
 from dermrw.datasets.dataset import ImageSet, Splits, class_shares, resolve_root
+from dermrw.decisions.refusal import ALL_CHECKS
 from dermrw.errors import UserError
-from dermrw.evaluation.evaluate import fit_rules, score_test_sets
+from dermrw.evaluation.evaluate import Validated, fit_rules, score_test_sets
 from dermrw.evaluation.predict import Predictor
+from dermrw.evaluation.refusal_fit import pictures_to_refuse
 from dermrw.reports.report_html import TrainingHistory
 from dermrw.reports.report_schema import AveragedRun, DefinedReport
 from dermrw.training.run_folder import unit_of
@@ -44,10 +46,11 @@ class Average(NamedTuple):
 
     def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the mean logits `[N, C]` and checks `[N, 8]` of a set; `name` is for the progress message."""
-        parts = [member.predictor.predict(images, name) for member in self.members]
-        logits = np.stack([part[0] for part in parts]).mean(0, dtype=np.float64)
-        checks = np.stack([part[1] for part in parts]).mean(0, dtype=np.float64)
-        return logits.astype(np.float32), checks.astype(np.float32)
+        return _mean([member.predictor.predict(images, name) for member in self.members])
+
+    def plain_view(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the mean logits and checks of pixels uint8 `[N, S, S, 3]`, of the upright view alone."""
+        return _mean([member.predictor.plain_view(pixels) for member in self.members])
 
     def predict_held_out(self, images: ImageSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns mean logits, mean checks and the number of runs `[N]`, each image by the runs not trained on it.
@@ -69,6 +72,13 @@ class Average(NamedTuple):
             logits, checks = logits + sums[0], checks + sums[1]
             count[held_out] += 1
         return (logits / count[:, None]).astype(np.float32), (checks / count[:, None]).astype(np.float32), count
+
+
+def _mean(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean logits and the mean checks of several models."""
+    logits = np.stack([part[0] for part in parts]).mean(0, dtype=np.float64)
+    checks = np.stack([part[1] for part in parts]).mean(0, dtype=np.float64)
+    return logits.astype(np.float32), checks.astype(np.float32)
 
 
 def union(sets: Sequence[ImageSet]) -> ImageSet:
@@ -113,6 +123,7 @@ def require_alike(members: Sequence[Member]) -> None:
                 "data.field_of_view": m.config.data.field_of_view,
                 "data.crop": m.config.data.crop,
                 "data.interpolation": m.config.data.interpolation,
+                "checks for refusal (data.refuse)": ", ".join(m.report.decisions.limits),
                 "unit of the split": unit_of(m.run, m.config),
                 "warning": m.report.warning,
             }
@@ -174,6 +185,7 @@ def evaluate_average(members: Sequence[Member], folder: Path) -> dict[str, Any]:
         ]
     prevalence = np.mean([class_shares(m.splits.train.table, splits.classes) for m in members], 0)
     unit = unit_of(members[0].run, config)
-    fitted = fit_rules(folder, config, unit, splits, logits, checks, prevalence, about)
+    held_out = pictures_to_refuse(config.data.refuse).held_out if checks.shape[1] == len(ALL_CHECKS) else ()
+    fitted = fit_rules(folder, config, unit, splits, average, Validated(logits, checks), prevalence, about, held_out)
     root = resolve_root(config.data)
     return score_test_sets(folder, config, root, splits, average, fitted, TrainingHistory()).to_dict()

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.lesion_rule import combine
-from dermrw.decisions.refusal import fit_limits, refusal
+from dermrw.decisions.refusal import fit_limits
+from dermrw.decisions.refusal import refusal as reason_to_refuse
 from dermrw.decisions.triage import (
     LEAST_SENSITIVITY,
     OperatingPoint,
@@ -30,6 +31,7 @@ from dermrw.reports.report_schema import (
     DecidedGroup,
     DecisionRules,
     FittedDecisions,
+    FittedRefusal,
     FittedSets,
     FittedTriage,
     Judged,
@@ -40,18 +42,21 @@ from dermrw.reports.report_schema import (
 )
 
 Floats = npt.NDArray[np.float64]
+Refusal = tuple[dict[str, float], FittedRefusal]  # limits, and their basis
 
 
 class Predicted(NamedTuple):
     """A set of N images with the model's outputs."""
 
     probabilities: Floats  # [N, C], for equal prevalence
-    checks: Floats  # [N, 8]
+    checks: Floats  # [N, 8] or [N, 9]
     labels: npt.NDArray[np.int64]
     lesions: npt.NDArray[Any]
 
 
-def fit_decisions(valid: Predicted, classes: Classes, table_unit: str | None = None) -> DecisionRules:
+def fit_decisions(
+    valid: Predicted, classes: Classes, table_unit: str | None = None, refusal: Refusal | None = None
+) -> DecisionRules:
     """Thresholds and limits from the validation images.
 
     There is no triage if malignant classes are not stated, or if all or no validation images are malignant. With the
@@ -62,6 +67,7 @@ def fit_decisions(valid: Predicted, classes: Classes, table_unit: str | None = N
         valid: the validation images.
         classes: their classes.
         table_unit: of the groups of the user's own images, in the plural; None: HAM10000 or CIFAR-10.
+        refusal: the limits from `refusal_fit.fit_refusal`; None: quantiles of the validation images' checks.
     """
     codes = classes.codes
     sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
@@ -84,10 +90,11 @@ def fit_decisions(valid: Predicted, classes: Classes, table_unit: str | None = N
         thresholds=dict(zip(codes, sets.values.tolist(), strict=True)),
         triage_threshold=None if point is None else point.threshold,
         **({} if table_unit is None or no_triage is None else {"no_triage": no_triage}),
-        limits=fit_limits(valid.checks, valid.lesions),
+        limits=fit_limits(valid.checks, valid.lesions) if refusal is None else refusal[0],
         fitted=FittedDecisions(
             sets=FittedSets(coverage=sets.coverage, validation_lesions=lesions, likely_coverage=likely),
             triage=None if point is None else FittedTriage(least=LEAST_SENSITIVITY, validation=_point(point)),
+            refusal=None if refusal is None else refusal[1],
         ),
     )
 
@@ -113,7 +120,7 @@ def measure_decisions(
         return Decided(refused=None, sets=None, triage=None, by_lesion=None)
     codes = tuple(rules.thresholds)
     if reasons is None:
-        reasons = [refusal(row, rules.limits, codes == DX) for row in predicted.checks]
+        reasons = [reason_to_refuse(row, rules.limits, codes == DX) for row in predicted.checks]
     reasons = [reason for reason, keep in zip(reasons, kept, strict=True) if keep]
     refused = np.array([reason is not None for reason in reasons])
     sets = prediction_sets(p, list(rules.thresholds.values()))

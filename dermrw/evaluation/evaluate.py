@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,8 @@ from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
 from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
-from dermrw.evaluation.predict import Predictor, load_best, softmax
+from dermrw.evaluation.predict import Predictor, Predicts, load_best, softmax
+from dermrw.evaluation.refusal_fit import fit_refusal, pictures_to_refuse
 from dermrw.files import require_writable, write_atomic
 from dermrw.images.skin_tone import TONE_COLUMN, skin_tones
 from dermrw.metrics.classification import balanced_accuracy, score_weights
@@ -39,7 +40,8 @@ from dermrw.training.device import Placement, choose_device, environment, keep_f
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
-MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "train.device")  # keys that eval accepts
+# keys that eval accepts
+MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "data.refuse", "train.device")
 USES_META_SET = ("reweight", "meta_weight_net", "noise_weights", "fine_tune_meta")  # objectives that use the meta set
 SAMPLE_WARNING = (
     "Embedded sample: pictures drawn by dermrw, not photographs of skin. These figures only show that the software "
@@ -47,12 +49,11 @@ SAMPLE_WARNING = (
 )
 
 
-class Predicts(Protocol):
-    """A model that predicts a set of images: of one run, or the average of several."""
+class Validated(NamedTuple):
+    """Outputs for the validation split."""
 
-    def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns logits `[N, C]` and checks `[N, 8]`; `name` is for the progress message."""
-        ...
+    logits: np.ndarray  # [N, C]
+    checks: np.ndarray  # [N, 8] or [N, 9]
 
 
 class Fitted(NamedTuple):
@@ -87,8 +88,10 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     model = placement.place(model)
     print(f"Evaluating {run}, epoch {state['best_epoch']} of {config.train.epochs}, on {placement}", flush=True)
 
-    predictor = Predictor.of(model, splits.train, config.data, placement)
-    fitted = fit(run, config, splits, predictor, state)
+    refuse = pictures_to_refuse(config.data.refuse)
+    skin = splits.classes.codes == DX
+    predictor = Predictor.of(model, splits.train, config.data, placement, refuse.fitted, skin)
+    fitted = fit(run, config, splits, predictor, state, refuse.held_out)
     training = TrainingHistory(_log(run), settings(config))
     return score_test_sets(run, config, root, splits, predictor, fitted, training).to_dict()
 
@@ -132,14 +135,29 @@ def _readable_images(official: OfficialSet, classes: Classes, root: Path) -> tup
     return image_set(table.drop(columns="path"), classes, table["path"].tolist()), incomplete
 
 
-def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: dict[str, Any]) -> Fitted:
-    """Fits calibration, thresholds and the lesion rule on validation; `state` is best.pt's.
+def fit(
+    run: Path,
+    config: Config,
+    splits: Splits,
+    predictor: Predictor,
+    state: dict[str, Any],
+    held_out: Sequence[Path] = (),
+) -> Fitted:
+    """Fits calibration, thresholds and the lesion rule on validation.
 
     Writes predictions_validation_as_trained.csv, for choosing between configs without the test split, and
-    familiarity.npz, the out-of-distribution score that `export` needs.
+    familiarity.npz, the fitted image checks that `export` needs.
+
+    Args:
+        run: the run's folder.
+        config: of the run.
+        splits: its images.
+        predictor: its network and image checks.
+        state: best.pt.
+        held_out: pictures to refuse that the detector was not fitted on.
     """
     logits, checks = predictor.predict(splits.validation, "the validation split")
-    write_atomic(run / "familiarity.npz", predictor.checks.familiarity.save())
+    write_atomic(run / "familiarity.npz", predictor.checks.save())
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time
     about = {
         "run": run.name,
@@ -154,7 +172,8 @@ def fit(run: Path, config: Config, splits: Splits, predictor: Predictor, state: 
         "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
     }
     prevalence = class_shares(splits.train.table, splits.classes)
-    return fit_rules(run, config, unit_of(run, config), splits, logits, checks, prevalence, about)
+    validated = Validated(logits, checks)
+    return fit_rules(run, config, unit_of(run, config), splits, predictor, validated, prevalence, about, held_out)
 
 
 def fit_rules(
@@ -162,10 +181,11 @@ def fit_rules(
     config: Config,
     unit: str,
     splits: Splits,
-    logits: np.ndarray,
-    checks: np.ndarray,
+    predictor: Predicts,
+    validated: Validated,
     prevalence: np.ndarray,
     about: dict[str, Any],
+    held_out: Sequence[Path] = (),
 ) -> Fitted:
     """Fits calibration, thresholds and the lesion rule on predictions of the validation split.
 
@@ -176,12 +196,14 @@ def fit_rules(
         config: of the run, or of the first of several.
         unit: of the split, such as lesions.
         splits: the image sets.
-        logits: of the validation split `[N, C]`.
-        checks: of the validation split `[N, 8]`.
+        predictor: the model.
+        validated: its outputs for the validation split.
         prevalence: of the training images `[C]`.
         about: fields of `Report` about the model.
+        held_out: pictures to refuse that the detector was not fitted on.
     """
     valid, classes = splits.validation, splits.classes
+    logits, checks = validated
     lesions = valid.table["lesion_id"].to_numpy()
     # the network's own probabilities: calibrated ones would look too good on the images that they were fitted on
     as_trained = softmax(logits)
@@ -189,7 +211,8 @@ def fit_rules(
     fitted = fit_calibration(logits, valid.labels, lesions, seed=0)
     probabilities = fitted.calibration(logits)
     table_unit = unit if config.data.name == "table" else None
-    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes, table_unit)
+    refusal = fit_refusal(predictor, fitted.calibration, config, splits, checks, unit, held_out)
+    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes, table_unit, refusal)
     lesion_rule = compare_lesion_rules(
         probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold
     )
@@ -315,7 +338,7 @@ def with_overrides(config: Config, run: Path, overrides: Sequence[str], program:
     for item in overrides:
         if item.partition("=")[0] not in MOVABLE:
             raise UserError(
-                f"{program} can't change {item} of a run: override only data.root=FOLDER, "
-                "data.images=FOLDER, data.extra=TABLE, data.extra_images=FOLDER and train.device=NAME"
+                f"{program} can't change {item} of a run: override only data.root=FOLDER, data.images=FOLDER, "
+                "data.extra=TABLE, data.extra_images=FOLDER, data.refuse=FOLDER and train.device=NAME"
             )
     return load_config(run / "config.yaml", overrides) if overrides else config

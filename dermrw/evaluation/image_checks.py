@@ -1,13 +1,25 @@
-"""The eight image checks for refusal, computed by a network from the pixels."""
+"""The image checks for refusal, computed by a network from the pixels: eight, or nine with a photograph detector."""
+
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dermrw.config import Data
+from dermrw.datasets import artefacts
+from dermrw.datasets.augment import augmenter, example_seed
+from dermrw.datasets.composed_photographs import compose
 from dermrw.datasets.dataset import ImageSet
 from dermrw.datasets.pixels import ImageDataset, in_order
-from dermrw.evaluation.ood_score import IMAGES, Familiarity, Watch, describe, middle
+from dermrw.evaluation.ood_score import IMAGES, Familiarity, Watch, describe, last_map, middle
+from dermrw.evaluation.photograph_detector import PhotographDetector
+from dermrw.images.preprocess import Framing, content, network_pixels, read_image, resize
 from dermrw.models import pixel_statistics, to_input
 from dermrw.training.device import Placement
 from dermrw.training.logits import predict_logits
@@ -16,6 +28,13 @@ LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 BURNT = 250  # grey levels from which a pixel counts as overexposed
 # quantiles of the absolute value of a standard normal variable
 NORMAL_QUARTER, NORMAL_MEDIAN = 0.3186, 0.6745
+# what may be seen in a picture that is to be judged
+ARTEFACTS: tuple[artefacts.Draw, ...] = (
+    artefacts.ruler, artefacts.hairs, artefacts.ink, artefacts.bubbles, artefacts.dark_corners, artefacts.sticker,
+    artefacts.glare, artefacts.vignette,
+)  # fmt: skip
+COMPOSED = 350  # training images that are made into photographs to refuse
+COPIES = 3  # random changes of each picture to refuse, in addition to the picture
 
 
 def quality(pixels: Tensor) -> Tensor:
@@ -64,44 +83,162 @@ def _noise(maps: Tensor, quantile: float) -> Tensor:
 
 
 class Checks(nn.Module):
-    """All eight checks `[N, 8]`, in the order of `refusal.CHECKS`, from pixels and maps of intermediate blocks."""
+    """All checks `[N, 8]` or `[N, 9]`, in the order of `refusal.ALL_CHECKS`, from pixels and maps of blocks."""
 
-    def __init__(self, familiarity: Familiarity) -> None:
+    def __init__(self, familiarity: Familiarity, detector: PhotographDetector | None = None) -> None:
         super().__init__()
         self.familiarity = familiarity
+        self.detector = detector
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The blocks whose maps `forward` takes, in the order in which the network computes them."""
+        return self.familiarity.names if self.detector is None else self.detector.names
 
     def forward(self, pixels: Tensor, maps: list[Tensor]) -> Tensor:
-        """Returns the checks `[N, 8]` for pixels uint8 `[N, S, S, 3]` and the maps from `Watch.take`."""
-        return torch.cat([quality(pixels), self.familiarity(describe(maps))[:, None]], 1)
+        """Returns the checks for pixels uint8 `[N, S, S, 3]` and the maps of `names` from `Watch.take`."""
+        known = maps[: len(self.familiarity.names)]
+        columns = [quality(pixels), self.familiarity(describe(known))[:, None]]
+        if self.detector is not None:
+            columns.append(self.detector(describe(maps))[:, None])
+        return torch.cat(columns, 1)
+
+    def save(self) -> bytes:
+        """Returns the content of a NumPy archive with everything that was fitted."""
+        buffer = io.BytesIO()
+        parts: dict[str, Any] = self.familiarity.arrays() | ({} if self.detector is None else self.detector.arrays())
+        np.savez(buffer, **parts)
+        return buffer.getvalue()
+
+    @classmethod
+    def load(cls, content: bytes) -> Self:
+        """Restores the checks from the result of `save`.
+
+        Raises:
+            ValueError: the content is not such an archive.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return cls(Familiarity.of(arrays), PhotographDetector.of(arrays))
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(str(error)) from None
 
 
 @torch.no_grad()
-def fit_familiarity(model: nn.Module, train: ImageSet, data: Data, choice: Placement, batch_size: int) -> Familiarity:
-    """Fits the out-of-distribution score on the training images, at most `IMAGES` of them in a fixed random choice."""
+def fit_checks(
+    model: nn.Module,
+    train: ImageSet,
+    data: Data,
+    choice: Placement,
+    batch_size: int,
+    refuse: Sequence[Path] = (),
+    skin: bool = False,
+) -> Checks:
+    """Fits the out-of-distribution score, and the detector of pictures to refuse if there are any.
+
+    The score is fitted on at most `IMAGES` training images in a fixed random choice. If training drew artefacts
+    (`data.augment=devices`), every second one has one, so that hair or a ruler alone is no reason to refuse an image.
+
+    Args:
+        model: the trained network.
+        train: the training images.
+        data: the config's section.
+        choice: the device and memory layout.
+        batch_size: images per forward pass.
+        refuse: files of pictures to refuse, of which all are used.
+        skin: the training images are dermoscopic. Then `COMPOSED` of them are made into photographs to refuse.
+
+    Raises:
+        UserError: one of these files cannot be read.
+    """
     part = train.part(lambda rows: np.random.default_rng(0).permutation(rows)[:IMAGES])
-    names = middle(model, data.size)
-    found = []
-    with Watch(model, names) as watch:
-        model.eval()
-        for images, _, _ in in_order(ImageDataset(part, data, progress="of the training split", once=True), batch_size):
-            model(to_input(images, choice.device, choice.channels_last, pixel_statistics(model)))
-            found.append(describe(watch.take()).float().cpu())
-    return Familiarity.fit(names, torch.cat(found).numpy())
+    familiar = middle(model, data.size)
+    names = (*familiar, *last_map(model, data.size)) if refuse else familiar
+    names = tuple(dict.fromkeys(names))
+    drawn = data.augment == "devices"
+
+    def descriptions(batches: Iterable[np.ndarray]) -> list[list[np.ndarray]]:
+        found = []
+        with Watch(model, names) as watch:
+            model.eval()
+            for pixels in batches:
+                x = torch.from_numpy(np.ascontiguousarray(pixels))
+                model(to_input(x, choice.device, choice.channels_last, pixel_statistics(model)))
+                maps = watch.take()
+                found.append([describe(m).float().cpu().numpy() for m in (maps[: len(familiar)], maps)])
+        return found
+
+    images = ImageDataset(part, data, progress="of the training split", once=True)
+    batches = (batch.numpy() for batch, _, _ in in_order(images, batch_size))
+    known = descriptions(with_artefacts(batch, every=2) if drawn else batch for batch in batches)
+    familiarity = Familiarity.fit(familiar, np.concatenate([some for some, _ in known]))
+    if not refuse:
+        return Checks(familiarity)
+    composed = _composed(part.sources[:COMPOSED] if skin else [])
+    photographs = chain(_batches(refuse, data, batch_size, COPIES), _batches(composed, data, batch_size))
+    other = descriptions(photographs)
+    judged, refused = (np.concatenate([every for _, every in found]) for found in (known, other))
+    return Checks(familiarity, PhotographDetector.fit(names, judged, refused))
+
+
+def _composed(sources: Sequence[Any]) -> list[np.ndarray]:
+    return [compose(np.asarray(read_image(source)), np.random.default_rng(i)) for i, source in enumerate(sources)]
+
+
+def _batches(sources: Sequence[Any], data: Data, batch_size: int, copies: int = 0) -> Iterator[np.ndarray]:
+    """Yields the pixels of pictures to refuse, and copies of each with random crops, flips and colours."""
+    augment = augmenter("dermoscopy", data.size)
+    assert augment is not None
+    framing = Framing.of(data)
+    for start in range(0, len(sources), batch_size):
+        pictures = [content(source, framing) for source in sources[start : start + batch_size]]
+        yield np.stack([network_pixels(picture, data.size, framing) for picture in pictures])
+        for copy in range(copies):
+            changed = [
+                augment(np.asarray(resize(picture, data.size, framing.interpolation)), example_seed(0, copy, start + i))
+                for i, picture in enumerate(pictures)
+            ]
+            yield np.stack(changed)
+
+
+def with_artefacts(pixels: np.ndarray, every: int = 1) -> np.ndarray:
+    """Returns pixels uint8 `[N, S, S, 3]` of which each (of `every`) has one artefact of `ARTEFACTS`, in turn."""
+    rng = np.random.default_rng(len(pixels))
+    changed = pixels.copy()
+    for turn, row in enumerate(range(0, len(pixels), every)):
+        changed[row] = ARTEFACTS[turn % len(ARTEFACTS)](np.ascontiguousarray(pixels[row]), rng)
+    return changed
 
 
 @torch.no_grad()
 def logits_and_checks(
     model: nn.Module, checks: Checks, pixels: ImageDataset, choice: Placement, batch_size: int, every_view: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns logits float32 `[N, C]` and checks float32 `[N, 8]` of a set of images.
+    """Returns logits float32 `[N, C]` and checks float32 `[N, 8]` or `[N, 9]` of a set of images.
 
     If `every_view`, the logits are the mean over the eight views of each image.
     """
     measures: list[Tensor] = []
-    with Watch(model, checks.familiarity.names) as watch:
+    with Watch(model, checks.names) as watch:
 
         def measure(images: Tensor) -> None:
             measures.append(checks(images.to(choice.device), watch.take()).float().cpu())
 
         logits = predict_logits(model, pixels, choice, batch_size, every_view, measure)
     return logits, torch.cat(measures).numpy()
+
+
+@torch.no_grad()
+def logits_and_checks_of(
+    model: nn.Module, checks: Checks, pixels: np.ndarray, choice: Placement, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns logits and checks, as `logits_and_checks` does, of pixels uint8 `[N, S, S, 3]`, of one view."""
+    logits, measures = [], []
+    model.eval()
+    with Watch(model, checks.names) as watch:
+        for start in range(0, len(pixels), batch_size):
+            images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(choice.device)
+            x = to_input(images, choice.device, choice.channels_last, pixel_statistics(model))
+            logits.append(model(x).float().cpu())
+            measures.append(checks(images, watch.take()).float().cpu())
+    return torch.cat(logits).numpy(), torch.cat(measures).numpy()

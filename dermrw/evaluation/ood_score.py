@@ -10,8 +10,6 @@ assumed equal in all other directions (Tipping and Bishop, J. R. Stat. Soc. B 61
 therefore also stable with a thousand channels and a few hundred images.
 """
 
-import io
-import zipfile
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
@@ -115,6 +113,21 @@ def middle(model: nn.Module, size: int) -> tuple[str, ...]:
     return kept or tuple(sides.values())
 
 
+def last_map(model: nn.Module, size: int) -> tuple[str, ...]:
+    """Returns the name of the last block of a stage that outputs a map of more than one position.
+
+    There is none, and the result is empty, in networks that return tokens.
+    """
+    with torch.no_grad(), Watch(model, tuple(name for name, _ in blocks(model))) as watch:
+        model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    found = []
+    for name, given in watch.maps.items():
+        axes = _positions(given) if "." in name and isinstance(given, Tensor) else None
+        if axes and len(axes) == 2 and given.shape[axes[0]] > 1:
+            found.append(name)
+    return tuple(found[-1:])
+
+
 class Familiarity(nn.Module):
     """Out-of-distribution score `[N]` from descriptions of the maps of the blocks `names`.
 
@@ -140,25 +153,19 @@ class Familiarity(nn.Module):
         rest = (x.square().sum(1) - z.square().sum(1)).clamp(min=0)
         return ((z.square() / self.variance).sum(1) + rest / self.rest) / x.shape[1]
 
-    def save(self) -> bytes:
-        """Returns the content of a NumPy archive with the fitted arrays."""
-        buffer = io.BytesIO()
-        arrays = {key: value.cpu().numpy() for key, value in self.state_dict().items()}
-        np.savez(buffer, names=np.array(self.names), **arrays)
-        return buffer.getvalue()
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Returns the names of the blocks and the fitted arrays, for `Checks.save`."""
+        fitted = {key: value.cpu().numpy() for key, value in self.state_dict().items()}
+        return {"names": np.array(self.names), **fitted}
 
     @classmethod
-    def load(cls, content: bytes) -> Self:
-        """Restores the score from the result of `save`.
+    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """Restores the score from the result of `arrays`.
 
         Raises:
-            ValueError: the content is not such an archive.
+            KeyError: an array is absent.
         """
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return cls(tuple(arrays["names"].tolist()), arrays)
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(str(error)) from None
+        return cls(tuple(arrays["names"].tolist()), arrays)
 
     @classmethod
     def fit(cls, names: tuple[str, ...], descriptions: npt.NDArray[np.floating[Any]]) -> Self:

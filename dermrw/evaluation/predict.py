@@ -1,7 +1,8 @@
 """From a run's best checkpoint to logits and image checks."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,12 +13,24 @@ from dermrw.datasets.dataset import ImageSet
 from dermrw.datasets.pixels import ImageDataset
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
-from dermrw.evaluation.image_checks import Checks, fit_familiarity, logits_and_checks
+from dermrw.evaluation.image_checks import Checks, fit_checks, logits_and_checks, logits_and_checks_of
 from dermrw.models import build_model
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement
 
 BATCH = 64
+
+
+class Predicts(Protocol):
+    """A model that predicts a set of images: of one run, or the average of several."""
+
+    def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits `[N, C]` and checks `[N, 8]` or `[N, 9]`; `name` is for the progress message."""
+        ...
+
+    def plain_view(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits and checks of pixels uint8 `[N, S, S, 3]`, of the upright view alone."""
+        ...
 
 
 class Predictor(NamedTuple):
@@ -29,15 +42,27 @@ class Predictor(NamedTuple):
     placement: Placement
 
     @classmethod
-    def of(cls, model: nn.Module, train: ImageSet, data: Data, placement: Placement) -> "Predictor":
-        """Fits the out-of-distribution score of the checks to the training images."""
-        checks = Checks(fit_familiarity(model, train, data, placement, BATCH))
+    def of(
+        cls,
+        model: nn.Module,
+        train: ImageSet,
+        data: Data,
+        placement: Placement,
+        refuse: Sequence[Path] = (),
+        skin: bool = False,
+    ) -> "Predictor":
+        """Fits the checks to the training images and the pictures to refuse (`image_checks.fit_checks`)."""
+        checks = fit_checks(model, train, data, placement, BATCH, refuse, skin)
         return cls(model, checks.to(placement.device), data, placement)
 
     def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Logits float32 `[N, C]` and checks float32 `[N, 8]` of a set; `name` is for the progress message."""
+        """Logits float32 `[N, C]` and checks float32 `[N, 8]` or `[N, 9]` of a set; `name` is for the progress."""
         pixels = ImageDataset(images, self.data, progress=name, once=True)
         return logits_and_checks(self.model, self.checks, pixels, self.placement, BATCH, self.data.views == 8)
+
+    def plain_view(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and checks of pixels uint8 `[N, S, S, 3]`, of the upright view alone."""
+        return logits_and_checks_of(self.model, self.checks, pixels, self.placement, BATCH)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import onnxruntime
 from PIL import Image
 
-from dermrw.decisions.refusal import CHECKS
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.images.field_of_view import Box
@@ -263,7 +262,7 @@ class Classifier:
         except Exception as error:
             raise UserError(f"{self.path} can't be run on this picture: {_short(error)}") from None
         for name, value in zip(outputs, values, strict=True):
-            fault = _fault(name, value, len(pixels), len(self.info.codes))
+            fault = _fault(name, value, len(pixels), len(self.info.codes), len(self.info.limits))
             if fault:
                 raise UserError(f"{self.path} gave {name} {fault}: the model is damaged, export it again")
         return list(values)
@@ -297,9 +296,9 @@ def load(origin: Origin) -> Classifier:
     return classifier
 
 
-def _fault(name: str, value: Any, rows: int, classes: int) -> str | None:
+def _fault(name: str, value: Any, rows: int, classes: int, checks: int) -> str | None:
     """The fault of an output of the graph, for an error message; None if there is none."""
-    shapes = [(rows, classes), (rows, classes, None, None), (rows, None), (rows, len(CHECKS))]
+    shapes = [(rows, classes), (rows, classes, None, None), (rows, None), (rows, checks)]
     expected = dict(zip(OUTPUTS, shapes, strict=True))[name]
     shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", type(value).__name__)
     if len(shape) != len(expected) or any(want not in (None, size) for size, want in zip(shape, expected, strict=True)):

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dermrw.decisions.refusal import CHECKS
+from dermrw.decisions.refusal import ALL_CHECKS, CHECKS, PHOTOGRAPH
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError, first_of
 from dermrw.images.preprocess import Crop, FieldOfView, Framing, Interpolation
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
-# [N, C], [N, C, h, w], [N, D], [N, 8]; the checks in the order of `dermrw.decisions.refusal.CHECKS`
+# [N, C], [N, C, h, w], [N, D], [N, 8] or [N, 9]; the checks in the order of `dermrw.decisions.refusal.ALL_CHECKS`
 OUTPUTS = ("probabilities", "activation_map", "embedding", "checks")
 RESIZE = (
     "any height and width; inside the graph the shorter side is brought to `size` (Pillow's antialiased bilinear "
@@ -215,8 +215,8 @@ class ModelInfo(BaseModel):
             raise ValueError(
                 "codes, columns, names, malignant, offsets, thresholds and prevalence must name the same classes"
             )
-        if set(self.limits) != set(CHECKS):
-            raise ValueError(f"limits must be of {', '.join(CHECKS)}")
+        if set(self.limits) not in (set(CHECKS), set(ALL_CHECKS)):
+            raise ValueError(f"limits must be of {', '.join(CHECKS)}, and of {PHOTOGRAPH} if the model has this check")
         for key, value in self:
             if any(CONTROL_CHARACTERS.search(text) for text in _texts(value)):
                 raise ValueError(f"{key} holds control characters")

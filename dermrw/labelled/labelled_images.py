@@ -36,6 +36,7 @@ SUBGROUPS = {
     "localization": ("localization", "site", "anatom_site_general", "anatom_site_general_challenge", "anatom_site"),
     "dx_type": ("dx_type", "diagnosis_confirm_type"),
 }
+SOURCE_COLUMNS = ("source", "dataset", "challenge")
 RESERVED = ("image_id", "text", "label", "lesion_id", "path", TONE_COLUMN)  # columns that --by cannot name
 OTHER_CLASSES = ("scc", "unk")  # of ISIC's one-hot tables, which HAM10000 lacks
 DUPLICATES = "ISIC_2020_Training_Duplicates.csv"  # published with ISIC 2020: pairs of images
@@ -51,7 +52,7 @@ class LabelledImages(NamedTuple):
     """Images with labels as the user names them."""
 
     # N rows with image_id, path (empty: not found), label, lesion_id (the group), and the columns of the subgroups.
-    # Where they are known also split, as the user writes it, and line, the line of the table.
+    # Where they are known also split and source, as the user writes them, and line, the line of the table.
     table: pd.DataFrame
     unit: str  # of resampling: patients, lesions or groups; images without any of them
     subgroups: tuple[str, ...]  # columns of the table in addition to `SUBGROUPS`
@@ -201,6 +202,9 @@ def _read_table(
         parts["age"] = [age.replace(",", ".") for age in parts["age"]]  # decimal commas
     if "split" in column:
         parts["split"] = [value.strip().casefold() for value in frame[column["split"]]]
+    for name in SOURCE_COLUMNS:
+        if name in column:
+            parts.setdefault("source", [value.strip() for value in frame[column[name]]])
     extra = []
     for name in by:
         if not any(name.casefold() in aliases for aliases in SUBGROUPS.values()):

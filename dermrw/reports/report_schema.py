@@ -226,11 +226,36 @@ class FittedTriage(_Part):
     validation: TriagePoint
 
 
+class RefusedGroup(_Part):
+    """Images that bound the limits of refusal, and the share of them that is refused in error."""
+
+    name: str
+    images: int
+    refused: float
+
+
+class RefusedPhotographs(_Part):
+    """Held-out pictures to refuse: all that are refused, and those beyond the detector's limit."""
+
+    pictures: int
+    refused: int
+    detected: int
+
+
+class FittedRefusal(_Part):
+    """The basis of the limits of refusal."""
+
+    harmful: dict[str, float]  # the value of each quality measure from which answers are measurably worse
+    groups: list[RefusedGroup]  # the validation images first
+    photographs: RefusedPhotographs | None
+
+
 class FittedDecisions(_Part):
     """The basis of the thresholds."""
 
     sets: FittedSets
     triage: FittedTriage | None
+    refusal: FittedRefusal | None = None  # None: by an older version
 
 
 class DecisionRules(_Part):

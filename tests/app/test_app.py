@@ -33,7 +33,7 @@ from app.table import _cell
 from app.uploads import Uploads
 from dermrw.config import load_config
 from dermrw.datasets.sample_drawing import draw_lesion
-from dermrw.decisions.refusal import RULES
+from dermrw.decisions.refusal import NOT_DERMOSCOPIC, RULES
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.images.field_of_view import Box
@@ -305,7 +305,9 @@ def test_a_malignant_class_in_the_differential_does_not_reassure(model: Path) ->
 
 def test_every_refusal_has_its_advice() -> None:
     assert set(ADVICE) == set(RULES)
-    for _, reason, _ in RULES.values():
+    for name, (_, reason, _) in RULES.items():
+        other = NOT_DERMOSCOPIC.get(name, reason)
+        assert (advice(other, False, "leaf") != "Use another picture.") == (name != "photograph")
         assert advice(reason, True, "lesion").endswith(".") and "lesion" not in advice(reason, False, "leaf")
         assert advice(reason, True, "lesion") != "Use another picture."
     assert "original" in advice("it is too small: 9 × 9 pixels, and the shorter side must have 24", True, "lesion")

@@ -13,7 +13,7 @@ from PIL import Image
 from dermrw.config import Config, load_config, settings_of
 from dermrw.datasets import extra
 from dermrw.datasets.dataset import Splits, load_splits
-from dermrw.datasets.extra import PREFIX, choose_extra, count_reasons, read_extra
+from dermrw.datasets.extra import PREFIX, choose_extra, count_reasons, read_extra, validation_sources
 from dermrw.datasets.ham10000 import read_ham10000
 from dermrw.datasets.hash_cache import HashCache
 from dermrw.datasets.sample_drawing import draw_lesion
@@ -333,6 +333,39 @@ def test_a_head_on_embeddings_learns_from_benign_images(
     assert torch.equal(one["objective"]["sum"], other["objective"]["sum"])
     weights = pd.read_csv(whole / "weights.csv")
     assert (weights["label"] == "benign").sum() == 3
+
+
+def test_validation_rows_by_source_without_what_was_trained_on(table: Path) -> None:
+    """Their groups, ids and copies are known from the run, whatever its split of the table was."""
+    more = table.parent
+    picture("mel", 40).save(more / "of_a_trained_group.jpg")
+    picture("bkl", 41).save(more / "camera_b.jpg")
+    picture("nv", 42).save(more / "patient_of_a_copy.jpg")
+    Image.open(more / "new_mel.jpg").resize((100, 75)).save(more / "copy.jpg", quality=90)
+    rows = [
+        ("new_mel", "mel", "p0", "A", "train"),
+        ("new_nv", "nv", "p1", "A", "validation"),
+        ("naevus", "nv", "p2", "", "validation"),
+        ("camera_b", "bkl", "p3", "B", "val"),
+        ("of_a_trained_group", "mel", "p0", "A", "validation"),
+        ("copy", "mel", "p4", "B", "validation"),
+        ("patient_of_a_copy", "nv", "p4", "B", "validation"),
+        ("new_bcc", "bcc", "p5", "A", "test"),
+        ("broken", "nv", "p6", "A", "validation"),
+        ("gone", "nv", "p7", "A", "validation"),
+    ]
+    lines = ["image,label,patient_id,source,split", *(",".join(row) for row in rows)]
+    (more / "parts.csv").write_text("\n".join(lines))
+    data = load_config(None, [f"data.extra={more / 'parts.csv'}"]).data
+    trained = pd.DataFrame({"image_id": ["new_mel"], "lesion_id": [f"{PREFIX}patient_id p0"]})
+    found = validation_sources(data, trained, [str(more / "new_mel.jpg")])
+    assert {name: part["image_id"].tolist() for name, part in found.items()} == {
+        "A": ["new_nv"], "B": ["camera_b"], "parts.csv": ["naevus"],
+    }  # fmt: skip
+    several = trained.assign(lesion_id=f"{PREFIX}patient_id p1 nv")  # a group of two classes has one name for each
+    assert "new_nv" not in validation_sources(data, several, [])["A"]["image_id"].tolist()
+    plain = load_config(None, [f"data.extra={table}"]).data
+    assert validation_sources(plain, trained, []) == {}
 
 
 @pytest.mark.slow

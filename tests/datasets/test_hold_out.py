@@ -52,6 +52,22 @@ def test_the_command(table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert set(test["split"]) == {"test"} and printed.err == f"{len(test)} of 300 rows are held out\n"
 
 
+def test_half_of_the_held_out_rows_may_be_for_validation(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = split_table(table, None, ["camera"], 3, 0)
+    rows = split_table(table, None, ["camera"], 3, 0, validation=True)
+    held = rows["split"] != "train"
+    assert (plain["split"] == "test").equals(held)
+    assert rows[rows["patient_id"] != ""].groupby("patient_id")["split"].nunique().max() == 1
+    assert (rows["split"][held] == "validation").mean() == pytest.approx(1 / 2, abs=0.06)
+    monkeypatch.setattr("sys.argv", ["hold_out", str(table), "--by", "camera", "--validation", "--rows", "validation"])
+    main()
+    printed = capsys.readouterr()
+    test = pd.read_csv(io.StringIO(printed.out), keep_default_na=False)
+    assert set(test["split"]) == {"validation"} and printed.err == f"{held.sum()} of 300 rows are held out\n"
+
+
 def test_errors(table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"--by device: .* has the columns image, label"):
         split_table(table, None, ["device"], 3, 0)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from dermrw.datasets.sample_drawing import draw_lesion
-from dermrw.decisions.refusal import CHECKS, fit_limits, refusal, too_small
+from dermrw.decisions.refusal import ALL_CHECKS, CHECKS, Group, fit_limits, refusal, too_small
 from dermrw.diagnoses import DX
 from dermrw.evaluation.image_checks import quality
 
@@ -116,6 +116,46 @@ def test_at_most_the_stated_shares_of_lesions_lie_beyond_the_limits() -> None:
         and 0.004 < beyond["strangeness"] <= 0.006
     )
     assert np.mean([refusal(row, limits) is not None for row in values]) < 0.011
+
+
+def test_limits_refuse_few_images_of_any_group() -> None:
+    rng = np.random.default_rng(0)
+    values, lesions = rng.normal(50, 1, size=(2000, 9)), np.arange(2000)
+    camera = rng.normal(50, 10, size=(1000, 9))
+    few = rng.normal(50, 1000, size=(99, 9))
+    alone = fit_limits(values, lesions)
+    groups = [Group("camera", camera), Group("few", few)]
+    limits = fit_limits(values, lesions, groups)
+    assert list(limits) == list(ALL_CHECKS)
+    for column, name in enumerate(ALL_CHECKS):
+        sign = 1 if name in ("brightness", "contrast", "sharpness", "colour") else -1
+        beyond = sign * camera[:, column] < sign * limits[name]
+        relaxed = name == "colour_grain"  # its limit for the validation images is far laxer
+        assert beyond.sum() == 0 if relaxed else beyond.sum() == {"strangeness": 5, "photograph": 15}.get(name, 3)
+        assert relaxed or (sign * camera[:, column] < sign * alone[name]).mean() > 0.02
+        assert (sign * few[:, column] < sign * limits[name]).mean() > 0.3  # too few lesions to count
+
+
+def test_limits_refuse_only_where_answers_get_worse() -> None:
+    values = np.random.default_rng(0).normal(50, 1, size=(2000, 8))
+    alone = fit_limits(values, np.arange(2000))
+    limits = fit_limits(values, np.arange(2000), harmful={"brightness": 20.0, "grain": 51.0})
+    assert limits["brightness"] == pytest.approx(20, rel=1e-3) and limits["brightness"] < 20
+    assert limits["grain"] == alone["grain"] > 51  # the stricter value has no effect
+    assert {name: limits[name] for name in CHECKS[1:]} == {name: alone[name] for name in CHECKS[1:]}
+
+
+def test_photographs_are_refused_by_models_with_a_detector() -> None:
+    limits = dict(zip(ALL_CHECKS, (50.0, 0.1, 8.0, 0.05, 2.0, 5.0, 5.0, 3.0, 1.5), strict=True))
+    good = [120, 0, 20, 0.2, 5, 0, 0, 1]
+    assert refusal([*good, 1.5], limits) is None
+    assert refusal([*good, 1.6], limits) == "it looks like an ordinary photograph, not like dermoscopy"
+    assert refusal([*good, 1.6], limits, dermoscopic=False) == "it looks like the pictures that the model is to refuse"
+    assert "ordinary photograph" in (refusal([*good[:7], 9, 1.6], limits) or "")
+    assert "blurred" in (refusal([120, 0, 20, 0.01, 5, 0, 0, 9, 1.6], limits) or "")
+    assert refusal([120, 0, 20, 0.2, 5, 0, 0, 9], dict(list(limits.items())[:8]), dermoscopic=False) == (
+        "it isn't like the images that the model knows"
+    )
 
 
 def test_the_plainest_reason_comes_first() -> None:

@@ -338,7 +338,7 @@ def test_a_file_that_disagrees_is_refused(run: Path, model_file: Path) -> None:
     net, _ = build_model(config.model.model_copy(update={"weights": "none"}), 7)
     net.load_state_dict(load_checkpoint(run / "best.pt")["model"])
     report = json.loads((run / "report.json").read_text())
-    checks = Checks(Familiarity.load((run / "familiarity.npz").read_bytes()))
+    checks = Checks.load((run / "familiarity.npz").read_bytes())
     exported = Exported(net, EqualPrevalence.from_dict(report["calibration"]), checks)
     pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
     assert check(model_file, exported, pictures) < 1e-4
@@ -352,7 +352,7 @@ def test_checks_are_compared_relative_to_the_limit_of_their_refusal(run: Path, m
     net, _ = build_model(config.model.model_copy(update={"weights": "none"}), 7)
     net.load_state_dict(load_checkpoint(run / "best.pt")["model"])
     report = json.loads((run / "report.json").read_text())
-    checks = Checks(Familiarity.load((run / "familiarity.npz").read_bytes()))
+    checks = Checks.load((run / "familiarity.npz").read_bytes())
     checks.familiarity.mean += 1e-3 * checks.familiarity.scale
     exported = Exported(net, EqualPrevalence.from_dict(report["calibration"]), checks)
     pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8) for i in range(3)]
