@@ -1,9 +1,11 @@
-"""`POST /classify`: the page's results for programs. Uploads stay in memory."""
+"""The page's results for programs: /classify, /classify_images and their description. Uploads stay in memory."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -15,31 +17,58 @@ from dermrw.inference.lesion import combine_explanations
 
 from .engine import MAX_BYTES, MAX_PICTURES, Engine, Picture
 from .middleware import MAX_REQUEST_BYTES
+from .openapi import api_page, openapi
 
+MAX_BATCH = 50  # images of /classify_images
 MAX_WAITING = 40  # requests at once; further ones get status 503
 MAX_ARRIVING = 8  # of them, whose images are being received
 ARRIVAL_SECONDS = 60  # that a request may take to arrive
 MultiPartParser.spool_max_size = MAX_REQUEST_BYTES  # Starlette would write uploads over a megabyte to a file
 
 
+class Form(NamedTuple):
+    """A request's fields."""
+
+    pictures: list[Picture]
+    prevalence: str = "equal"
+    heat_map: str | None = None  # the code of a class
+
+
 def add_api(app: FastAPI, engine: Engine) -> None:
-    """Adds /classify and /health to the app."""
+    """Adds /classify, /classify_images, /health, /openapi.json and the page /api to the app."""
     waiting = asyncio.Semaphore(MAX_WAITING)
     arriving = asyncio.Semaphore(MAX_ARRIVING)
+    description = openapi(engine.info, MAX_BATCH)
+    page = api_page(description)
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok", "model": engine.info.name, "sha256": engine.classifier.digest}
 
+    @app.get("/openapi.json")
+    def schema() -> JSONResponse:
+        return JSONResponse(description)
+
+    @app.get("/api")
+    def api() -> HTMLResponse:
+        return HTMLResponse(page)
+
     @app.post("/classify")
     async def classify(request: Request) -> JSONResponse:
+        return await answer(request, _classify, MAX_PICTURES)
+
+    @app.post("/classify_images")
+    async def classify_images(request: Request) -> JSONResponse:
+        return await answer(request, _classify_images, MAX_BATCH)
+
+    async def answer(request: Request, function: Callable[[Engine, Form], Any], most: int) -> JSONResponse:
         if waiting.locked():
             return _error(503, "too many requests are waiting: try again in a few seconds", {"Retry-After": "5"})
         async with waiting:
             try:
                 async with arriving, asyncio.timeout(ARRIVAL_SECONDS):
-                    pictures, prevalence = await _read(request)
-                return JSONResponse(await run_in_threadpool(_classify, engine, pictures, prevalence))
+                    form = await _read(request, engine, most)
+                return JSONResponse(await run_in_threadpool(function, engine, form))
             except UserError as error:
                 return _error(422, str(error).replace("--prevalence", "prevalence"))  # as on the command line
             except TimeoutError:
@@ -52,14 +81,33 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse({"error": message}, status, headers)
 
 
-def _classify(engine: Engine, pictures: list[Picture], prevalence: str) -> object:
-    shares = parse_prevalence(prevalence, engine.info.codes, engine.info.prevalence)
-    lesion = combine_explanations([engine.explain(picture) for picture in pictures], engine.info)
-    return engine.answer([picture.name for picture in pictures], lesion, prevalence, shares)
+def _classify(engine: Engine, form: Form) -> dict[str, Any]:
+    """Returns the answer for the pictures of one lesion."""
+    shares = parse_prevalence(form.prevalence, engine.info.codes, engine.info.prevalence)
+    lesion = combine_explanations([engine.explain(picture) for picture in form.pictures], engine.info)
+    return engine.answer([p.name for p in form.pictures], lesion, form.prevalence, shares, form.heat_map)
 
 
-async def _read(request: Request) -> tuple[list[Picture], str]:
-    """Returns the images and the prevalence from a form with `image` (one or more) and `prevalence` (optional).
+def _classify_images(engine: Engine, form: Form) -> dict[str, Any]:
+    """Returns the answer for each image alone, or the reason why it cannot be read."""
+    parse_prevalence(form.prevalence, engine.info.codes, engine.info.prevalence)  # an error of the request
+    images = []
+    for picture in form.pictures:
+        try:
+            found = _classify(engine, form._replace(pictures=[picture]))
+        except UserError as error:
+            found = {"error": str(error)}
+        images.append({"name": picture.name, **found})
+    return {"images": images}
+
+
+async def _read(request: Request, engine: Engine, most: int) -> Form:
+    """Returns the fields of a form: `image` (one or more), and optionally `prevalence` and `heat_map`.
+
+    Args:
+        request: the request.
+        engine: the model, whose classes `heat_map` may name.
+        most: number of images.
 
     Raises:
         UserError: the form lacks an image or holds anything else.
@@ -67,7 +115,7 @@ async def _read(request: Request) -> tuple[list[Picture], str]:
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise UserError("send a form (multipart/form-data) with one or more images: curl -F image=@one.jpg")
-    async with request.form(max_files=MAX_PICTURES, max_fields=2) as form:
+    async with request.form(max_files=most, max_fields=3) as form:
         pictures = []
         for file in form.getlist("image"):
             if not isinstance(file, UploadFile):
@@ -76,10 +124,12 @@ async def _read(request: Request) -> tuple[list[Picture], str]:
             if len(content) > MAX_BYTES:
                 raise HTTPException(413, f"an image is larger than {MAX_BYTES // 10**6} MB: reduce its size")
             pictures.append(Picture(file.filename or "image", content))
-        unknown = set(form) - {"image", "prevalence"}
+        unknown = set(form) - {"image", "prevalence", "heat_map"}
         if unknown or not pictures:
-            raise UserError("send one or more fields named image, optionally prevalence, and nothing else")
-        prevalence = form.get("prevalence", "equal")
+            raise UserError("send one or more fields named image, optionally prevalence and heat_map, and nothing else")
+        prevalence, heat_map = form.get("prevalence", "equal"), form.get("heat_map")
         if not isinstance(prevalence, str):
             raise UserError("prevalence must be text: equal, training, or mel=0.05,nv=0.8,…")
-        return pictures, prevalence
+        if heat_map is not None and (not isinstance(heat_map, str) or heat_map not in engine.info.codes):
+            raise UserError(f"heat_map must be a class of the model: {', '.join(engine.info.codes)}"[:500])
+        return Form(pictures, prevalence, heat_map)

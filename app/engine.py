@@ -16,6 +16,7 @@ from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
 from dermrw.inference.messages import adapted
 
+from .heatmap import relative_evidence
 from .region import PREVIEW, UNCHANGED, Edit, chosen_box, jpeg, turned
 from .words import words_for
 
@@ -87,7 +88,14 @@ class Engine:
             return []
         return self.index.nearest(np.mean([picture.embedding for picture in lesion.accepted], axis=0))
 
-    def answer(self, names: list[str], lesion: Lesion, prevalence: str, shares: npt.NDArray[np.float64] | None) -> Any:
+    def answer(
+        self,
+        names: list[str],
+        lesion: Lesion,
+        prevalence: str,
+        shares: npt.NDArray[np.float64] | None,
+        heat_map: str | None = None,
+    ) -> dict[str, Any]:
         """Returns the API's result as JSON: for the lesion, and for each of its images alone.
 
         Args:
@@ -95,11 +103,12 @@ class Engine:
             lesion: the combined result of the images.
             prevalence: as the client gave it.
             shares: its share of each diagnosis `[C]`; None for equal prevalence.
+            heat_map: the code of a class, to include each image's heat map for it.
 
         Raises:
             UserError: the prevalence is 0 for every diagnosis with a probability above 0.
         """
-        verdict, codes = lesion.verdict, self.info.codes
+        verdict, codes, triage = lesion.verdict, self.info.codes, self.info.triage
         return {
             "refused": verdict.refused,
             "triage": verdict.triage or None,
@@ -108,6 +117,11 @@ class Engine:
             "not_ruled_out": list(verdict.not_ruled_out),
             "probabilities": None if verdict.refused else by_code(codes, lesion.at(shares)),
             "prevalence": prevalence,
+            "thresholds": {
+                "set": by_code(codes, np.asarray(self.info.thresholds)),
+                "coverage": self.info.coverage,
+                "triage": None if triage is None else triage.threshold,
+            },
             "pictures": [
                 {
                     "name": name,
@@ -118,6 +132,7 @@ class Engine:
                     "probabilities": None
                     if picture.verdict.refused
                     else by_code(codes, adjust_prevalence(picture.probabilities, shares)),
+                    **({} if heat_map is None else {"heat_map": self._heat_map(picture, heat_map)}),
                 }
                 for name, picture in zip(names, lesion.pictures, strict=True)
             ],
@@ -125,6 +140,12 @@ class Engine:
             "warning": self.info.warning,
             "note": NOTE,
         }
+
+    def _heat_map(self, picture: Explanation, code: str) -> list[list[float]]:
+        """Returns the rows of the relative evidence for a class, 0 to 1."""
+        evidence = relative_evidence(picture.activation_map)[self.info.codes.index(code)]
+        rows: list[list[float]] = (evidence / 255).round(3).tolist()
+        return rows
 
 
 def by_code(codes: tuple[str, ...], values: npt.NDArray[np.floating]) -> Mapping[str, float]:

@@ -23,8 +23,11 @@ INTERFACE = re.compile(
     r"/gradio_api/(upload|upload_progress|queue/(join|data|status)|info|app_id|startup-events|heartbeat/\w+|cancel"
     r"|reset|theme\.css)/?"
 )
-OWN = re.compile(r"/(|classify|health|config|theme\.css|favicon\.ico|manifest\.json|(assets|static)/[\w./-]+)")
-MAX_REQUEST_BYTES = 100_000_000  # of a request to /classify
+OWN = re.compile(
+    r"/(|classify(_images)?|health|api|openapi\.json|config|theme\.css|favicon\.ico|manifest\.json"
+    r"|(assets|static)/[\w./-]+)"
+)
+MAX_REQUEST_BYTES = 100_000_000  # of a request to /classify or /classify_images
 MAX_UPLOAD_BYTES = 2_000_000_000  # of an upload by the page
 MAX_OTHER_BYTES = 1_000_000  # of any other request
 MAX_KEPT_BYTES = 8_000_000_000  # of all uploads that wait to be classified
@@ -214,7 +217,8 @@ class Guard:
             return 411, "Chunked requests are not accepted: send Content-Length."
         if others or not (length.isascii() and length.isdigit()):
             return 411, "The request needs one valid Content-Length."
-        limit = {UPLOAD: MAX_UPLOAD_BYTES, "/classify": MAX_REQUEST_BYTES}.get(path, MAX_OTHER_BYTES)
+        limits = {UPLOAD: MAX_UPLOAD_BYTES, "/classify": MAX_REQUEST_BYTES, "/classify_images": MAX_REQUEST_BYTES}
+        limit = limits.get(path, MAX_OTHER_BYTES)
         if int(length) > limit:
             return 413, f"The request is larger than {limit // 10**6:,} MB."
         if path == UPLOAD and self.uploads.size() + self._announced + int(length) > MAX_KEPT_BYTES:
