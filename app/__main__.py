@@ -8,15 +8,15 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import open_regular
-from dermrw.inference.case_index import Index, index_path
-from dermrw.inference.classifier import QUANTIZED, Classifier
 from dermrw.inference.shipped import shipped_model
 
-from .middleware import own_names
-from .uploads import clear_stale
+if TYPE_CHECKING:  # imported when they are needed, so that the command prints its first line at once
+    from dermrw.inference.case_index import Index
+    from dermrw.inference.classifier import Classifier
 
 HOST, PORT = "127.0.0.1", 7860
 GRACE_SECONDS = 10  # that running requests have to finish when the server stops
@@ -29,8 +29,10 @@ def find_model(named: Path | None) -> Path:
     return named / "model.onnx" if named.is_dir() else named
 
 
-def find_index(classifier: Classifier) -> Index | None:
+def find_index(classifier: "Classifier") -> "Index | None":
     """Loads the labelled cases next to the model file; None if there are none, or none that fit (prints why)."""
+    from dermrw.inference.case_index import Index, index_path
+
     path = index_path(classifier.path)
     if not path.exists():
         return None
@@ -118,6 +120,12 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args(command_line)
     with plain_endings(program.removeprefix("python -m "), "demo"):
+        print("Starting the demo", flush=True)
+        from dermrw.inference.classifier import QUANTIZED, Classifier
+
+        from .middleware import own_names
+        from .uploads import clear_stale
+
         classifier = Classifier(find_model(arguments.model), arguments.device)
         password = read_password(arguments.password_file)
         is_own = own_names(arguments.host, arguments.allow_host)
