@@ -184,7 +184,9 @@ def losses_along(
             )
         return losses
 
-    return _along(model, x, y, direction, checked, 1 if uses_batch_statistics(model) else 0)
+    # in mixed precision, weighing after the backward pass would round differently from plain training
+    usual = uses_batch_statistics(model) or torch.is_autocast_enabled(x.device.type)
+    return _along(model, x, y, direction, checked, 1 if usual else 0)
 
 
 def outputs_along(model: nn.Module, x: Tensor, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

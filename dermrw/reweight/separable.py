@@ -177,8 +177,9 @@ class _Affine(_Layer):
 class _Elementwise(_Layer):
     """A parameter that is multiplied with activations, as layer scale is, or added to them, or expanded as a token."""
 
-    def __init__(self, parameter: Tensor, examples: int, x: Tensor | None) -> None:
+    def __init__(self, parameter: Tensor, shape: torch.Size, examples: int, x: Tensor | None) -> None:
         super().__init__({"weight": parameter}, examples)
+        self.shape = shape  # in which the parameter was used
         self.x = x  # the other factor; None: the parameter is added
         self.version = 0 if x is None else x._version
         self.sums: Tensor | None = None  # [B, parameters]
@@ -189,7 +190,7 @@ class _Elementwise(_Layer):
             delta = self.x.to(delta.dtype) * delta
         parameter = self.parameters["weight"]
         assert parameter is not None
-        shape = [1] * (delta.ndim - parameter.ndim) + list(parameter.shape)
+        shape = [1] * (delta.ndim - len(self.shape)) + list(self.shape)
         if shape[0] != 1:
             raise NotSeparable("a parameter has a value for each example")
         summed = [axis for axis in range(1, delta.ndim) if shape[axis] == 1]
@@ -232,6 +233,7 @@ class _Recorder(TorchFunctionMode):
         self.layers: list[_Layer] = []
         self.received: dict[int, Tensor] = {}  # δ by the place in `layers`
         self.used: set[int] = set()
+        self.reshaped: dict[int, tuple[Tensor, Tensor]] = {}  # a parameter in another shape, and the parameter
         anchor = trainable[0]
         self.anchor = torch.zeros((), dtype=anchor.dtype, device=anchor.device, requires_grad=True)
         self.closed = False
@@ -250,17 +252,23 @@ class _Recorder(TorchFunctionMode):
             raise NotSeparable("batch_norm computes statistics of the batch")
         if only_in_reverse(func, args, kwargs):
             raise NotSeparable(f"{getattr(func, '__name__', func)} may change a gradient")
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.trainable]
+        leaves = tree_leaves((args, kwargs))
+        given = [leaf for leaf in leaves if id(leaf) in self.trainable or id(leaf) in self.reshaped]
         if not given or getattr(func, "__name__", "") == "__get__":
             return func(*args, **kwargs)
         if not torch.is_grad_enabled():
             raise NotSeparable(f"{getattr(func, '__name__', func)} was called without recording")
-        if func not in _CALLS and func not in _ELEMENTWISE:
+        if func in _RESHAPE and len(given) == 1 and id(given[0]) in self.trainable:
+            shaped = func(*[a.detach() if a is given[0] else a for a in args], **kwargs)
+            self.reshaped[id(shaped)] = shaped, given[0]
+            return shaped
+        if func not in _ELEMENTWISE and (func not in _CALLS or any(id(p) in self.reshaped for p in given)):
             raise NotSeparable(f"{getattr(func, '__name__', func)} has no rule")
         for p in given:
-            if id(p) in self.used:
+            own = id(self._parameter(p))
+            if own in self.used:
                 raise NotSeparable("two layers share a parameter")
-            self.used.add(id(p))
+            self.used.add(own)
         output, layer = (
             self._elementwise(func, args, kwargs) if func in _ELEMENTWISE else self._call(func, args, kwargs)
         )
@@ -294,8 +302,13 @@ class _Recorder(TorchFunctionMode):
         trained = {name: p if id(p) in self.trainable else None for name, p in parameters.items()}
         return func(**{**call, **constants}), self._layer(func, call, constants, trained)
 
+    def _parameter(self, given: Tensor) -> Tensor:
+        """Returns the parameter, also of one in another shape."""
+        return self.reshaped[id(given)][1] if id(given) in self.reshaped else given
+
     def _elementwise(self, func: Any, args: Any, kwargs: Any) -> tuple[Tensor, _Layer]:
-        places = [place for place, value in enumerate(args) if id(value) in self.trainable]
+        known = self.trainable.keys() | self.reshaped.keys()
+        places = [place for place, value in enumerate(args) if id(value) in known]
         if len(places) != 1:
             raise NotSeparable(f"{func.__name__} receives several parameters")
         parameter = args[places[0]]
@@ -308,7 +321,8 @@ class _Recorder(TorchFunctionMode):
             raise NotSeparable("add with a factor has no rule")
         if func in _MULTIPLY and not isinstance(other, Tensor):
             raise NotSeparable("a parameter times a number has no rule")
-        return output, _Elementwise(parameter, self.examples, None if other is None else other.detach())
+        factor = None if other is None else other.detach()
+        return output, _Elementwise(self._parameter(parameter), parameter.shape, self.examples, factor)
 
     @staticmethod
     def _argument(args: Any, kwargs: Any, place: int, name: str, default: Any) -> Any:
@@ -337,6 +351,7 @@ _CALLS: dict[Any, tuple[str, ...]] = {
 }
 _MULTIPLY = {torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 _ADD = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
+_RESHAPE = {torch.reshape, Tensor.reshape, Tensor.view, Tensor.unsqueeze, torch.unsqueeze}
 _ELEMENTWISE = _MULTIPLY | _ADD | {Tensor.expand}
 
 
