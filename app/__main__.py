@@ -14,6 +14,8 @@ from dermrw.errors import UserError, plain_endings
 from dermrw.files import open_regular
 from dermrw.inference.shipped import shipped_model
 
+from .loading import LoadingPage
+
 if TYPE_CHECKING:  # imported when they are needed, so that the command prints its first line at once
     from dermrw.inference.case_index import Index
     from dermrw.inference.classifier import Classifier
@@ -120,16 +122,19 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args(command_line)
     with plain_endings(program.removeprefix("python -m "), "demo"):
-        print("Starting the demo", flush=True)
+        bound = bind_socket(arguments.host, arguments.port)
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        address = f"http://{host}:{bound.getsockname()[1]}"
+        print(f"Starting the demo at {address}", flush=True)
+        loading = LoadingPage(bound)
         from dermrw.inference.classifier import QUANTIZED, Classifier
 
         from .middleware import own_names
         from .uploads import clear_stale
 
-        classifier = Classifier(find_model(arguments.model), arguments.device)
-        password = read_password(arguments.password_file)
         is_own = own_names(arguments.host, arguments.allow_host)
-        bound = bind_socket(arguments.host, arguments.port)
+        password = read_password(arguments.password_file)
+        classifier = Classifier(find_model(arguments.model), arguments.device)
         import uvicorn
 
         from .engine import Engine
@@ -137,8 +142,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
 
         clear_stale()
         index = find_index(classifier)
-        info, port = classifier.info, bound.getsockname()[1]
-        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        info = classifier.info
         print(f"Model {info.name} of {info.created}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}")
         if info.warning:
             print(info.warning)
@@ -148,7 +152,6 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
             print(f"Showing the nearest of {len(index.ids):,} labelled cases")
         if not password and arguments.host not in ("127.0.0.1", "::1", "localhost"):
             print("Anyone who can reach this address can use the demo: --password-file FILE requires a password")
-        print(f"Serving http://{host}:{port} (press Ctrl-C to stop)", flush=True)
         config = uvicorn.Config(
             build_app(Engine(classifier, index), is_own, password), log_level="error", access_log=False, ws="none",
             timeout_graceful_shutdown=GRACE_SECONDS,
@@ -160,6 +163,8 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
         # uvicorn finishes the running requests and then raises the signal again: exit normally then
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        loading.stop()
+        print(f"Serving {address} (press Ctrl-C to stop)", flush=True)
         try:
             uvicorn.Server(config).run(sockets=[bound])
         except KeyboardInterrupt:
