@@ -46,7 +46,7 @@ def attacked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     running = Server(model, tmp_path_factory.mktemp("attacked"))
     yield running
     started, later = running.output, running.end().removeprefix(running.output)
-    assert len(started.splitlines()) == 3  # the model, the sample's warning and the address
+    assert len(started.splitlines()) == 4  # the start, the model, the sample's warning and the address
     assert "Traceback" not in later and "smith" not in later
     assert all(line.startswith("app: a request failed (") for line in later.splitlines()), later
 

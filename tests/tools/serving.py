@@ -102,7 +102,7 @@ class Server(Client):
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output += line
-            if address := re.search(r"http://[^ ]*?:(\d+)", line):
+            if address := re.search(r"Serving http://[^ ]*?:(\d+)", line):
                 super().__init__(f"http://127.0.0.1:{address[1]}")
                 break
         else:
