@@ -52,3 +52,8 @@ class Classes(NamedTuple):
 
 
 HAM_CLASSES = Classes(DX, COLUMNS, tuple(d.name for d in DIAGNOSES), tuple(d.malignant for d in DIAGNOSES))
+
+
+def shows_skin(classes: Classes, unit: str) -> bool:
+    """Returns whether images show skin: of HAM10000's classes, or split by lesions (`unit`)."""
+    return classes.codes == DX or unit == "lesions"

@@ -19,7 +19,7 @@ from dermrw.datasets.dataset import ImageSet, Splits, class_shares, image_set, r
 from dermrw.datasets.extra import count_reasons, training_sources
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.datasets.readable import read_all, unlike
-from dermrw.diagnoses import DX, Classes
+from dermrw.diagnoses import DX, Classes, shows_skin
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.calibration import fit as fit_calibration
@@ -288,7 +288,7 @@ def _score(
     unit = fitted.about.get("unit", "lesions")
     table = images.table
     tones: list[str] | None = None  # only of images that show skin
-    if classes.codes == DX or unit == "lesions":
+    if shows_skin(classes, unit):
         tones = skin_tones(images.sources)
         table = table.assign(**{TONE_COLUMN: tones})
     scored = ScoredSet(title, table, images.labels, images.sources, classes, probabilities, unit)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from sklearn.isotonic import IsotonicRegression
 
 from dermrw.decisions.refusal import QUALITY, RULES
+from dermrw.evaluation.image_checks import LUMINANCE
 
 LEAST_LOSS = 0.1  # answers that were right and become wrong, as a share; each class with the same weight
 PER_CLASS, IN_ALL = 30, 300  # validation images of each class and in all, at most, with at least one of each class
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ def _noise(picture: Floats, deviation: float, channels: int) -> Floats:
 
 
 def _grey(picture: Floats) -> Floats:
-    return (picture @ LUMINANCE)[..., None]
+    return (picture @ np.array(LUMINANCE, dtype=np.float32))[..., None]
 
 
 def _blurred(picture: Floats, share: float) -> Floats:

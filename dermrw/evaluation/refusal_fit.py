@@ -12,7 +12,7 @@ from dermrw.datasets.dataset import ImageSet, Splits
 from dermrw.datasets.extra import validation_sources
 from dermrw.datasets.pixels import ImageDataset, in_order
 from dermrw.decisions.refusal import LEAST_GROUP, PHOTOGRAPH, QUALITY, Group, fit_limits, refusal
-from dermrw.diagnoses import DX
+from dermrw.diagnoses import shows_skin
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.image_checks import with_artefacts
@@ -81,7 +81,7 @@ def fit_refusal(
     valid, data = splits.validation, config.data
     lesions = valid.table["lesion_id"].to_numpy()
     groups = []
-    if splits.classes.codes == DX or unit == "lesions":  # the images show skin
+    if shows_skin(splits.classes, unit):
         tones = np.array(skin_tones(valid.sources), dtype=object)
         names = [f"estimated skin tone: {name}" for name in dict.fromkeys(tones)]
         members = [tones == name for name in dict.fromkeys(tones)]
@@ -110,14 +110,19 @@ def fit_refusal(
     harmful = harmful_values(_all_pixels(ImageDataset(chosen, data)), chosen.labels, measure)
     limits = fit_limits(checks, lesions, groups, harmful)
     shown = [Group("validation", checks), *(g for g in groups if len(g.checks) >= LEAST_GROUP)]
-    refused = {g.name: [refusal(row, limits) is not None for row in g.checks] for g in shown}
     return limits, FittedRefusal(
         harmful=harmful,
         groups=[
-            RefusedGroup(name=g.name, images=len(g.checks), refused=float(np.mean(refused[g.name]))) for g in shown
+            RefusedGroup(name=g.name, images=len(g.checks), refused=_refused(g.checks, limits) / len(g.checks))
+            for g in shown
         ],
         photographs=_photographs(predictor, limits, data.size, Framing.of(data), held_out) if held_out else None,
     )
+
+
+def _refused(checks: npt.NDArray[np.floating], limits: dict[str, float]) -> int:
+    """The number of images with these checks `[N, 8]` or `[N, 9]` that are refused."""
+    return sum(refusal(row, limits) is not None for row in checks)
 
 
 def _photographs(
@@ -127,7 +132,7 @@ def _photographs(
     _, checks = predictor.plain_view(np.stack([evaluation_pixels(path, size, framing) for path in held_out]))
     return RefusedPhotographs(
         pictures=len(held_out),
-        refused=sum(refusal(row, limits) is not None for row in checks),
+        refused=_refused(checks, limits),
         detected=int((checks[:, -1] > limits[PHOTOGRAPH]).sum()),
     )
 

@@ -56,10 +56,9 @@ class _Layer:
     def __init__(self, parameters: Mapping[str, Tensor | None], examples: int) -> None:
         self.parameters = parameters  # by the name of the argument; None where there is none or it is not trainable
         self.examples = examples
-        self.slopes: Tensor | None = None  # [B]
 
-    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> None:
-        """Takes δ, which has the shape of the output, and computes the slopes along the direction."""
+    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> Tensor:
+        """Takes δ, which has the shape of the output, and returns the slopes along the direction `[B]`."""
         raise NotImplementedError
 
     def gradients(self, weights: Tensor) -> Gradients:
@@ -95,7 +94,7 @@ class _Product(_Layer):
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(x, weight, None, **self.options) if self.options else F.linear(x, weight)
 
-    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> None:
+    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> Tensor:
         _unchanged(self.x, self.version)
         self.x = self.x.to(delta.dtype)
         self.delta = delta
@@ -105,7 +104,7 @@ class _Product(_Layer):
             slopes = self.per_example(self.apply(self.x, g["weight"].to(delta.dtype)).mul_(delta))
         if g["bias"] is not None:
             slopes = slopes + self.per_channel(delta) @ g["bias"].to(delta.dtype)
-        self.slopes = slopes
+        return slopes
 
     def per_channel(self, delta: Tensor) -> Tensor:
         """Returns the sums of δ by example and output channel `[B, O]`."""
@@ -149,7 +148,7 @@ class _Affine(_Layer):
         self.last_axes = last_axes  # number of axes of the parameters, at the end (layer norm); 0: axis 1
         self.sums: dict[str, Tensor] = {}  # [B, parameters]
 
-    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> None:
+    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> Tensor:
         assert self.x is not None
         _unchanged(self.x, self.version)
         if self.parameters["weight"] is not None:
@@ -158,7 +157,7 @@ class _Affine(_Layer):
             self.sums["bias"] = self._summed(delta)
         self.x = None
         parts = [self.sums[n] @ g.flatten().to(delta.dtype) for n, g in self.along(direction).items() if g is not None]
-        self.slopes = sum(parts, torch.zeros(self.examples, dtype=delta.dtype, device=delta.device))
+        return sum(parts, torch.zeros(self.examples, dtype=delta.dtype, device=delta.device))
 
     def _summed(self, values: Tensor) -> Tensor:
         if self.last_axes:
@@ -184,7 +183,7 @@ class _Elementwise(_Layer):
         self.version = 0 if x is None else x._version
         self.sums: Tensor | None = None  # [B, parameters]
 
-    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> None:
+    def receive(self, delta: Tensor, direction: Mapping[Tensor, Tensor]) -> Tensor:
         if self.x is not None:
             _unchanged(self.x, self.version)
             delta = self.x.to(delta.dtype) * delta
@@ -198,7 +197,7 @@ class _Elementwise(_Layer):
         self.x = None
         self.sums = values.reshape(self.examples, -1, parameter.numel()).sum(1)
         g = direction.get(parameter)
-        self.slopes = self.sums.new_zeros(self.examples) if g is None else self.sums @ g.flatten().to(self.sums.dtype)
+        return self.sums.new_zeros(self.examples) if g is None else self.sums @ g.flatten().to(self.sums.dtype)
 
     def gradients(self, weights: Tensor) -> Gradients:
         parameter = self.parameters["weight"]
@@ -409,9 +408,7 @@ def separable_losses_along(
     with torch.no_grad():
         for place, layer in enumerate(recorder.layers):
             if place in recorder.received:
-                layer.receive(recorder.received.pop(place), along)
-                assert layer.slopes is not None
-                slopes += layer.slopes.to(slopes)
+                slopes += layer.receive(recorder.received.pop(place), along).to(slopes)
                 used.append(layer)
     return _Losses.apply(losses.detach(), used, *named.values()), slopes
 
