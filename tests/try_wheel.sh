@@ -65,11 +65,15 @@ absent "$place/demo/bin/python" torch onnx
 "$place/demo/bin/dermrw" demo --port 17861 > log 2>&1 &
 server=$!
 for _ in $(seq 120); do curl -fs --noproxy '*' http://127.0.0.1:17861/health && break; sleep 1; done
-curl -fs --noproxy '*' -F image=@one.jpg http://127.0.0.1:17861/classify | grep -q '"probabilities"' || { cat log >&2; exit 1; }
+answers() {  # TEXT CURL-ARGUMENTS...  (through a file: `grep -q` closes a pipe early, and curl then fails)
+  text=$1; shift
+  curl -fsS --noproxy '*' -o answer "$@" && grep -qi -- "$text" answer || { cat log >&2; echo "no $text from $*" >&2; exit 1; }
+}
+answers '"probabilities"' -F image=@one.jpg http://127.0.0.1:17861/classify
 printf 'image,label\none.jpg,mel\ntwo.png,nv\n' > mine.csv
 "$place/demo/bin/dermrw" score mine.csv
 [ -s score/mine/report.html ]
-curl -fs --noproxy '*' http://127.0.0.1:17861/ | grep -qi '<html' || { cat log >&2; exit 1; }
+answers '<html' http://127.0.0.1:17861/
 kill -TERM $server && wait $server
 server=
 refuses "run \`pip install 'dermrw[train]'\`" "$place/demo/bin/dermrw" train ham
