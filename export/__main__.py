@@ -50,7 +50,7 @@ from .diagram import reliability_diagram
 from .encoder import encoder_of_model_file, write_encoder
 from .half_weights import compare_precisions, rounded_network, store_half_weights
 from .network import Averaged, Exported
-from .report import official_reports, report_of
+from .report import official_reports, report_of, score_reports
 from .training_images import PARTS, add_list, known_images
 
 PICTURES = 12  # number of images in the comparison with torch
@@ -97,7 +97,8 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
 
     with checked_file(path, network, info, weights, splits, known) as (candidate, info):
         digest = hashlib.sha256(candidate.read_bytes()).hexdigest()
-        text = model_card(report, info, digest, config, official=official)
+        scores = score_reports(run, digest)
+        text = model_card(report, info, digest, config, official=official, scores=scores)
         write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
         write_encoder(model, encoder, config.model.backbone, config.data.size, _origin(info), info.licence)

@@ -1,8 +1,9 @@
 """Renders MODEL_CARD.md from a run's report (Mitchell et al., Model Cards for Model Reporting, FAT* 2019)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -12,7 +13,7 @@ from dermrw.config import NOT_PART_OF_A_RESULT, Config, without_folders
 from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.formatting import percent
 from dermrw.inference.model_file import ModelInfo
-from dermrw.reports.report_schema import DefinedReport
+from dermrw.reports.report_schema import DefinedReport, Report
 from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE, report_unit
 
 from .foreign_pictures import LIKENESSES
@@ -59,6 +60,7 @@ def model_card(
     config: Config,
     doubt: dict[str, Any] | None = None,
     official: Sequence[DefinedReport] = (),
+    scores: Mapping[str, Report] = MappingProxyType({}),
 ) -> str:
     """Returns the text of the card.
 
@@ -69,6 +71,7 @@ def model_card(
         config: the config of the run.
         doubt: the results of `export.stress_test`, or None if it has not run.
         official: the report of the same checkpoint on ISIC 2018's official sets.
+        scores: reports of `dermrw score` on images of other sources, by the name to show.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -78,6 +81,7 @@ def model_card(
     unit = report_unit(report)
     text = template.render(
         report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official,
+        scores=scores,
         likenesses=LIKENESSES, ham=config.data.name in ("ham10000", "sample"), dermatology=info.codes == DX,
         unit=unit, grouped=unit != "images", diagnoses="diagnoses" if info.codes == DX else "classes",
         malignant=_malignant_names(info), skin_tone=SKIN_TONE, fair_skin=FAIR_SKIN,

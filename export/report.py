@@ -13,7 +13,7 @@ from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
 from dermrw.files import open_regular
 from dermrw.inference.model_file import first_fault
-from dermrw.reports.report_schema import DefinedReport
+from dermrw.reports.report_schema import DefinedReport, Report
 
 
 def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[str]) -> DefinedReport:
@@ -81,6 +81,32 @@ def official_reports(run: Path, checkpoint: str, classes: Classes) -> list[Defin
         if report.checkpoint_sha256 == checkpoint:
             reports.append(report)
     return reports
+
+
+def score_reports(run: Path, digest: str) -> dict[str, Report]:
+    """The reports of `dermrw score` in RUN/scores/NAME, by name, of the model file with this SHA-256.
+
+    Reports of another file are named on the terminal and left out.
+
+    Raises:
+        UserError: a report can't be read.
+    """
+    reports = {}
+    for path in sorted((run / "scores").glob("*/report.json")):
+        try:
+            report = Report.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} can't be read ({first_line(error)}): score the images again") from None
+        if report.external is None or report.external.model_sha256 != digest:
+            print(f"{path} is of another model file and does not enter the card: score the images again", flush=True)
+        else:
+            reports[path.parent.name] = report
+    return reports
+
+
+def first_line(error: Exception) -> str:
+    """The reason of an error in a few words."""
+    return first_fault(error) if isinstance(error, ValidationError) else str(error)
 
 
 def parsed_report(text: bytes, classes: Classes) -> DefinedReport:

@@ -28,7 +28,7 @@ from .average import averaged_runs
 from .card import model_card
 from .damages import DAMAGES
 from .foreign_pictures import composed, from_lesions, shipped
-from .report import official_reports, read_report, report_of
+from .report import official_reports, read_report, report_of, score_reports
 
 PER_CLASS = 20  # number of images per class of the test split that are damaged
 COMPOSED = 40  # images of each kind
@@ -149,7 +149,8 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     classes = classifier.info.classes
     report = read_report(run, classes) if averaged else report_of(run, config, classes, overrides)
     official = official_reports(run, report.checkpoint_sha256, classes)
-    card = model_card(report, classifier.info, classifier.digest, config, doubt, official)
+    scores = score_reports(run, classifier.digest)
+    card = model_card(report, classifier.info, classifier.digest, config, doubt, official, scores)
     write_atomic(run / "MODEL_CARD.md", card.encode())
     return doubt
 
