@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -13,6 +14,7 @@ from starlette.formparsers import MultiPartParser
 
 from dermrw.decisions.prevalence import parse_prevalence
 from dermrw.errors import UserError
+from dermrw.files import open_regular
 from dermrw.inference.lesion import combine_explanations
 
 from .engine import MAX_BYTES, MAX_PICTURES, Engine, Picture
@@ -35,7 +37,7 @@ class Form(NamedTuple):
 
 
 def add_api(app: FastAPI, engine: Engine) -> None:
-    """Adds /classify, /classify_images, /health, /openapi.json and the page /api to the app."""
+    """Adds /classify, /classify_images, /health, /openapi.json, the page /api and its examples to the app."""
     waiting = asyncio.Semaphore(MAX_WAITING)
     arriving = asyncio.Semaphore(MAX_ARRIVING)
     description = openapi(engine.info, MAX_BATCH)
@@ -52,6 +54,18 @@ def add_api(app: FastAPI, engine: Engine) -> None:
     @app.get("/api")
     def api() -> HTMLResponse:
         return HTMLResponse(page)
+
+    @app.get("/example/{place}")
+    def example(place: int) -> Response:
+        """An example of the page, as it is on the disk. Only the rows that the index names can be fetched."""
+        index = engine.index
+        if index is None or not 0 <= place < len(index.examples):
+            return _error(404, "there is no such example")
+        try:
+            with open_regular(Path(str(index.paths[index.examples[place]]))) as file:
+                return Response(file.read(), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+        except (OSError, UserError):
+            return _error(404, "the example's file was moved: write the index again with `make index`")
 
     @app.post("/classify")
     async def classify(request: Request) -> JSONResponse:

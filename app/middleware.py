@@ -25,7 +25,7 @@ INTERFACE = re.compile(
 )
 OWN = re.compile(
     r"/(|classify(_images)?|health|api|openapi\.json|config|theme\.css|favicon\.ico|manifest\.json"
-    r"|(assets|static)/[\w./-]+)"
+    r"|example/\d{1,3}|(assets|static)/[\w./-]+)"
 )
 MAX_REQUEST_BYTES = 100_000_000  # of a request to /classify or /classify_images
 MAX_UPLOAD_BYTES = 2_000_000_000  # of an upload by the page

@@ -24,7 +24,7 @@ from dermrw.inference.verdict import malignant_share
 from .advice import advice
 from .decision import DECISIONS, decision_of
 from .engine import MAX_IMAGES, MAX_PICTURES, Engine
-from .examples import drawn_examples
+from .examples import drawn_examples, labelled_examples
 from .heatmap import encoded, ramp
 from .presets import presets
 from .region import data_uri, jpeg, seen_part
@@ -319,5 +319,5 @@ def fixed_part(part: str, engine: Engine) -> str:
         decisions=DECISIONS,
         limit=MAX_PICTURES,
         many_limit=MAX_IMAGES,
-        examples=drawn_examples() if info.is_ham10000 else [],
+        examples=(labelled_examples(engine.index) or drawn_examples()) if info.is_ham10000 else [],
     )

@@ -47,9 +47,11 @@
             if (files.length) places[place](files);
         });
         all("[data-example]").forEach((button) => {
-            button.onclick = () => {
-                const bytes = Uint8Array.from(atob(find("img", button).src.split(",")[1]), (character) => character.charCodeAt(0));
-                one.start([new File([bytes], button.dataset.example, { type: "image/jpeg" })]);
+            button.onclick = async () => {
+                const { example, address } = button.dataset;
+                const response = await fetch(address || find("img", button).src).catch(() => null);
+                if (!response?.ok) one.status("This example can't be read: choose another.");
+                else one.start([new File([await response.blob()], example, { type: "image/jpeg" })]);
             };
         });
         addEventListener("input", ({ target }) => {

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+import pandas as pd
 from tqdm import tqdm
 
 from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
@@ -18,11 +19,13 @@ from dermrw.files import require_writable, write_atomic
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.case_index import CASES, Index, index_path
 from dermrw.inference.classifier import Classifier
+from dermrw.inference.known_images import id_digest, image_hash
 from dermrw.inference.model_file import INPUT
 from dermrw.inference.shipped import shipped_model
 from dermrw.training.run_folder import read_split
 
 BATCH = 32
+SHOWN = (".jpg", ".jpeg", ".png")  # suffixes of examples, since browsers show these
 
 
 def embedder(content: bytes) -> onnxruntime.InferenceSession:
@@ -48,7 +51,7 @@ def write_index(model: Path, root: str | None) -> Path:
         raise UserError(
             "HAM10000 is not at data/ham10000: name its folder with --data or HAM10000_DIR, or run `make data`"
         )
-    table = with_images(read_ham10000(folder), folder)
+    table = with_images(read_ham10000(folder), folder).reset_index(drop=True)
     session, size = embedder(model.read_bytes()), classifier.info.size
 
     def read(path: str) -> npt.NDArray[np.uint8]:
@@ -61,9 +64,12 @@ def write_index(model: Path, root: str | None) -> Path:
             found.append(session.run(["embedding"], {INPUT: batch})[0])
     ids, lesions, codes = (table[key].astype(str).to_numpy(str) for key in ("image_id", "lesion_id", "dx"))
     where = np.array([str(Path(path).resolve()) for path in paths])
-    index = Index(classifier.digest, ids, lesions, codes, where, np.concatenate(found))
+    examples = choose_examples(table, classifier)
+    index = Index(classifier.digest, ids, lesions, codes, where, np.concatenate(found), examples)
     write_atomic(out, index.save())
     print(f"{len(paths):,} cases of {table['lesion_id'].nunique():,} lesions in {out}. `make demo` shows the nearest.")
+    if examples:
+        print(f"{len(examples)} of them, which the model was not fitted on, are examples on the page.")
     if (model.parent / "split.csv").is_file():
         split = read_split(model.parent)
         test = set(split.loc[split["split"] == "test", "image_id"].astype(str)) & set(ids)
@@ -75,6 +81,29 @@ def write_index(model: Path, root: str | None) -> Path:
             f"have the same diagnosis (mean over classes: {100 * classes:.1f} %)."
         )
     return out
+
+
+def choose_examples(table: pd.DataFrame, classifier: Classifier) -> list[int]:
+    """Returns a row of `table` for each class: the first image, by id, of a lesion that the model was not fitted on.
+
+    A class without such an image has no example. A model file without a list of its images has none at all.
+    """
+    known = classifier.known_images()
+    if known is None:
+        return []
+    listed = np.array([id_digest(name) in known.ids for name in table["image_id"]])
+    fitted = set(table.loc[listed, "lesion_id"])
+    chosen = []
+    for code in classifier.info.codes:
+        of_class = table[(table["dx"] == code) & ~table["lesion_id"].isin(fitted)].sort_values("image_id")
+        for row, image_id, path in zip(of_class.index, of_class["image_id"], of_class["path"], strict=True):
+            if not str(path).lower().endswith(SHOWN):
+                continue
+            pixels = evaluation_pixels(path, classifier.info.size, classifier.framing)
+            if not known.match([image_id], [image_hash(pixels)])[0]:
+                chosen.append(int(row))
+                break
+    return chosen
 
 
 def main() -> None:

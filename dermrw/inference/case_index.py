@@ -6,6 +6,7 @@ index holds no image, only each image's path.
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -44,9 +45,14 @@ class Index:
         codes: npt.NDArray[np.str_],
         paths: npt.NDArray[np.str_],
         embeddings: npt.NDArray[np.floating],
+        examples: Sequence[int] = (),
     ) -> None:
-        """Takes `embeddings` `[N, D]`, the other arrays `[N]`, and the model file's SHA-256 as `digest`."""
+        """Takes `embeddings` `[N, D]`, the other arrays `[N]`, and the model file's SHA-256 as `digest`.
+
+        `examples` are rows of images that the model was neither trained, selected nor calibrated on, to try it with.
+        """
         self.digest, self.ids, self.lesions, self.codes, self.paths = digest, ids, lesions, codes, paths
+        self.examples = [int(row) for row in examples]
         self.embeddings = np.asarray(embeddings, dtype=np.float32)
         self.centre = self.embeddings.mean(0)  # centring increases the differences between cosines
         self._directions = unit_vectors(self.embeddings - self.centre)
@@ -88,7 +94,8 @@ class Index:
         buffer = io.BytesIO()
         np.savez(
             buffer, digest=np.array(self.digest), ids=self.ids, lesions=self.lesions, codes=self.codes,
-            paths=self.paths, centre=self.centre, differences=(self.embeddings - self.centre).astype(np.float16),
+            paths=self.paths, examples=np.array(self.examples, dtype=np.int64), centre=self.centre,
+            differences=(self.embeddings - self.centre).astype(np.float16),
         )  # fmt: skip
         return buffer.getvalue()
 
@@ -103,9 +110,10 @@ class Index:
             with open_regular(path) as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
                 ids, lesions, codes, paths = (arrays[key] for key in ("ids", "lesions", "codes", "paths"))
                 embeddings, own_digest = arrays["centre"] + arrays["differences"], str(arrays["digest"])
+                examples = arrays["examples"] if "examples" in arrays else np.empty(0, np.int64)  # of older versions
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"the index {path} can't be read ({reason}): write it again with `make index`") from None
         if own_digest != digest:
             raise UserError(f"the index {path} is of another model file: write it again with `make index`")
-        return cls(own_digest, ids, lesions, codes, paths, embeddings)
+        return cls(own_digest, ids, lesions, codes, paths, embeddings, examples[examples < len(ids)].tolist())

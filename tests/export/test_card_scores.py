@@ -24,6 +24,7 @@ def scored(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with the reports `scores/classes` and `scores/binary` of 14 drawn lesions."""
     folder = tmp_path_factory.mktemp("run")
     rows = {"classes": ["image,label"], "binary": ["image,label"]}
+    assert HAM_CLASSES.malignant
     for number, code in enumerate(DX * 2):
         rng = np.random.default_rng
         path = folder / f"{number}.png"

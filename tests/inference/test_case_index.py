@@ -3,18 +3,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from sklearn.neighbors import NearestNeighbors
 
 from app.__main__ import find_index, find_model
 from app.engine import Engine
-from app.render import case_for_page, lesion_result
-from dermrw.datasets.ham10000 import read_ham10000
+from app.page import build_app
+from app.render import case_for_page, fixed_part, lesion_result
+from dermrw.datasets.ham10000 import read_ham10000, with_images
+from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.inference.case_index import Index, index_path
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.lesion import combine_explanations
 from dermrw.inference.verdict import decide
-from export.index import write_index
+from dermrw.training.run_folder import read_split
+from export.index import choose_examples, write_index
 
 
 def index(n: int = 200) -> Index:
@@ -107,6 +111,47 @@ def test_the_demo_shows_the_cases_of_its_own_model(
     assert shown["picture"] == "" and "nowhere" not in str(shown)
     model.with_name("index.npz").write_bytes(index().save())
     assert find_index(classifier) is None and "of another model file" in capsys.readouterr().out
+
+
+def test_examples_are_held_out_cases_of_each_class(model_file: Path, run: Path, sample: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copy(model_file, tmp_path / "model.onnx"))
+    pictures = tmp_path / "data"
+    shutil.copytree(sample, pictures)
+    write_index(model, str(pictures))
+    classifier = Classifier(model)
+    cases = find_index(classifier)
+    assert cases is not None and cases.examples
+    split = read_split(run).set_index("image_id")
+    known = set(split.index[split["split"] != "test"])
+    fitted = set(split.loc[split["split"] != "test", "lesion_id"])
+    assert [str(cases.codes[row]) for row in cases.examples] == [
+        code for code in DX if set(split.index[(split["dx"] == code) & (split["split"] == "test")])
+    ]
+    for row in cases.examples:
+        assert str(cases.ids[row]) not in known and str(cases.lesions[row]) not in fitted
+    engine = Engine(classifier, cases)
+    page, client = fixed_part("view", engine), TestClient(build_app(engine, lambda _: True))
+    assert page.count("data-address=") == len(cases.examples) and "not fitted on" in page and str(pictures) not in page
+    for place, row in enumerate(cases.examples):
+        answer = client.get(f"/example/{place}")
+        assert (
+            answer.content == Path(str(cases.paths[row])).read_bytes() and answer.headers["cache-control"] == "no-store"
+        )
+    for place in (-1, len(cases.examples)):
+        assert client.get(f"/example/{place}").status_code == 404
+    Path(str(cases.paths[cases.examples[0]])).unlink()
+    gone = client.get("/example/0")
+    assert gone.status_code == 404 and "make index" in gone.json()["error"] and str(pictures) not in gone.text
+    assert fixed_part("view", engine).count("data-address=") == len(cases.examples) - 1
+
+
+def test_without_a_list_of_fitted_images_the_examples_are_drawings(model_file: Path, sample: Path) -> None:
+    classifier = Classifier(model_file)
+    classifier.known_images = lambda: None  # type: ignore[method-assign]
+    table = with_images(read_ham10000(sample), sample)
+    assert choose_examples(table, classifier) == []
+    page = fixed_part("view", Engine(classifier, index()))  # an index of an older version has no examples
+    assert page.count("data-example=") == 7 and "data-address" not in page and "not a photograph" in page
 
 
 def test_the_model_that_is_served(tmp_path: Path) -> None:
