@@ -262,7 +262,8 @@ def test_without_a_model_the_one_shipped_with_dermrw_is_used(
 ) -> None:
     first, folder, box = (tmp_path / f"{name}.csv" for name in ("first", "folder", "box"))
     command(monkeypatch, "predict", str(pictures / "a.png"), str(pictures / "b.jpg"), "--csv", str(first))
-    assert "Using the model shipped with dermrw\nModel ham_balanced_softmax" in capsys.readouterr().out
+    name = Classifier(shipped_model()).info.name
+    assert f"Using the model shipped with dermrw\nModel {name}" in capsys.readouterr().out
     command(monkeypatch, "predict", str(pictures), "--csv", str(folder))
     command(monkeypatch, "predict", str(shipped_model()), str(pictures), "--csv", str(box))
     assert "Using the model" not in capsys.readouterr().out.partition(str(folder))[2]
