@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from filelock import FileLock
 
@@ -82,6 +83,26 @@ def evaluate_head(folder: Path) -> None:
         "epoch": state["best_epoch"],
     }
     write_atomic(folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
+
+
+def stored_embeddings(run: Path) -> tuple[np.ndarray, pd.DataFrame]:
+    """Returns the features `[N, D]` of all images of an evaluated run of the embeddings budget, and their rows.
+
+    The rows have the columns `image_id`, `lesion_id` and `dx`, with true labels. Training images are not augmented.
+
+    Raises:
+        UserError: the run or its embeddings are absent.
+    """
+    config = open_run(run)
+    splits = run_splits(run, config)
+    stored = list((run.parent / TEST).glob("embeddings-*.npy"))
+    if len(stored) != 1:
+        raise UserError(f"{run.parent / TEST} has no embeddings of the test images: repeat the run with --keep")
+    parts = [splits.train, splits.validation, splits.meta, splits.test]
+    table = pd.concat([part.table[["image_id", "lesion_id", "dx"]] for part in parts], ignore_index=True)
+    tail = len(splits.validation) + len(splits.meta)
+    own = _of_run(run)
+    return np.concatenate([own[: len(splits.train)], own[len(own) - tail :], np.load(stored[0])]), table
 
 
 def _of_run(folder: Path) -> np.ndarray:

@@ -134,7 +134,7 @@ def finished(run: Run) -> bool:
 def collect(run: Run, folder: Path) -> dict[str, Any]:
     """Writes a run's result file from its evaluated run folder and returns the content."""
     result = summarise(run, folder)
-    lines = [f"{json.dumps(key)}: {json.dumps(_rounded(value), allow_nan=False)}" for key, value in result.items()]
+    lines = [f"{json.dumps(key)}: {json.dumps(rounded(value), allow_nan=False)}" for key, value in result.items()]
     write_atomic(result_path(run), ("{\n" + ",\n".join(lines) + "\n}\n").encode())
     return result
 
@@ -257,10 +257,10 @@ def found_by_weight(path: Path) -> dict[str, Any] | None:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Returns the value with floats rounded to six digits, to keep noise out of the repository."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
