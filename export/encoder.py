@@ -1,6 +1,6 @@
 """The encoder of a run or of a model file: the network without its head, as safetensors.
 
-The tensors have the names of torchvision's network, so `load_state_dict(…, strict=False)` and `model.weights=FILE` read
+The tensors have the names of torchvision's or timm's network, so `load_state_dict(…, strict=False)` and `model.weights=FILE` read
 them.
 """
 
@@ -20,6 +20,7 @@ from dermrw.files import write_atomic
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import OUTPUTS
 from dermrw.models import Head, backbones, build_model, embed, pixel_statistics, to_input
+from dermrw.timm_models import is_timm
 from dermrw.weights import encoder_state, safetensors_bytes
 
 TOLERANCE = 1e-4  # of an embedding, relative to the largest value
@@ -61,7 +62,7 @@ def encoder_of_model_file(path: Path, out: Path) -> float:
         raise UserError(
             f"{path} averages {len(info.runs)} runs: write the encoder of one, with `dermrw export --encoder {out} RUN`"
         )
-    if info.backbone not in backbones():
+    if info.backbone not in backbones() and not is_timm(info.backbone):
         raise UserError(f"{path} has the unknown backbone {info.backbone}: export it with this version of dermrw")
     model, _ = build_model(Model(backbone=info.backbone, weights="none"), len(info.codes))
     head = Head(model).name

@@ -65,7 +65,7 @@ def test_the_same_pixels_four_ways(
     seen: list[np.ndarray],
     tmp_path: Path,
 ) -> None:
-    size, app = engine.info.size, FastAPI()
+    size, framing, app = engine.info.size, engine.classifier.framing, FastAPI()
     add_api(app, engine)
     client = TestClient(app)
     made = list(files(tmp_path, LESION))
@@ -77,7 +77,8 @@ def test_the_same_pixels_four_ways(
     paths = [path for path, _ in made]
     table = pd.DataFrame({"image_id": [path.name for path in paths]})
     training = ImageDataset(
-        ImageSet(table, np.zeros(len(paths), np.int64), [str(path) for path in paths]), Data(size=size)
+        ImageSet(table, np.zeros(len(paths), np.int64), [str(path) for path in paths]),
+        Data(size=size, field_of_view=framing.field_of_view, crop=framing.crop),
     )
     page = PageEvents(engine, PageCache(), PageCache())
     for index, (path, _) in enumerate(made):

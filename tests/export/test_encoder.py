@@ -13,6 +13,7 @@ from dermrw.config import Model, load_config
 from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import load_best
+from dermrw.inference.classifier import Classifier
 from dermrw.inference.shipped import shipped_model
 from dermrw.models import build_model
 from dermrw.weights import safetensors_metadata
@@ -45,7 +46,8 @@ def test_the_encoder_of_a_run_alone(run: Path, tmp_path: Path) -> None:
 def test_the_encoder_of_the_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--encoder", str(tmp_path / "e.safetensors")])
     assert "agree with ONNX Runtime" in capsys.readouterr().out
-    model, _ = build_model(Model(backbone="mobilenet_v2", weights=str(tmp_path / "e.safetensors")), 2)
+    backbone = Classifier(shipped_model()).info.backbone
+    model, _ = build_model(Model(backbone=backbone, weights=str(tmp_path / "e.safetensors")), 2)
     stored = {c.name: c for c in onnx.load(shipped_model()).graph.initializer}
     for name, tensor in model.state_dict().items():
         if "num_batches" not in name and not name.startswith("classifier."):
