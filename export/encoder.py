@@ -1,7 +1,7 @@
 """The encoder of a run or of a model file: the network without its head, as safetensors.
 
-The tensors have the names of torchvision's or timm's network, so `load_state_dict(…, strict=False)` and `model.weights=FILE` read
-them.
+The tensors have the names of torchvision's or timm's network, so `load_state_dict(…, strict=False)` and
+`model.weights=FILE` read them.
 """
 
 from pathlib import Path
