@@ -26,6 +26,7 @@ from dermrw.inference.known_images import KEY, KnownImages, image_hash
 from dermrw.reports import report_json
 from dermrw.reports.report_schema import Report
 from dermrw.scoring.score import score
+from export.ship import MOST
 from export.training_images import add_list
 
 SHIPPED = Path(__file__).parents[2] / "app/model.onnx"
@@ -298,8 +299,8 @@ def test_the_command_runs_without_torch(unlisted: Path, pictures: Path, tmp_path
 
 def test_the_shipped_model_lists_its_training_images_and_not_its_test_split() -> None:
     known = Classifier(SHIPPED, "cpu").known_images()
-    assert known is not None and len(known.ids) == 8012 + 21 + 1476
-    assert SHIPPED.stat().st_size < 10_500_000
+    assert known is not None and len(known.ids) == 8012 + 21 + 1476 + 2443  # the last: images of ISIC 2017 and 2020
+    assert SHIPPED.stat().st_size < MOST
 
 
 @pytest.mark.slow
