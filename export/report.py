@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -14,6 +15,8 @@ from dermrw.evaluation.evaluate import evaluate
 from dermrw.files import open_regular
 from dermrw.inference.model_file import first_fault
 from dermrw.reports.report_schema import DefinedReport, Report
+
+AnyReport = TypeVar("AnyReport", bound=Report)
 
 
 def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[str]) -> DefinedReport:
@@ -94,9 +97,9 @@ def score_reports(run: Path, digest: str) -> dict[str, Report]:
     reports = {}
     for path in sorted((run / "scores").glob("*/report.json")):
         try:
-            report = Report.model_validate_json(path.read_bytes())
+            report = _validated(path.read_bytes(), Report)
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} can't be read ({first_line(error)}): score the images again") from None
+            raise UserError(f"{path} can't be read ({error}): score the images again") from None
         if report.external is None or report.external.model_sha256 != digest:
             print(f"{path} is of another model file and does not enter the card: score the images again", flush=True)
         else:
@@ -104,17 +107,17 @@ def score_reports(run: Path, digest: str) -> dict[str, Report]:
     return reports
 
 
-def first_line(error: Exception) -> str:
-    """The reason of an error in a few words."""
-    return first_fault(error) if isinstance(error, ValidationError) else str(error)
+def _validated(text: bytes, schema: type[AnyReport]) -> AnyReport:
+    """The report in a JSON text; a ValueError, with a short reason, if it does not have the schema."""
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from None
 
 
 def parsed_report(text: bytes, classes: Classes) -> DefinedReport:
     """The report in a JSON text; a ValueError, with a short reason, if it is not complete."""
-    try:
-        report = DefinedReport.model_validate_json(text)
-    except ValidationError as error:
-        raise ValueError(first_fault(error)) from None
+    report = _validated(text, DefinedReport)
     codes = classes.codes
     if tuple(report.classes) != codes or set(report.training_prevalence) != set(codes):
         raise ValueError(f"its classes are not {', '.join(codes)}")
