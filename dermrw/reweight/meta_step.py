@@ -16,7 +16,7 @@ forward pass records the graph of Σ wᵢ ℓᵢ. Batch norm in train mode coupl
 the loss computed from the whole batch.
 
 With F the cost of a forward pass, plain training costs 3F. This step costs 5F, plus 3F·M/B for the meta batch. Where no
-batch statistics couple the examples, `separable` computes the same weights for 4F, and is used instead.
+batch statistics couple the examples, `separable` computes the same weights for 4F or less, and is used instead.
 
 If an operator of the model has no rule in `tangents`, PyTorch's forward-mode differentiation of the whole pass computes
 the same derivatives, also exactly. It records the tangents too and needs about three times the memory. If that has no

@@ -8,8 +8,9 @@ example i belong to ℓᵢ. For a layer z = A(a; θ) that is linear in its param
 
 The first is one more application of the layer, with the meta gradient g in place of its parameters. The second is the
 layer's own gradient for δᵢ scaled by wᵢ. With F the cost of a forward pass, the forward pass, the backward pass for δ,
-the application to g and the gradient cost F each: 4F, where `tangents` needs 5F and plain training 3F. All inputs and δ
-of convolutions and linear layers are held at the same time.
+the application to g and the gradient cost F each: 4F, where `tangents` needs 5F and plain training 3F. The gradient is
+computed from the examples whose weight is not zero. Where most weights are zero, the step costs little more than 3F.
+All inputs and δ of convolutions and linear layers are held at the same time.
 
 The idea is that of In-Run Data Shapley (Wang et al., arXiv 2406.11011), here for one inner product per example and with
 the weighted gradient from the same backward pass.
@@ -74,11 +75,6 @@ class _Layer:
         rows = values.sum(tuple(range(1, values.ndim)))  # a reshape would copy maps in channels-last layout
         return rows.view(self.examples, -1).sum(1)
 
-    def scaled(self, delta: Tensor, weights: Tensor) -> Tensor:
-        """Returns δᵢ wᵢ, for δ `[B k, …]`."""
-        rows = weights.to(delta).repeat_interleave(len(delta) // self.examples)
-        return delta * rows.view(-1, *[1] * (delta.ndim - 1))
-
 
 class _Product(_Layer):
     """A convolution or a linear layer: holds its input and δ until the weights are known."""
@@ -116,15 +112,19 @@ class _Product(_Layer):
         assert self.delta is not None
         found: Gradients = []
         weight, bias = self.parameters["weight"], self.parameters["bias"]
-        delta = self.scaled(self.delta, weights)
-        if weight is not None and self.options:
+        rows = weights.to(self.delta).repeat_interleave(len(self.delta) // self.examples)
+        weighted = rows.nonzero().flatten()  # most weights of reweighting are zero, and their rows add nothing
+        delta = _rows(self.delta, weighted) * rows[weighted].view(-1, *[1] * (self.delta.ndim - 1))
+        if weight is not None and not len(weighted):
+            found.append((weight, torch.zeros_like(weight)))
+        elif weight is not None and self.options:
             o = self.options
             found.append((weight, torch.ops.aten.convolution_backward(
-                delta, self.x, self.weight.to(delta.dtype), None, o["stride"], o["padding"], o["dilation"], False,
-                [0, 0], o["groups"], [False, True, False],
+                delta, _rows(self.x, weighted), self.weight.to(delta.dtype), None, o["stride"], o["padding"],
+                o["dilation"], False, [0, 0], o["groups"], [False, True, False],
             )[1]))  # fmt: skip
         elif weight is not None:
-            found.append((weight, delta.flatten(0, -2).T @ self.x.flatten(0, -2)))
+            found.append((weight, delta.flatten(0, -2).T @ _rows(self.x, weighted).flatten(0, -2)))
         if bias is not None:
             found.append((bias, delta.sum((0, 2, 3)) if self.options else delta.flatten(0, -2).sum(0)))
         return found
@@ -203,6 +203,17 @@ class _Elementwise(_Layer):
         parameter = self.parameters["weight"]
         assert parameter is not None and self.sums is not None
         return [(parameter, (weights.to(self.sums) @ self.sums).view_as(parameter))]
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Returns the rows of x along its first axis, in the memory layout of x."""
+    if x.ndim == 4 and _channels_last(x):
+        return x.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+    return x[rows]
 
 
 def _unchanged(x: Tensor, version: int) -> None:
@@ -403,10 +414,12 @@ def separable_losses_along(
             _CHECKED.add(model)
         recorder.backward(losses.sum())
     recorder.closed = True
+    # the hook of the anchor refers to the recorder: it would keep what the layers hold until Python collects cycles
+    layers, recorder.layers = recorder.layers, []
     slopes = losses.new_zeros(len(losses))
     used = []  # the layers that the losses depend on
     with torch.no_grad():
-        for place, layer in enumerate(recorder.layers):
+        for place, layer in enumerate(layers):
             if place in recorder.received:
                 slopes += layer.receive(recorder.received.pop(place), along).to(slopes)
                 used.append(layer)

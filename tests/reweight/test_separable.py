@@ -1,8 +1,11 @@
 """The cheaper meta step without batch statistics, against one backward pass for each example, in float64."""
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.convnext import CNBlockConfig
 
-from dermrw.reweight import meta_step
+from dermrw.reweight import meta_step, separable
 from dermrw.reweight.meta_step import losses_along, meta_gradient, reweighted_losses
 from dermrw.reweight.separable import NotSeparable, separable_losses_along, uses_batch_statistics
 
@@ -243,8 +246,40 @@ def test_mixed_precision_takes_the_usual_step(monkeypatch: pytest.MonkeyPatch) -
         reweighted_losses(model, x.float(), y, meta_x.float(), meta_y)
 
 
-def test_floating_point_operations_are_four_thirds_of_plain_training() -> None:
-    """In the second step: the first one also checks that the examples are independent."""
+def test_weights_of_zero_give_gradients_of_zero() -> None:
+    model, (x, y, meta_x, meta_y) = build("convolutions")
+    losses, _ = separable_losses_along(model, x, y, meta_gradient(model, meta_x, meta_y), cross_entropy)
+    (0 * losses).sum().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.shape == p.shape and not p.grad.any(), name
+
+
+def test_a_step_leaves_nothing_in_memory_for_the_collector_of_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs rarely, and what the layers hold is the largest part of the memory of a step."""
+    model, (x, y, meta_x, meta_y) = build("convolutions")
+    held = []
+
+    class Kept(separable._Product):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            held.append(weakref.ref(self))
+
+    monkeypatch.setattr(separable, "_Product", Kept)
+    direction = meta_gradient(model, meta_x, meta_y)
+    gc.collect()
+    gc.disable()
+    try:
+        losses, _ = separable_losses_along(model, x, y, direction, cross_entropy)
+        assert any(layer() is not None for layer in held)
+        losses.sum().backward()
+        del losses
+        assert all(layer() is None for layer in held)
+    finally:
+        gc.enable()
+
+
+def test_floating_point_operations_are_at_most_four_thirds_of_plain_training() -> None:
+    """A weight of zero saves its example's gradient. The first step, which is not counted, checks for independence."""
     model, (x, y, meta_x, meta_y) = build("resnet")
     x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
 
@@ -259,9 +294,10 @@ def test_floating_point_operations_are_four_thirds_of_plain_training() -> None:
         return (weights * losses).sum()
 
     plain = counted(lambda: cross_entropy(model(x), y).sum())
-    reweighted()
+    share = (reweighted_losses(model, x, y, meta_x, meta_y)[1] > 0).double().mean().item()
+    assert 0 < share < 1
     first = 32 * 16 * 16 * 3 * 64 * 49 / 32 * 2 * len(x)  # plain training has no gradient of the first layer's input
     forward = (plain + first) / 3
-    expected = 4 * forward - first + plain * len(meta_x) / len(x)
+    expected = 3 * forward + share * forward - first + plain * len(meta_x) / len(x)
     assert counted(reweighted) == pytest.approx(expected, rel=0.005)
     assert expected / plain < 4 / 3 + len(meta_x) / len(x) + 0.02
