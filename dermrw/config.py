@@ -96,6 +96,13 @@ class Data(_Section):
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the lesions")
     dominant: int = Field(2, ge=0, le=9, description="CIFAR-10: the dominant class (2 is bird)")
     bias: float = Field(0.9, ge=0.1, lt=1, description="CIFAR-10: the dominant class's share of the training set")
+    meta_views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="augmented views of each meta image in every meta batch, new ones in each step; 0: the meta images "
+        "are not augmented, as in Ren et al. (2018)",
+    )
     noise: Literal["uniform", "class_conditional"] = Field(
         "uniform", description="wrong labels: any other class, or the class that the true class is mistaken for"
     )
@@ -177,6 +184,13 @@ class Objective(_Section):
         description="steps between two meta gradients; in between, reweight uses the last known weight of each image "
         "(from the previous epoch; the first epoch is exact), and noise_weights keeps κ constant",
     )
+    warm_up: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="reweight, random_weights and meta_weight_net: share of the training, from its start, in which all "
+        "weights are equal",
+    )
     odds: float | None = Field(
         None,
         gt=0,
@@ -254,6 +268,10 @@ class Config(_Section):
             raise ValueError(f"objective.refresh_every is an option of reweight and noise_weights, not of {name}")
         if self.objective.odds is not None and name != "noise_weights":
             raise ValueError(f"objective.odds is an option of noise_weights, not of {name}")
+        if self.objective.warm_up and name not in ("reweight", "random_weights", "meta_weight_net"):
+            raise ValueError(
+                f"objective.warm_up is an option of reweight, random_weights and meta_weight_net, not of {name}"
+            )
         if name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
             raise ValueError("noise_weights requires objective.loss=cross_entropy or balanced_softmax")
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
@@ -270,6 +288,10 @@ class Config(_Section):
             self._fits_benign_images()
         if self.data.name == "cifar10" and self.data.field_of_view != "none":
             raise ValueError("data.field_of_view=find is for photographs, not for data.name=cifar10")
+        if self.data.meta_views and self.trains_on_embeddings:
+            raise ValueError(
+                "data.meta_views augments images, but model.freeze=backbone computes their embeddings once"
+            )
         if self.data.validation + self.data.test >= 0.9:
             raise ValueError("data.validation and data.test leave less than a tenth of the lesions for training")
         return self

@@ -105,7 +105,11 @@ def epoch_batches(labels: np.ndarray, sampler: str, batch_size: int, seed: int, 
 
 def loader(pixels: ImageDataset, batches: np.ndarray | list[np.ndarray], epoch: int, workers: int = 0) -> DataLoader:
     """Returns batches (uint8 `[B, size, size, 3]`, labels `[B]`, indices `[B]`). Keeps torch's global RNG as it is."""
-    keys = [[(epoch, int(i)) for i in batch] for batch in batches]
+    return loader_of(pixels, [[(epoch, int(i)) for i in batch] for batch in batches], workers)
+
+
+def loader_of(pixels: ImageDataset, keys: list[list[tuple[int, int]]], workers: int = 0) -> DataLoader:
+    """Returns the batches of these keys of `ImageDataset`, as `loader`."""
     return DataLoader(
         pixels,
         batch_sampler=keys,

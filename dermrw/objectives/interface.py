@@ -12,12 +12,12 @@ from dermrw.objectives.losses import Sets, build_loss, expected_counts
 
 
 class Batch(NamedTuple):
-    """The data of one step, or this process's part of it, and the whole meta set."""
+    """The data of one step, or this process's part of it."""
 
     x: Tensor  # [B, 3, H, W]
     y: Tensor  # [B]; a class, or a set of classes (`losses`)
     row: Tensor  # rows in the training set [B], on the CPU
-    meta_x: Tensor  # [M, 3, H, W]
+    meta_x: Tensor  # [M, 3, H, W]; several processes hold parts of the meta set, or each holds all of it
     meta_y: Tensor  # [M]
     total: int  # number of examples of this step over all processes
     group: dist.ProcessGroup | None = None  # the processes that share the step; their losses add up

@@ -31,14 +31,19 @@ class Weighted(Objective):
         raise NotImplementedError
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns Σ wᵢ ℓᵢ, and statistics of the weights to log."""
+        """Returns Σ wᵢ ℓᵢ, and statistics of the weights to log. In the warm-up, it is the mean loss."""
+        if self.step < self.config.warm_up * self.steps:
+            return super().compute_loss(model, batch)
         losses, weights = self.weigh(model, batch)
         log = {**self._describe(weights, batch), **self._remember(weights, batch)}
         return (weights * losses).sum(), log
 
-    def example_weights(self) -> np.ndarray:
-        """Returns the mean weight of each training image so far `[N]`, NaN for images never drawn."""
-        return (self.sum / self.seen).numpy()  # 0/0 is NaN
+    def example_weights(self) -> np.ndarray | None:
+        """Returns the mean weight of each training image so far `[N]`, NaN for images never weighted.
+
+        None if the warm-up is not over.
+        """
+        return (self.sum / self.seen).numpy() if self.seen.any() else None  # 0/0 is NaN
 
     def _describe(self, weights: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Returns statistics of the weights to log.

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -336,9 +336,9 @@ class HeadLoop(Loop):
         """Moves embeddings to the device."""
         return images.to(self.placement.device)
 
-    def meta_set(self) -> tuple[Tensor, Tensor]:
-        """Returns the embeddings and the labels of the meta set."""
-        return self.meta
+    def meta_batches(self, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Returns the embeddings and the labels of the meta set, for each step."""
+        return itertools.repeat(self.meta, steps)
 
     @torch.no_grad()
     def validation_logits(self, model: nn.Module) -> np.ndarray:

@@ -1,9 +1,10 @@
 """The training loop."""
 
+import itertools
 import math
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,12 @@ from tqdm import tqdm
 
 from dermrw.config import Config
 from dermrw.datasets.dataset import Splits
-from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader, steps_per_epoch
+from dermrw.datasets.pixels import ImageDataset, epoch_batches, loader, loader_of, steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.formatting import duration
 from dermrw.metrics.classification import balanced_accuracy
-from dermrw.models import pixel_statistics, to_input, train_mode
+from dermrw.models import has_batch_norm, pixel_statistics, to_input, train_mode
 from dermrw.objectives import Batch, Objective
 from dermrw.reweight.meta_step import sum_over
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
@@ -31,6 +32,7 @@ from dermrw.training.progress import TimeEstimate, average, describe, stoppable
 from dermrw.training.run_folder import Log, read_log
 from dermrw.training.tensorboard import TensorBoard
 
+META_SEED = 1 << 32  # added to train.seed, so that meta images are augmented with random numbers of their own
 LOG_EVERY = 10  # steps averaged in one row of metrics.jsonl
 COUNTERS = ("epoch", "step", "best", "best_epoch", "all_zero", "seconds", "rows", "origin")  # keys of a checkpoint
 
@@ -40,8 +42,8 @@ class EpochImages(NamedTuple):
 
     size: int  # side in pixels
     pixels: ImageDataset  # the training images
-    meta_x: Tensor  # [M, 3, size, size]
-    meta_y: Tensor  # [M]
+    meta: ImageDataset  # the whole meta set
+    meta_batch: tuple[Tensor, Tensor] | None  # of every step: inputs and labels; None if new views are drawn
 
 
 class Loop:
@@ -128,13 +130,21 @@ class Loop:
             self.images = None  # free the memory of the old images before the new ones are read
             data = self.config.data.model_copy(update={"size": size})
             pixels = ImageDataset(self.splits.train, data, train.seed, progress=f"the training split, {size} px")
-            meta = ImageDataset(self.splits.meta, data, once=True)
-            images, labels, _ = next(in_order(meta, len(meta)))
-            meta_x = to_input(
-                images, self.placement.device, self.placement.channels_last, pixel_statistics(self.network)
-            )
-            self.images = EpochImages(size, pixels, meta_x, labels.to(self.placement.device))
+            meta = ImageDataset(self.splits.meta, data, META_SEED + train.seed if data.meta_views else None, once=True)
+            batch = None if data.meta_views else next(self.on_device(loader(meta, [self.meta_rows()], 0)))
+            self.images = EpochImages(size, pixels, meta, batch)
         return self.images
+
+    def meta_rows(self) -> np.ndarray:
+        """Returns this process's part of the meta set; all of it if a batch norm computes its statistics from it."""
+        rows = np.arange(len(self.splits.meta))
+        statistics = self.config.model.freeze == "none" and has_batch_norm(self.network)
+        return rows if statistics or len(rows) < self.job.world else self.job.part(rows)
+
+    def on_device(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the inputs and the labels of these batches, on the device."""
+        for images, labels, _ in batches:
+            yield self.to_x(images), labels.to(self.placement.device)
 
     def train_epoch(self, stop: threading.Event) -> None:
         """Trains the remaining steps of the current epoch.
@@ -150,8 +160,8 @@ class Loop:
             remaining, f"epoch {self.epoch + 1}/{self.config.train.epochs}{best}", self.steps, initial=self.step,
             leave=False, mininterval=1, dynamic_ncols=True, unit="step", disable=not self.job.leads,
         )  # fmt: skip
-        for images, labels, index in bar:
-            self.rows.append(self.train_step(images, labels, index))
+        for (images, labels, index), meta in zip(bar, self.meta_batches(len(own_parts)), strict=True):
+            self.rows.append(self.train_step(images, labels, index, meta))
             self.step += 1
             if self.step % LOG_EVERY == 0 or self.step == self.steps:
                 row = {"epoch": self.epoch, "step": self.steps_done, **average(self.rows)}
@@ -177,10 +187,15 @@ class Loop:
         """Converts what `examples` returns to the input of the trained module."""
         return to_input(images, self.placement.device, self.placement.channels_last, pixel_statistics(self.network))
 
-    def meta_set(self) -> tuple[Tensor, Tensor]:
-        """Returns the inputs and the labels of the meta set."""
-        images = self.read_images()
-        return images.meta_x, images.meta_y
+    def meta_batches(self, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Returns the inputs and the labels of the meta batch of each of the next steps of this epoch."""
+        images, views = self.read_images(), self.config.data.meta_views
+        if images.meta_batch is not None:
+            return itertools.repeat(images.meta_batch, steps)
+        # each step has view numbers of its own, which seed the augmentation as an epoch does
+        first = [views * (self.steps_done + step) for step in range(steps)]
+        keys = [[(start + view, int(i)) for view in range(views) for i in self.meta_rows()] for start in first]
+        return self.on_device(loader_of(images.meta, keys, self.config.data.workers))
 
     def validation_logits(self, model: nn.Module) -> np.ndarray:
         """Returns the logits of this process's part of the validation split, float32 `[N, C]`."""
@@ -208,13 +223,14 @@ class Loop:
         table = train.table[["image_id", "lesion_id", "dx"]].assign(label=label, weight=weights)
         write_atomic(self.run / "weights.csv", table.to_csv(index=False, lineterminator="\n").encode())
 
-    def train_step(self, images: Tensor, labels: Tensor, index: Tensor) -> dict[str, Any]:
+    def train_step(self, images: Tensor, labels: Tensor, index: Tensor, meta: tuple[Tensor, Tensor]) -> dict[str, Any]:
         """Makes one optimiser step on this process's part of a batch; returns the values to log.
 
         Args:
             images: pixels, uint8 `[B, size, size, 3]`, or what else `examples` returns.
             labels: `[B]`.
             index: rows of the training set `[B]`.
+            meta: inputs and labels of the meta batch.
 
         Raises:
             UserError: the loss is not finite.
@@ -223,7 +239,7 @@ class Loop:
             entropy = [self.config.train.seed, self.steps_done, self.job.rank]
             torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)))
         x, y = self.to_x(images), labels.to(self.placement.device)
-        batch = Batch(x, y, index, *self.meta_set(), self.batch_size, self.job.group)
+        batch = Batch(x, y, index, *meta, self.batch_size, self.job.group)
         with self.placement.autocast():
             loss, log = self.objective(self.model, batch)
         total_loss = loss.detach().clone()

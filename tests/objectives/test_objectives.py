@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dermrw.config import load_config
+from dermrw.errors import UserError
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.objectives.meta_weight_net import MetaWeightNet
 from dermrw.reweight.meta_step import reweighted_losses
@@ -160,6 +161,23 @@ def test_each_images_mean_weight_is_kept(case: tuple[nn.Linear, Batch]) -> None:
     again = objective_of("objective=reweight", examples=30)
     again.load_state_dict(objective.state_dict())
     np.testing.assert_array_equal(again.example_weights(), found)
+
+
+@pytest.mark.parametrize("name", ["reweight", "random_weights", "meta_weight_net"])
+def test_the_warm_up_is_plain_training(case: tuple[nn.Linear, Batch], name: str) -> None:
+    model, batch = case
+    objective = objective_of(f"objective={name}", "objective.warm_up=0.5", steps=4)
+    for step in range(4):
+        loss, log = objective(model, batch)
+        is_mean = loss.item() == pytest.approx(cross_entropy(model(batch.x), batch.y).item())
+        assert (is_mean, "class_weight" in log) == (step < 2, step >= 2)
+        assert (objective.example_weights() is None) == (step < 2)
+
+
+@pytest.mark.parametrize("name", ["erm", "noise_weights"])
+def test_the_warm_up_is_refused_where_it_has_no_meaning(name: str) -> None:
+    with pytest.raises(UserError, match="warm_up is an option of reweight, random_weights and meta_weight_net"):
+        load_config(None, [f"objective={name}", "objective.warm_up=0.5"])
 
 
 def test_how_far_weights_swing_is_logged(case: tuple[nn.Linear, Batch]) -> None:

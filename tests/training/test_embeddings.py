@@ -5,11 +5,12 @@ import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dermrw.config import Config, dump, load_config
 from dermrw.datasets.augment import augmenter, example_seed
@@ -195,7 +196,7 @@ def test_a_pass_and_a_training_that_are_interrupted_end_the_same(
     calls[0], stop_at = 0, 0
     step, taken = loop.Loop.train_step, [0]
 
-    def crashing(self: HeadLoop, *arguments: Tensor) -> dict:
+    def crashing(self: HeadLoop, *arguments: Any) -> dict:
         taken[0] += 1
         if taken[0] == 9:
             raise RuntimeError("power cut")

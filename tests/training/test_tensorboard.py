@@ -79,7 +79,7 @@ def test_after_a_crash_and_a_resume_each_step_is_there_once(
     asked = config(sample, "train.tensorboard=true", "train.checkpoint_seconds=1")
     step, taken, run = Loop.train_step, [0], tmp_path / "run"
 
-    def crashing(self: Loop, *arguments: torch.Tensor) -> dict[str, Any]:
+    def crashing(self: Loop, *arguments: Any) -> dict[str, Any]:
         taken[0] += 1
         if taken[0] == 12:
             raise RuntimeError("power cut")

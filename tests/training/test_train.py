@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -79,19 +80,29 @@ def test_the_run_folder(whole: Path, sample: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stop_at", "backbone"),
+    ("stop_at", "backbone", "more"),
     # mobilenet_v3_small has dropout, too, whose random stream a resume has to restore
-    [(3, "small_cnn"), (6, "mobilenet_v3_small")],
+    [
+        (3, "small_cnn", []),
+        (6, "mobilenet_v3_small", []),
+        (9, "small_cnn", ["data.meta_views=2", "data.augment=dermoscopy", "objective.warm_up=0.3"]),
+    ],
 )
 def test_a_crash_at_any_step_and_a_resume_change_nothing(
-    whole: Path, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int, backbone: str
+    whole: Path,
+    sample: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    backbone: str,
+    more: list[str],
 ) -> None:
-    asked = config(sample, "train.checkpoint_seconds=1", f"model.backbone={backbone}")
-    if backbone != "small_cnn":
+    asked = config(sample, "train.checkpoint_seconds=1", f"model.backbone={backbone}", *more)
+    if backbone != "small_cnn" or more:
         whole = train(asked, tmp_path / "whole")
     step, taken = Loop.train_step, [0]
 
-    def crashing(self: Loop, *args: Tensor) -> dict:
+    def crashing(self: Loop, *args: Any) -> dict:
         taken[0] += 1
         if taken[0] == stop_at:
             torch.rand(5)  # a random stream that a resume has to put right
@@ -128,7 +139,7 @@ def test_a_resume_across_sizes_keeps_the_moving_average(
     whole = train(asked, tmp_path / "whole")
     step, taken = Loop.train_step, [0]
 
-    def crashing(self: Loop, *args: Tensor) -> dict:
+    def crashing(self: Loop, *args: Any) -> dict:
         taken[0] += 1
         if taken[0] == 9:
             raise RuntimeError("power cut")
@@ -152,9 +163,9 @@ def test_a_resume_across_sizes_keeps_the_moving_average(
 def test_the_first_epochs_see_smaller_images(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, seen = Loop.train_step, []
 
-    def noting(self: Loop, images: Tensor, *args: Tensor) -> dict:
-        seen.append((self.epoch, images.shape[1], self.read_images().meta_x.shape[2]))
-        return step(self, images, *args)
+    def noting(self: Loop, images: Tensor, labels: Tensor, index: Tensor, meta: tuple[Tensor, Tensor]) -> dict:
+        seen.append((self.epoch, images.shape[1], meta[0].shape[2]))
+        return step(self, images, labels, index, meta)
 
     monkeypatch.setattr(Loop, "train_step", noting)
     train(config(sample, "train.first_share=0.5", "train.first_size=32", "data.size=40"), tmp_path / "run")
@@ -173,7 +184,7 @@ def test_the_time_left_knows_that_later_images_are_larger(
 ) -> None:
     step, clock, steps = Loop.train_step, [0.0], []
 
-    def timed(self: Loop, images: Tensor, *args: Tensor) -> dict:
+    def timed(self: Loop, images: Tensor, *args: Any) -> dict:
         clock[0] += 60 * (images.shape[1] / 64) ** 2
         steps.append(images.shape[1])
         return step(self, images, *args)
