@@ -1,5 +1,11 @@
 """Exact bilevel weights of a convex head, against finite differences, autograd and scikit-learn, in float64."""
 
+import json
+from collections.abc import Callable, Collection
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,10 +14,11 @@ from sklearn.linear_model import LogisticRegression
 
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.study.bilevel import agreement, clipped, draw_problem, solve
+from dermrw.study.bilevel import NOISE, REPEATS, agreement, clipped, draw_problem, solve
 from dermrw.study.convex_head import Examples, conjugate_gradients, exact_scores, fit, losses, one_step_scores
 
 PENALTY = 1e-2
+ROOT = Path(__file__).parents[2]
 
 
 def drawn(n: int, features: int = 5, classes: int = 3, seed: int = 0) -> Examples:
@@ -123,3 +130,50 @@ def test_exact_rounds_lower_the_meta_loss_and_weights_find_wrong_labels_of_clust
         assert heads[name]["auroc_within_class"] > 0.8 and heads[name]["wrong_weight"] < 0.25  # of 0.4
     ceiling = heads["class_balanced_right_labels_only"]
     assert ceiling["wrong_weight"] == 0 and ceiling["balanced_accuracy"] > 0.9
+
+
+ROWS = {
+    "all equal": ("uniform",),
+    "one step, clipped as in Ren et al.": ("one_step_clipped",),
+    "exact, clipped": ("exact_clipped",),
+    "one step, repeated 10 times": ("one_step_repeated", "10"),
+    "exact, repeated 10 times": ("exact_repeated", "10"),
+    "equal for every class": ("class_balanced",),
+    "… and zero for wrong labels": ("class_balanced_right_labels_only",),
+}
+
+
+def committed() -> dict[str, list[dict[str, Any]]]:
+    """The repeats of the committed result, by noise."""
+    repeats = json.loads((ROOT / "docs" / "study" / "embeddings" / "bilevel.json").read_text())["repeats"]
+    return {noise: [repeats[f"{noise}-{n}"] for n in range(REPEATS)] for noise in NOISE}
+
+
+def test_the_committed_result_has_the_noise_that_it_names() -> None:
+    for noise, repeats in committed().items():
+        for row in repeats:
+            assert row["wrong"] / row["images"] == pytest.approx(NOISE[noise][1], abs=0.02)
+
+
+def test_the_table_of_the_results_page_follows_from_the_committed_result() -> None:
+    page = (ROOT / "docs" / "results.md").read_text()
+    for title, keys in ROWS.items():
+        cells = []
+        for repeats in committed().values():
+            heads = [reduce(dict.__getitem__, keys, row["heads"]) for row in repeats]
+            accuracy = 100 * np.array([head["balanced_accuracy"] for head in heads])
+            loss = np.mean([head["meta_loss"] for head in heads])
+            cells.append(f"{accuracy.mean():.1f} ± {accuracy.std(ddof=1):.1f} ({loss:.2f})")
+        assert f"| {title} | {' | '.join(cells)} |" in page.replace("**", "")
+
+
+def test_the_agreement_on_the_results_page_follows_from_the_committed_result() -> None:
+    def means(value: Callable[[dict[str, Any]], float], noises: Collection[str]) -> str:
+        found = [np.mean([value(row) for row in repeats]) for noise, repeats in committed().items() if noise in noises]
+        return f"{min(found):.2f} {max(found):.2f}"
+
+    assert means(lambda row: row["agreement"]["at_optimum"]["spearman"], NOISE) == "0.45 0.49"
+    assert means(lambda row: row["agreement"]["at_optimum"]["same_sign"], NOISE) == "0.67 0.68"
+    noisy = ("uniform40", "conditional40")
+    assert means(lambda row: row["heads"]["exact_clipped"]["auroc_within_class"], noisy) == "0.55 0.57"
+    assert means(lambda row: row["heads"]["one_step_clipped"]["auroc_within_class"], noisy) == "0.60 0.61"
