@@ -24,7 +24,7 @@ from dermrw.images.thumbnail import thumbnail
 from dermrw.inference.neighbours import nearest_rows
 from dermrw.models import RecordedInputs, last_linear
 from dermrw.training.device import Placement, choose_device, keep_freed_memory
-from dermrw.training.example_weights import by_weight, read_weights
+from dermrw.training.example_weights import Detection, by_weight, detection, read_weights, wrong_share_of_class
 from dermrw.training.logits import predict_logits
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import open_run, unit_of
@@ -38,7 +38,7 @@ class Audit(NamedTuple):
     table: pd.DataFrame  # weights.csv's columns, and relative, predicted, probability
     neighbours: list[np.ndarray]  # rows of the training set, at most NEIGHBOURS for each image, nearest first
     wrong_share: float | None  # of wrong labels in the training set; None unless they were added on purpose
-    precision: float | None  # share of wrong labels in the table
+    detection: list[Detection]  # of the weights and of simpler rankings; empty unless labels are wrong on purpose
     tied: int  # training images with the same weight as the table's last one
 
 
@@ -69,6 +69,16 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     logits, embedding = embed(choice.place(model), train, config, choice)
     wrong = (lowest["dx"] != lowest["label"]).to_numpy()
     share = float(wrong.mean()) if wrong.any() else None
+    found = []
+    if share is not None and not wrong.all():
+        given = lowest["label"].to_numpy(str)
+        drawn = lowest["image_id"].map(row_of).to_numpy()
+        scores = {
+            "the weights": -lowest["relative"].to_numpy(),
+            "the trained network's probability of the label": -softmax(logits)[drawn, train.labels[drawn]],
+            "the class of the label alone": wrong_share_of_class(wrong, given),
+        }
+        found = [detection(name, wrong, score, given, count) for name, score in scores.items()]
     table = lowest.iloc[:count]
     rows = table["image_id"].map(row_of).to_numpy()
     p = softmax(logits)[rows]
@@ -79,9 +89,8 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
         nearest_rows(image_similarity, lesions, NEIGHBOURS, exclude_lesion=lesions[row])
         for image_similarity, row in zip(similarity, rows, strict=True)
     ]
-    precision = float(wrong[:count].mean()) if share is not None else None
     tied = int((lowest["relative"] == table["relative"].iloc[-1]).sum())
-    return Audit(table, near, share, precision, tied), splits, config
+    return Audit(table, near, share, found, tied), splits, config
 
 
 def audit(run: Path, count: int = 100) -> Path:
@@ -124,10 +133,12 @@ def audit(run: Path, count: int = 100) -> Path:
     print(f"{len(cards)} of {len(ids):,} training images: those with the lowest weight within their class")
     if found.tied > 1:
         print(f"{found.tied:,} images have the same weight as the last one shown; ties are ordered by image_id")
-    if found.precision is not None and found.wrong_share is not None:
+    if found.wrong_share is not None:
+        print(f"{100 * found.wrong_share:.1f} % of the training labels are wrong on purpose. How a ranking finds them:")
+    for row in found.detection:
         print(
-            f"{100 * found.precision:.0f} % of the images shown have a wrong label, "
-            f"compared with {100 * found.wrong_share:.1f} % of all training images"
+            f"  by {row.name}: {100 * row.precision:.0f} % of the first {len(cards)}, AUROC {row.auroc:.2f}, within "
+            f"a class {row.auroc_within_class:.2f}"
         )
     print(f"{run / 'audit.html'}, {run / 'audit.csv'}")
     return run / "audit.html"

@@ -1,8 +1,11 @@
 """weights.csv: the mean weight of each training image over training."""
 
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 from dermrw.errors import UserError
 
@@ -24,15 +27,52 @@ def by_weight(table: pd.DataFrame) -> pd.DataFrame:
 def wrong_in_lowest(ordered: pd.DataFrame, count: int) -> float:
     """Returns the share of wrong labels among the `count` images of the lowest relative weight.
 
-    `ordered` is the result of `by_weight`. Reweighting gives thousands of images a weight of zero. If images tie for
-    the last places, the share of wrong labels among all tied images is used, which is the expected value of a random
-    choice.
+    `ordered` is the result of `by_weight`.
     """
     wrong = (ordered["dx"] != ordered["label"]).to_numpy()
-    count = min(count, len(ordered))
-    relative = ordered["relative"].to_numpy()
-    below, tied = relative < relative[count - 1], relative == relative[count - 1]
-    return float((wrong[below].sum() + (count - below.sum()) * wrong[tied].mean()) / count)
+    return wrong_in_first(wrong, -ordered["relative"].to_numpy(), count)
+
+
+def wrong_in_first(wrong: np.ndarray, suspicion: np.ndarray, count: int) -> float:
+    """Returns the share of wrong labels among the `count` images of the highest score.
+
+    Reweighting gives thousands of images a weight of zero. If images tie for the last places, the share of wrong labels
+    among all tied images is used, which is the expected value of a random choice.
+    """
+    count = min(count, len(wrong))
+    last = np.sort(suspicion)[-count]
+    above, tied = suspicion > last, suspicion == last
+    return float((wrong[above].sum() + (count - above.sum()) * wrong[tied].mean()) / count)
+
+
+class Detection(NamedTuple):
+    """How well a ranking of the training images finds wrong labels."""
+
+    name: str
+    auroc: float
+    auroc_within_class: float  # mean over the classes that have right and wrong labels; 0.5 is chance
+    precision: float  # share of wrong labels among the first images
+
+
+def detection(name: str, wrong: np.ndarray, suspicion: np.ndarray, labels: np.ndarray, count: int) -> Detection:
+    """Returns how well a score finds wrong labels.
+
+    Args:
+        name: of the score.
+        wrong: whether each label is wrong, bool `[N]`, neither all nor none.
+        suspicion: the score, high where the label may be wrong `[N]`.
+        labels: the given labels `[N]`.
+        count: number of images of the highest score for the precision.
+    """
+    parts = [labels == label for label in np.unique(labels)]
+    within = [roc_auc_score(wrong[p], suspicion[p]) for p in parts if 0 < wrong[p].sum() < p.sum()]
+    overall = float(roc_auc_score(wrong, suspicion))
+    return Detection(name, overall, float(np.mean(within)) if within else 0.5, wrong_in_first(wrong, suspicion, count))
+
+
+def wrong_share_of_class(wrong: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns for each image the share of wrong labels in the class of its label `[N]`: the class alone as a score."""
+    return pd.Series(wrong.astype(float)).groupby(labels).transform("mean").to_numpy()
 
 
 def read_weights(run: Path) -> pd.DataFrame:
