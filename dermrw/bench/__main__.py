@@ -15,8 +15,8 @@ from rich.table import Table
 from torchvision.models import list_models
 
 from dermrw.bench.distances import measure
-from dermrw.bench.measure import build, compare
-from dermrw.bench.methods import METHODS, Step, available_methods
+from dermrw.bench.measure import autocast, build, compare
+from dermrw.bench.methods import METHODS, Step, available_methods, run
 from dermrw.bench.pipeline import images_per_second, waiting_share
 from dermrw.bench.plot import plot
 from dermrw.config import find_config, load_config
@@ -26,8 +26,10 @@ from dermrw.files import write_atomic
 from dermrw.training.device import choose_device, environment, keep_freed_memory
 
 META, SIZE = 21, 64
+PARTS = ("networks", "frozen", "growth", "pipeline")
 NETWORKS = ("resnet18", "efficientnet_b0", "resnet50", "convnext_tiny")
 IN_BF16 = ("plain", "exact", "last stage", "double backward, shared")  # finite differences need fp32
+FROZEN: dict[str, Any] = {"names": ("resnet18", "efficientnet_lite0"), "batch": 128, "size": 96}
 # quantities that the overhead may depend on, varied one at a time
 BASE: dict[str, Any] = {"name": "resnet18", "size": SIZE, "batch": 64, "meta": META}
 GROWTH: dict[str, list[dict[str, Any]]] = {
@@ -107,6 +109,21 @@ def against_the_fastest(groups: Sequence[Mapping[str, Any]], console: Console) -
     return fastest
 
 
+def bench_frozen(repeats: int, device: torch.device, console: Console) -> list[dict[str, Any]]:
+    """Measures exact weights where the statistics of batch norm are fixed (`model.freeze=batch_norm`)."""
+    groups = []
+    for name in FROZEN["names"]:
+        batch, size = FROZEN["batch"], FROZEN["size"]
+        case = build(name, size, batch, META, device, channels_last=True, frozen=True)
+        rows = compare({method: METHODS[method] for method in ("plain", "exact", "tangents")}, case, "fp32", repeats)
+        weights = run(METHODS["exact"], case, autocast(device, "fp32"))
+        assert weights is not None
+        zero = float((weights == 0).float().mean())
+        show(f"{name}, fixed batch norm, {size} px, {batch} + {META} images, {zero:.0%} of weights zero", rows, console)
+        groups.append({"network": name, "size": size, "batch": batch, "meta": META, "zero_share": zero, "rows": rows})
+    return groups
+
+
 def bench_growth(repeats: int, device: torch.device, console: Console) -> dict[str, list[dict[str, Any]]]:
     """Measures the overhead of the exact weights while one quantity at a time varies."""
     growth: dict[str, list[dict[str, Any]]] = {}
@@ -168,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "dermrw.bench", description="Measure the cost of reweighting, relative to plain training."
     )
-    parser.add_argument("parts", nargs="*", help="networks, growth, pipeline or none (default: all three)")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} or none (default: all of them)")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=128, help="training images per step (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="number of timed rounds (default: %(default)s)")
@@ -176,9 +193,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="output folder (default: %(default)s)")
     arguments = parser.parse_args()
-    parts = arguments.parts or ["networks", "growth", "pipeline"]
-    if set(parts) - {"networks", "growth", "pipeline", "none"}:
-        parser.error("choose the parts from networks, growth and pipeline, or give none")
+    parts = arguments.parts or list(PARTS)
+    if set(parts) - {*PARTS, "none"}:
+        parser.error(f"choose the parts from {', '.join(PARTS)}, or give none")
     if unknown := set(arguments.networks.split(",")) - set(list_models(module=torchvision.models)):
         parser.error(f"--networks names {', '.join(sorted(unknown))}, which torchvision does not have")
     if arguments.batch < 2 or arguments.repeats < 1:
@@ -190,12 +207,15 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         file = arguments.out / "bench.json"
         report = _read(file)
-        report.update(date=time.strftime("%Y-%m-%d"), device=str(device), environment=environment())
+        facts = {"date": time.strftime("%Y-%m-%d"), "device": str(device), "environment": environment()}
+        report.setdefault("measured", {}).update(dict.fromkeys(parts, facts))
         if "networks" in parts:
             names = arguments.networks.split(",")
             others = [group for group in report["networks"] if group["network"] not in names]
             report["networks"] = others + bench_networks(names, arguments.batch, arguments.repeats, device, console)
             report["against_the_fastest_plain"] = against_the_fastest(report["networks"], console)
+        if "frozen" in parts:
+            report["frozen"] = bench_frozen(arguments.repeats, device, console)
         if "growth" in parts:
             report["growth"] = bench_growth(arguments.repeats, device, console)
         if "pipeline" in parts:

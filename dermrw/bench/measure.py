@@ -14,22 +14,38 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dermrw.bench.methods import Case, Step, run
+from dermrw.config import Model
+from dermrw.models import build_model, train_mode
 
 CLASSES = 7
 MEBIBYTE = 2**20
 
 
 def build(
-    name: str, size: int, batch: int, meta: int, device: torch.device, channels_last: bool = False, **options: Any
+    name: str,
+    size: int,
+    batch: int,
+    meta: int,
+    device: torch.device,
+    channels_last: bool = False,
+    frozen: bool = False,
+    **options: Any,
 ) -> Case:
-    """Returns a torchvision network with random weights and random images; the cost of a step depends on neither."""
+    """Returns a network with random weights and random images; the cost of a step hardly depends on either.
+
+    `frozen` keeps the statistics of batch norm fixed. `options` are those of the torchvision model.
+    """
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+    if options:
+        model = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+    else:
+        model, _ = build_model(Model(backbone=name, weights="none"), CLASSES)
     with torch.no_grad():
         for p in model.parameters():
             if not p.any():  # parameters initialised to zero (ConvNeXt, residual branches) would make all weights equal
                 p.normal_(std=0.1)
+    train_mode(model, "batch_norm" if frozen else "none")
     x, meta_x = (torch.randn(n, 3, size, size).to(memory_format=layout) for n in (batch, meta))
     y, meta_y = torch.arange(batch) % CLASSES, torch.arange(meta) % CLASSES
     return Case(model.to(device).to(memory_format=layout), *(t.to(device) for t in (x, y, meta_x, meta_y)))

@@ -17,7 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dermrw.models import last_stage
 from dermrw.reweight.approximations import finite_difference_scores, last_stage_scores
-from dermrw.reweight.meta_step import cross_entropy, losses_along, meta_gradient, normalize, recorded_losses_along
+from dermrw.reweight.meta_step import (
+    cross_entropy,
+    losses_along,
+    meta_gradient,
+    normalize,
+    outputs_along,
+    recorded_losses_along,
+)
 
 RATE = 1e-3  # learning rate of the virtual step; the weights do not depend on it
 
@@ -43,6 +50,13 @@ def plain(case: Case) -> tuple[Tensor, None]:
 def exact(case: Case) -> tuple[Tensor, Tensor]:
     """Exact weights by `dermrw.reweight.meta_step`: one recorded forward pass whose tangents are not recorded."""
     return _weighted(*losses_along(*case[:3], meta_gradient(case.model, case.meta_x, case.meta_y)))
+
+
+def tangents(case: Case) -> tuple[Tensor, Tensor]:
+    """Exact weights by the forward pass with tangents, which `exact` uses for networks with batch statistics."""
+    logits, change = outputs_along(case.model, case.x, meta_gradient(case.model, case.meta_x, case.meta_y))
+    slopes = logits.detach().softmax(1) - F.one_hot(case.y, logits.shape[1])  # ∂ℓᵢ/∂fᵢ
+    return _weighted(cross_entropy(logits, case.y), (slopes * change).sum(1))
 
 
 def recorded(case: Case) -> tuple[Tensor, Tensor]:
@@ -139,6 +153,7 @@ def with_torchopt(case: Case) -> tuple[Tensor, Tensor]:
 METHODS: dict[str, Step] = {
     "plain": plain,
     "exact": exact,
+    "tangents": tangents,
     "finite difference": finite_difference,
     "last stage": last_block,
     "recorded tangents": recorded,
@@ -147,13 +162,16 @@ METHODS: dict[str, Step] = {
     "double backward, shared": double_backward_shared,
 }
 PEERS: dict[str, tuple[str, Step]] = {"higher": ("higher", with_higher), "TorchOpt": ("torchopt", with_torchopt)}
-EXACT = {"exact", "recorded tangents", "two passes", "double backward", "double backward, shared", *PEERS}
+EXACT = {"exact", "tangents", "recorded tangents", "two passes", "double backward", "double backward, shared", *PEERS}
 
 
 def available_methods() -> dict[str, Step]:
-    """Returns every method that can run on this machine. The peers need `pip install dermrw[bench]`."""
+    """Returns every method that can run on this machine. The peers need `pip install dermrw[bench]`.
+
+    `tangents` is left out: with batch statistics, it is `exact`.
+    """
     peers = {name: step for name, (module, step) in PEERS.items() if importlib.util.find_spec(module)}
-    return {**METHODS, **peers}
+    return {**{name: step for name, step in METHODS.items() if name != "tangents"}, **peers}
 
 
 def run(step: Step, case: Case, autocast: Any) -> Tensor | None:

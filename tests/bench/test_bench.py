@@ -21,13 +21,13 @@ def weights(name: str) -> torch.Tensor | None:
     case = case._replace(model=case.model.double(), x=case.x.double(), meta_x=case.meta_x.double())
     torch.set_default_dtype(torch.float64)
     try:
-        return run(available_methods()[name], case, autocast(CPU, "fp32"))
+        return run({**METHODS, **available_methods()}[name], case, autocast(CPU, "fp32"))
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(EXACT & set(available_methods())))
+@pytest.mark.parametrize("name", sorted(EXACT & {*available_methods(), "tangents"}))
 def test_every_exact_method_gives_the_same_weights(name: str) -> None:
     """Includes the peers that are installed."""
     actual, true = weights(name), weights("double backward")
@@ -71,10 +71,15 @@ def test_the_command_keeps_what_it_does_not_measure(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(module, "META", 2)
     monkeypatch.setattr("sys.argv", [*common, "networks"])
     module.main()
-    monkeypatch.setattr("sys.argv", [*common, "growth"])
+    monkeypatch.setattr(module, "FROZEN", {"names": ("resnet18",), "batch": 6, "size": 32})
+    monkeypatch.setattr("sys.argv", [*common, "growth", "frozen"])
     module.main()
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["networks"][0]["rows"]["plain"]["time_ratio"] == 1
+    assert set(report["measured"]) == {"networks", "growth", "frozen"}
+    frozen = report["frozen"][0]
+    assert 0 < frozen["zero_share"] < 1 and set(frozen["rows"]) == {"plain", "exact", "tangents"}
+    assert frozen["rows"]["exact"]["flops_ratio"] < 4 / 3 + 2 / 6 < frozen["rows"]["tangents"]["flops_ratio"]
     assert report["growth"]["training batch"][0]["flops_ratio"] > 1
     assert (tmp_path / "bench.png").stat().st_size > 5000
 
