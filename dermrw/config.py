@@ -188,8 +188,9 @@ class Objective(_Section):
         0.0,
         ge=0,
         lt=1,
-        description="reweight, random_weights and meta_weight_net: share of the training, from its start, in which all "
-        "weights are equal",
+        description="share of the training, from its start, in which all weights are equal: those of the examples "
+        "(reweight, random_weights, meta_weight_net), or of the classes (erm with loss=inverse_frequency or "
+        "class_balanced)",
     )
     odds: float | None = Field(
         None,
@@ -268,9 +269,11 @@ class Config(_Section):
             raise ValueError(f"objective.refresh_every is an option of reweight and noise_weights, not of {name}")
         if self.objective.odds is not None and name != "noise_weights":
             raise ValueError(f"objective.odds is an option of noise_weights, not of {name}")
-        if self.objective.warm_up and name not in ("reweight", "random_weights", "meta_weight_net"):
+        weighs_classes = name == "erm" and self.objective.loss in ("inverse_frequency", "class_balanced")
+        if self.objective.warm_up and not (weighs_classes or name in ("reweight", "random_weights", "meta_weight_net")):
             raise ValueError(
-                f"objective.warm_up is an option of reweight, random_weights and meta_weight_net, not of {name}"
+                "objective.warm_up is an option of reweight, random_weights and meta_weight_net, and of erm with "
+                f"loss=inverse_frequency or class_balanced, not of {self.objective.title}"
             )
         if name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
             raise ValueError("noise_weights requires objective.loss=cross_entropy or balanced_softmax")

@@ -36,7 +36,8 @@ class Objective:
         self.sets: Sets = (BENIGN_CLASSES,) if config.data.extra_benign == "sum" else ()
         counts = np.bincount(labels, minlength=classes + len(self.sets))
         self.counts = expected_counts(counts[:classes], counts[classes:], self.sets) if self.sets else counts
-        self.loss = build_loss(self.config.loss, self.counts, self.sets)
+        deferred = self.config.warm_up if self.config.name == "erm" else 0.0  # otherwise that of the example weights
+        self.loss = build_loss(self.config.loss, self.counts, self.sets, deferred)
         self.sampler = self.config.sampler
         self.step = 0  # number of steps completed so far
 

@@ -88,7 +88,7 @@ def label_losses(logits: Tensor, y: Tensor, sets: Sets = ()) -> Tensor:
     return -log_p.masked_fill(outside.to(y.device)[y], -torch.inf).logsumexp(1)
 
 
-def build_loss(name: LossName, counts: np.ndarray, sets: Sets = ()) -> Loss:
+def build_loss(name: LossName, counts: np.ndarray, sets: Sets = (), weights_from: float = 0.0) -> Loss:
     """Returns the loss of this name for a training set with `counts` images of each class `[C]`.
 
     Labels that are sets of classes are supported by cross_entropy, balanced_softmax and focal, in which p_y is the
@@ -97,6 +97,7 @@ def build_loss(name: LossName, counts: np.ndarray, sets: Sets = ()) -> Loss:
     cross_entropy: −log softmax(f)_y.
     inverse_frequency: cross-entropy times N / (C n_y).
     class_balanced: cross-entropy times the weight of `class_balanced_weights`.
+        Both are cross-entropy before the share `weights_from` of training (deferred re-weighting, Cao et al. 2019).
     focal: cross-entropy times (1 − p_y)^γ (Lin et al. 2017, without α).
     balanced_softmax: cross-entropy of f + log π, where π is the share of each class in the training set. f itself is
         thereby fitted to equal class shares (Ren et al. 2020, eq. 4; logit adjustment with τ = 1 in Menon et al. 2021).
@@ -108,9 +109,9 @@ def build_loss(name: LossName, counts: np.ndarray, sets: Sets = ()) -> Loss:
     if name == "focal":
         return _focal(sets)
     if name == "inverse_frequency":
-        return _weighted(inverse_frequency_weights(counts))
+        return _weighted(inverse_frequency_weights(counts), weights_from)
     if name == "class_balanced":
-        return _weighted(class_balanced_weights(counts))
+        return _weighted(class_balanced_weights(counts), weights_from)
     if name == "balanced_softmax":
         return _balanced_softmax(counts, sets)
     if name == "ldam_drw":
@@ -131,9 +132,10 @@ def _focal(sets: Sets) -> Loss:
     return loss
 
 
-def _weighted(weights: np.ndarray) -> Loss:
+def _weighted(weights: np.ndarray, weights_from: float) -> Loss:
     def loss(logits: Tensor, y: Tensor, progress: float) -> Tensor:
-        return _like(weights, logits)[y] * F.cross_entropy(logits, y, reduction="none")
+        losses = F.cross_entropy(logits, y, reduction="none")
+        return losses if progress < weights_from else _like(weights, logits)[y] * losses
 
     return loss
 

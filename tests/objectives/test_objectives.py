@@ -174,9 +174,25 @@ def test_the_warm_up_is_plain_training(case: tuple[nn.Linear, Batch], name: str)
         assert (objective.example_weights() is None) == (step < 2)
 
 
-@pytest.mark.parametrize("name", ["erm", "noise_weights"])
+@pytest.mark.parametrize("loss", ["inverse_frequency", "class_balanced"])
+def test_the_warm_up_of_class_weights(case: tuple[nn.Linear, Batch], loss: str) -> None:
+    model, batch = case
+    labels = np.repeat([0, 1, 2], [10, 6, 4])
+    batch = batch._replace(y=torch.from_numpy(labels))
+    settings = ["objective=erm", f"objective.loss={loss}"]
+    deferred, usual, plain = (
+        build_objective(load_config(None, more), labels, 3, 4)
+        for more in ([*settings, "objective.warm_up=0.5"], settings, ["objective=erm"])
+    )
+    for step in range(4):
+        found, weighted, mean = (objective(model, batch)[0].item() for objective in (deferred, usual, plain))
+        assert weighted != pytest.approx(mean)
+        assert found == pytest.approx(mean if step < 2 else weighted)
+
+
+@pytest.mark.parametrize("name", ["erm", "noise_weights", "mixup"])
 def test_the_warm_up_is_refused_where_it_has_no_meaning(name: str) -> None:
-    with pytest.raises(UserError, match="warm_up is an option of reweight, random_weights and meta_weight_net"):
+    with pytest.raises(UserError, match=rf"objective\.warm_up is an option of reweight.*, not of {name}"):
         load_config(None, [f"objective={name}", "objective.warm_up=0.5"])
 
 
