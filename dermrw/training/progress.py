@@ -1,5 +1,6 @@
 """The progress output of the training loop, time estimates, and stopping by a signal."""
 
+import math
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from dermrw.config import Config
 from dermrw.diagnoses import Classes
 from dermrw.formatting import duration
 
+REWEIGHTED = 1.6  # time of a step with exact weights, in steps of plain training (docs/cost.md)
 WARM_UP = 3  # steps that the first time estimate leaves out
 
 
@@ -61,8 +63,8 @@ def describe(row: dict[str, Any], classes: Classes) -> str:
 class TimeEstimate:
     """Estimates the remaining time of a training from the speed of this process.
 
-    The time of a step is taken as proportional to the number of pixels, so steps are counted in steps on images of
-    `data.size`.
+    The time of a step is taken as proportional to the number of pixels, and a step with weights of the examples as
+    REWEIGHTED times as long as one of the warm-up.
     """
 
     def __init__(self, config: Config, steps_per_epoch: int) -> None:
@@ -75,7 +77,19 @@ class TimeEstimate:
         self.start_step, self.start_time = step, time.monotonic()
 
     def cost(self, steps: int) -> float:
-        """Cost of the first `steps` steps of the run, in full-size steps."""
+        """Cost of the first `steps` steps of the run, in full-size steps of plain training.
+
+        Without a warm-up, all steps cost the same, and plain training stands for the run's own method.
+        """
+        plain, total = self._pixels(steps), self.steps_per_epoch * self.config.train.epochs
+        warm_up = self.config.objective.warm_up
+        if not warm_up or self.config.objective.name == "erm":
+            return plain
+        before = self._pixels(min(steps, math.ceil(warm_up * total)))
+        return before + REWEIGHTED * (plain - before)
+
+    def _pixels(self, steps: int) -> float:
+        """Returns the number of pixels of the first `steps` steps, in those of a full-size step."""
         small = min(steps, self.config.first_epochs * self.steps_per_epoch)
         return small * (self.config.train.first_size / self.config.data.size) ** 2 + steps - small
 

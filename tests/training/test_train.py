@@ -178,6 +178,15 @@ def test_the_first_images_are_never_the_larger_ones(size: int, epochs: int) -> N
     assert asked.first_epochs == epochs
 
 
+def test_the_time_left_knows_that_reweighting_costs_more_than_its_warm_up() -> None:
+    keys = ["train.epochs=4", "data.size=64", "train.first_size=32", "train.first_share=0.25", "objective.warm_up=0.5"]
+    weighed, plain = (
+        progress.TimeEstimate(load_config(None, [*keys[:-1], *more]), 10) for more in ([keys[-1]], ["objective=erm"])
+    )
+    assert [plain.cost(n) for n in (10, 20, 40)] == [2.5, 12.5, 32.5]
+    assert [weighed.cost(n) for n in (10, 20, 40)] == [2.5, 12.5, 12.5 + 20 * progress.REWEIGHTED]
+
+
 @pytest.mark.slow
 def test_the_time_left_knows_that_later_images_are_larger(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
