@@ -83,7 +83,7 @@ class TimeEstimate:
         """
         plain, total = self._pixels(steps), self.steps_per_epoch * self.config.train.epochs
         warm_up = self.config.objective.warm_up
-        if not warm_up or self.config.objective.name == "erm":
+        if not warm_up or self.config.objective.name not in ("reweight", "meta_weight_net"):
             return plain
         before = self._pixels(min(steps, math.ceil(warm_up * total)))
         return before + REWEIGHTED * (plain - before)
