@@ -1,4 +1,7 @@
-"""One of two processes that compute example weights together. It imports little, so that processes start fast."""
+"""One of two processes that compute example weights or train together. They import little, so that they start fast."""
+
+import os
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -32,3 +35,14 @@ def weigh(rank: int, world: int, folder: str) -> None:
     job.add_gradients(model)
     torch.save((weights, [p.grad for p in model.parameters()]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def train_part(rank: int, world: int, port: int, settings: list[str], run: str) -> None:
+    """One process of a training, as `dermrw train --processes` starts it."""
+    from dermrw.config import load_config
+    from dermrw.training.train import train
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    train(load_config(None, settings), Path(run))

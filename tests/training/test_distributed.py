@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -51,7 +52,8 @@ def test_parts_cover_every_row_once() -> None:
 
 # SGD: Adam's first steps divide rounding by rounding
 SETTINGS = [
-    "data.name=sample", "data.size=32", "data.meta=rule", "model.backbone=cifar_alexnet", "model.weights=none",
+    "data.name=sample", "data.size=32", "data.meta=rule", "model.backbone=small_cnn", "model.weights=none",
+    "model.freeze=batch_norm",
     "train.optimizer=sgd", "train.lr=1e-3", "train.batch_size=17", "train.precision=fp32", "train.channels_last=false",
     "train.device=cpu", "objective.refresh_every=3",
 ]  # fmt: skip
@@ -68,9 +70,8 @@ def start(sample: Path, run: Path, processes: int, *overrides: str) -> subproces
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["data.meta_views=2", "objective.warm_up=0.2"]], ids=["plain", "views"])
-def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Path, more: list[str]) -> None:
-    more = ["train.epochs=2", *more]
+def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Path) -> None:
+    more = ["train.epochs=2", "data.meta_views=2", "objective.warm_up=0.2"]
     job = start(sample, tmp_path / "two", 2, *more)
     train(load_config(None, ["name=sample", *SETTINGS, f"data.root={sample}", *more]), tmp_path / "one")
     out = job.communicate(timeout=1200)[0]
@@ -106,10 +107,11 @@ def test_images_of_a_set_of_classes_in_two_processes(sample: Path, tmp_path: Pat
     keys += ["objective=noise_weights", "objective.loss=balanced_softmax", f"data.root={sample}"]
     settings = [item for item in SETTINGS if not item.startswith(("data.name", "objective"))]
     one, two = (tmp_path / "one", tmp_path / "two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(two_processes.train_part, (2, port, [*settings, *keys], str(two)), nprocs=2)
     train(load_config(None, [*settings, *keys]), one)
-    job = start(sample, two, 2, *keys)
-    out = job.communicate(timeout=1200)[0]
-    assert job.returncode == 0 and "(benign 40)" in out, out
     states = [load_checkpoint(run / "last.pt")["objective"] for run in (one, two)]
     assert not torch.equal(states[0]["values"], torch.ones_like(states[0]["values"]))
     for key in ("values", "shares", "log_odds"):
