@@ -67,20 +67,20 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     model, _ = load_best(run, config, splits.classes)
     choice = Placement(choose_device("auto"), "fp32", config.train.channels_last is True)
     logits, embedding = embed(choice.place(model), train, config, choice)
+    drawn = lowest["image_id"].map(row_of).to_numpy()  # rows of the training set
     wrong = (lowest["dx"] != lowest["label"]).to_numpy()
     share = float(wrong.mean()) if wrong.any() else None
     found = []
     if share is not None and not wrong.all():
-        given = lowest["label"].to_numpy(str)
-        drawn = lowest["image_id"].map(row_of).to_numpy()
+        given = train.labels[drawn]
         scores = {
             "the weights": -lowest["relative"].to_numpy(),
-            "the trained network's probability of the label": -softmax(logits)[drawn, train.labels[drawn]],
+            "the trained network's probability of the label": -softmax(logits)[drawn, given],
             "the class of the label alone": wrong_share_of_class(wrong, given),
         }
         found = [detection(name, wrong, score, given, count) for name, score in scores.items()]
     table = lowest.iloc[:count]
-    rows = table["image_id"].map(row_of).to_numpy()
+    rows = drawn[:count]
     p = softmax(logits)[rows]
     table = table.assign(predicted=[codes[k] for k in p.argmax(1)], probability=p.max(1))
     similarity = embedding[rows] @ embedding.T  # [count, N]

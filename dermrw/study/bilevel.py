@@ -37,6 +37,7 @@ from dermrw.study.convex_head import Examples, exact_scores, fit, losses, one_st
 from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import RESULTS
 from dermrw.study.result import rounded
+from dermrw.training.example_weights import auroc_within_class
 
 NOISE = {
     "clean": ("uniform", 0.0),
@@ -183,10 +184,9 @@ def _figures(theta: Tensor, weights: Tensor, problem: Problem) -> dict[str, Any]
     }
     if problem.wrong.any():
         w, y = weights.numpy(), problem.train.y.numpy()
-        parts = [y == c for c in np.unique(y) if 0 < problem.wrong[y == c].sum() < (y == c).sum()]
         found["wrong_weight"] = float(w[problem.wrong].sum())
         found["auroc"] = float(roc_auc_score(problem.wrong, -w))
-        found["auroc_within_class"] = float(np.mean([roc_auc_score(problem.wrong[p], -w[p]) for p in parts]))
+        found["auroc_within_class"] = auroc_within_class(problem.wrong, -w, y)
     return found
 
 

@@ -64,10 +64,15 @@ def detection(name: str, wrong: np.ndarray, suspicion: np.ndarray, labels: np.nd
         labels: the given labels `[N]`.
         count: number of images of the highest score for the precision.
     """
+    overall, within = float(roc_auc_score(wrong, suspicion)), auroc_within_class(wrong, suspicion, labels)
+    return Detection(name, overall, within, wrong_in_first(wrong, suspicion, count))
+
+
+def auroc_within_class(wrong: np.ndarray, suspicion: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the mean AUROC over the classes of the labels that have right and wrong ones; 0.5 if there is none."""
     parts = [labels == label for label in np.unique(labels)]
     within = [roc_auc_score(wrong[p], suspicion[p]) for p in parts if 0 < wrong[p].sum() < p.sum()]
-    overall = float(roc_auc_score(wrong, suspicion))
-    return Detection(name, overall, float(np.mean(within)) if within else 0.5, wrong_in_first(wrong, suspicion, count))
+    return float(np.mean(within)) if within else 0.5
 
 
 def wrong_share_of_class(wrong: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -193,8 +193,8 @@ class Loop:
         if images.meta_batch is not None:
             return itertools.repeat(images.meta_batch, steps)
         # each step has view numbers of its own, which seed the augmentation as an epoch does
-        first = [views * (self.steps_done + step) for step in range(steps)]
-        keys = [[(start + view, int(i)) for view in range(views) for i in self.meta_rows()] for start in first]
+        first, rows = [views * (self.steps_done + step) for step in range(steps)], self.meta_rows().tolist()
+        keys = [[(start + view, i) for view in range(views) for i in rows] for start in first]
         return self.on_device(loader_of(images.meta, keys, self.config.data.workers))
 
     def validation_logits(self, model: nn.Module) -> np.ndarray:
