@@ -16,7 +16,7 @@ from torchvision.models import list_models
 
 from dermrw.bench.distances import measure
 from dermrw.bench.measure import autocast, build, compare
-from dermrw.bench.methods import METHODS, Step, available_methods, run
+from dermrw.bench.methods import FROZEN_METHODS, METHODS, Step, available_methods, run
 from dermrw.bench.pipeline import images_per_second, waiting_share
 from dermrw.bench.plot import plot
 from dermrw.config import find_config, load_config
@@ -115,7 +115,7 @@ def bench_frozen(repeats: int, device: torch.device, console: Console) -> list[d
     for name in FROZEN["names"]:
         batch, size = FROZEN["batch"], FROZEN["size"]
         case = build(name, size, batch, META, device, channels_last=True, frozen=True)
-        rows = compare({method: METHODS[method] for method in ("plain", "exact", "tangents")}, case, "fp32", repeats)
+        rows = compare(FROZEN_METHODS, case, "fp32", repeats)
         weights = run(METHODS["exact"], case, autocast(device, "fp32"))
         assert weights is not None
         zero = float((weights == 0).float().mean())

@@ -153,7 +153,6 @@ def with_torchopt(case: Case) -> tuple[Tensor, Tensor]:
 METHODS: dict[str, Step] = {
     "plain": plain,
     "exact": exact,
-    "tangents": tangents,
     "finite difference": finite_difference,
     "last stage": last_block,
     "recorded tangents": recorded,
@@ -161,17 +160,16 @@ METHODS: dict[str, Step] = {
     "double backward": double_backward,
     "double backward, shared": double_backward_shared,
 }
+# where no batch statistics couple the examples; elsewhere, tangents are what `exact` uses
+FROZEN_METHODS: dict[str, Step] = {"plain": plain, "exact": exact, "tangents": tangents}
 PEERS: dict[str, tuple[str, Step]] = {"higher": ("higher", with_higher), "TorchOpt": ("torchopt", with_torchopt)}
 EXACT = {"exact", "tangents", "recorded tangents", "two passes", "double backward", "double backward, shared", *PEERS}
 
 
 def available_methods() -> dict[str, Step]:
-    """Returns every method that can run on this machine. The peers need `pip install dermrw[bench]`.
-
-    `tangents` is left out: with batch statistics, it is `exact`.
-    """
+    """Returns every method that can run on this machine. The peers need `pip install dermrw[bench]`."""
     peers = {name: step for name, (module, step) in PEERS.items() if importlib.util.find_spec(module)}
-    return {**{name: step for name, step in METHODS.items() if name != "tangents"}, **peers}
+    return {**METHODS, **peers}
 
 
 def run(step: Step, case: Case, autocast: Any) -> Tensor | None:

@@ -11,7 +11,7 @@ from dermrw.bench import __main__ as module
 from dermrw.bench import report_rate
 from dermrw.bench.distances import distance, measure
 from dermrw.bench.measure import autocast, build, flops, peak_memory
-from dermrw.bench.methods import EXACT, METHODS, available_methods, run
+from dermrw.bench.methods import EXACT, FROZEN_METHODS, METHODS, available_methods, run
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def weights(name: str) -> torch.Tensor | None:
     case = case._replace(model=case.model.double(), x=case.x.double(), meta_x=case.meta_x.double())
     torch.set_default_dtype(torch.float64)
     try:
-        return run({**METHODS, **available_methods()}[name], case, autocast(CPU, "fp32"))
+        return run({**FROZEN_METHODS, **available_methods()}[name], case, autocast(CPU, "fp32"))
     finally:
         torch.set_default_dtype(torch.float32)
 
