@@ -145,8 +145,13 @@
                     image.alt = "";
                     figure.append(image);
                 });
-                caption.dir = "auto";
-                caption.textContent = `${picture.name}: ${[data.label, data.text].filter(Boolean).join(", ")}`;
+                // a long name is cut in print, the answer is not
+                [`${picture.name}:`, [data.label, data.text].filter(Boolean).join(", ")].forEach((text) => {
+                    const part = document.createElement("span");
+                    part.dir = "auto";
+                    part.textContent = text;
+                    caption.append(part, " ");
+                });
                 figure.append(caption);
                 views.append(figure);
             });

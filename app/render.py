@@ -253,6 +253,8 @@ def lesion_result(
         data=json.dumps(data),
         rule=info.triage,
         not_ruled_out=listed([name_of[code] for code in verdict.not_ruled_out]),
+        # their names are in the list below, where each is marked
+        all_malignant=len(verdict.not_ruled_out) > 1 and len(verdict.not_ruled_out) == sum(info.malignant or ()),
         differential=listed([name_of[code] for code in verdict.classes]),
         coverage=percent(info.coverage),
         covered=info.covered,

@@ -46,7 +46,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = [
-    "data.size=32", "model.backbone=mobilenet_v3_small", "train.epochs=1", "train.batch_size=16",
+    "data.size=32", "model.backbone=small_cnn", "train.epochs=1", "train.batch_size=16",
     "train.precision=fp32", "train.channels_last=false",
 ]  # fmt: skip
 

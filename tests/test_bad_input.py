@@ -91,8 +91,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda run: (run / "config.yaml").unlink(), "is not a run"),
     "an empty config": (lambda run: (run / "config.yaml").write_text(""), "config.yaml lacks data, model"),
     "binary config": (lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe\x00"), "config.yaml"),
-    "another network": (replace("config.yaml", "mobilenet_v3_small", "resnet18"), "does not contain the weights"),
-    "an unknown network": (replace("config.yaml", "mobilenet_v3_small", "resnet17"), "resnet17"),
+    "another network": (replace("config.yaml", "small_cnn", "resnet18"), "does not contain the weights"),
+    "an unknown network": (replace("config.yaml", "small_cnn", "resnet17"), "resnet17"),
     "an unknown key": (replace("config.yaml", "epochs:", "epoch:"), "did you mean train.epochs"),
 }
 

@@ -301,6 +301,15 @@ def test_a_malignant_class_in_the_differential_does_not_reassure(model: Path) ->
     assert "No reason to refer" not in page and "no reason to refer" not in page
     assert "The differential includes <strong>melanoma</strong>." in page
     assert re.search(r'<h2[^>]*class="decision open"><span[^>]*>◆</span> Malignancy not ruled out</h2>', page)
+    engine = with_info(model, triage=engine.info.triage, thresholds=(0.0,) * 7)
+    one = one._replace(verdict=decide(one.probabilities, engine.info))
+    assert one.verdict.not_ruled_out and set(one.verdict.not_ruled_out) == {"mel", "bcc", "akiec"}
+    page = result_page(engine, combine_explanations([one], engine.info), "a.jpg")
+    said = " ".join(re.sub("<[^>]*>", "", page.partition('<p class="why">')[2].partition("</p>")[0]).split())
+    assert re.fullmatch(
+        r"The differential includes all malignant and pre-malignant diagnoses: together 30 % \(referral from 90 %\)\.",
+        said,
+    )
 
 
 def test_every_refusal_has_its_advice() -> None:

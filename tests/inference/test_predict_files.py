@@ -42,6 +42,13 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+def draw_lesions(pictures: Path) -> None:
+    """Replaces the pictures by drawn lesions, which are not refused."""
+    for i, path in enumerate(("a.png", "b.jpg", "more/c.PNG")):
+        drawn = draw_lesion(DX[i], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 120, 160)
+        Image.fromarray(drawn).save(pictures / path)
+
+
 def read(path: Path) -> tuple[list[str], np.ndarray]:
     with path.open() as file:
         rows = list(csv.reader(file))
@@ -78,11 +85,13 @@ def test_unreadable_images_are_named_and_the_status_is_2(
 def test_prevalence_and_lesions(model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lesions, out = pictures / "lesions.csv", pictures / "out.csv"
     lesions.write_text("image,lesion_id,more\na,L1,x\nb,L2,\nc,L1,\nz,L9,\n")
+    draw_lesions(pictures)
     shares = dict.fromkeys(DX, 0.05) | {"nv": 0.7}
     text = ",".join(f"{code}={share}" for code, share in shares.items())
     arguments = ["predict", str(model_file), str(pictures), "--csv", str(out)]
     command(monkeypatch, *arguments)
     equal = read(out)[1]
+    assert not any(row["refused"] for row in decisions(out).values())  # a refused picture would not be combined
     command(monkeypatch, *arguments, "--lesions", str(lesions), "--prevalence", text)
     combined = combine(equal, ["L1", "L2", "L1"], malignant=HAM_CLASSES.malignant)
     expected = at_prevalence(combined, list(shares.values()))
@@ -102,9 +111,7 @@ def test_refusal_set_and_triage_lie_beside_the_probabilities(
 ) -> None:
     """The Python class says the same; a refused picture has no say in its lesion."""
     Image.new("RGB", (60, 60), (8, 8, 8)).save(pictures / "dark.png")
-    for i, path in enumerate(("a.png", "b.jpg", "more/c.PNG")):
-        drawn = draw_lesion(DX[i], np.random.default_rng([i, 0]), np.random.default_rng([i, 1]), 120, 160)
-        Image.fromarray(drawn).save(pictures / path)
+    draw_lesions(pictures)
     out = pictures / "out.csv"
     arguments = ["predict", str(model_file), str(pictures), "--csv", str(out)]
     command(monkeypatch, *arguments)
