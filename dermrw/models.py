@@ -278,9 +278,9 @@ def train_mode(model: nn.Module, part: str) -> None:
                 module.eval()
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    """Returns whether the model has a batch norm layer."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+def uses_batch_statistics(model: nn.Module, freeze: str) -> bool:
+    """Returns whether the model, trained with this `model.freeze`, normalises by statistics of the batch."""
+    return freeze == "none" and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
 
 
 def pixel_statistics(model: nn.Module) -> Statistics:

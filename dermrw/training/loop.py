@@ -20,7 +20,7 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.formatting import duration
 from dermrw.metrics.classification import balanced_accuracy
-from dermrw.models import has_batch_norm, pixel_statistics, to_input, train_mode
+from dermrw.models import pixel_statistics, to_input, train_mode, uses_batch_statistics
 from dermrw.objectives import Batch, Objective
 from dermrw.reweight.meta_step import sum_over
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
@@ -138,7 +138,7 @@ class Loop:
     def meta_rows(self) -> np.ndarray:
         """Returns this process's part of the meta set; all of it if a batch norm computes its statistics from it."""
         rows = np.arange(len(self.splits.meta))
-        statistics = self.config.model.freeze == "none" and has_batch_norm(self.network)
+        statistics = uses_batch_statistics(self.network, self.config.model.freeze)
         return rows if statistics or len(rows) < self.job.world else self.job.part(rows)
 
     def on_device(self, batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from dermrw.datasets.dataset import load_splits, located, resolve_root
 from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.formatting import counted
-from dermrw.models import backbones, build_model, check_backbone, check_fit, embed, freeze, has_batch_norm
+from dermrw.models import backbones, build_model, check_backbone, check_fit, embed, freeze, uses_batch_statistics
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.timm_models import interpolation
 from dermrw.training.device import Placement, choose, keep_freed_memory
@@ -111,7 +111,7 @@ def _check_batch(config: Config, model: nn.Module, examples: int, processes: int
         raise UserError(
             f"{given} must be at least the number of processes, {processes}: {larger}, or start fewer processes"
         )
-    if size < 2 * processes and config.model.freeze == "none" and has_batch_norm(model):
+    if size < 2 * processes and uses_batch_statistics(model, config.model.freeze):
         where = f" to at least one of {processes} processes" if processes > 1 else ""
         fewer = "start fewer processes, " if processes > 1 else ""
         raise UserError(
