@@ -1,4 +1,4 @@
-"""Training of the head on embeddings that the frozen backbone computes once (`model.freeze=backbone`).
+"""Embeddings of all images of a run, which the frozen backbone computes once (`model.freeze=backbone`).
 
 The embeddings of every view of every training image, and of the validation and meta images, are kept in one NumPy file
 in the run folder. The name of the file contains a digest of everything that the embeddings depend on, so embeddings of
@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from dermrw.config import Config
@@ -33,7 +33,6 @@ from dermrw.images.preprocess import PLAIN, Framing, content, network_pixels, re
 from dermrw.models import Head, last_linear, to_input
 from dermrw.training.device import Placement
 from dermrw.training.distributed import Job
-from dermrw.training.loop import Loop
 
 BATCH = 32  # rows of a forward pass
 FORMAT = "2"  # part of the digest: a change of the layout or of the computation outdates old files
@@ -292,64 +291,3 @@ def embed_pixels(backbone: nn.Module, pixels: np.ndarray, placement: Placement) 
     """Returns the embeddings float32 `[N, D]` of pixels uint8 `[N, size, size, 3]`."""
     x = to_input(torch.from_numpy(pixels), placement.device, placement.channels_last)
     return backbone(x).flatten(1).float().cpu().numpy()
-
-
-class HeadLoop(Loop):
-    """The loop over epochs and steps for a head that is trained on embeddings. Checkpoints hold the whole network."""
-
-    saves_every_epoch = False  # an epoch takes a second, the file of a large backbone more
-
-    def trained_part(self) -> nn.Module:
-        """Returns the head."""
-        return Head(self.network)
-
-    def fit(self) -> None:
-        """Trains as `Loop.fit`. On a CPU, the steps of the head use one thread."""
-        threads = torch.get_num_threads()
-        try:
-            super().fit()
-        finally:
-            torch.set_num_threads(threads)
-
-    def prepare(self) -> None:
-        """Computes the embeddings, or opens those of an earlier pass."""
-        found = embeddings(self.run, self.network, self.splits, self.config, self.placement, self.job)
-        views, n, v = number_of_views(self.config), len(self.splits.train), len(self.splits.validation)
-        self.views = found[: views * n].reshape(views, n, -1)
-        self.validation_part = self.job.part(np.arange(views * n, views * n + v))
-        self.embedded = found
-        meta = torch.from_numpy(np.array(found[views * n + v :]))
-        meta_y = torch.as_tensor(self.splits.meta.labels.copy())
-        self.meta = meta.to(self.placement.device), meta_y.to(self.placement.device)
-        torch.set_num_threads(1)  # several would wait for each other longer than they compute
-
-    def examples(self, parts: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yields embeddings float32 `[B, D]`, labels and rows. An epoch uses one random view of each image."""
-        entropy = [self.config.train.seed, self.epoch, 1]
-        view = np.random.default_rng(entropy).integers(len(self.views), size=len(self.splits.train))
-        labels = torch.as_tensor(self.splits.train.labels.copy())
-        for rows in parts:
-            x = torch.from_numpy(self.views[view[rows], rows])
-            yield x, labels[rows], torch.from_numpy(rows)
-
-    def to_x(self, images: Tensor) -> Tensor:
-        """Moves embeddings to the device."""
-        return images.to(self.placement.device)
-
-    def meta_batches(self, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
-        """Returns the embeddings and the labels of the meta set, for each step."""
-        return itertools.repeat(self.meta, steps)
-
-    @torch.no_grad()
-    def validation_logits(self, model: nn.Module) -> np.ndarray:
-        """Returns the logits of this process's part of the validation split, float32 `[N, C]`."""
-        model.eval()
-        rows = self.validation_part
-        parts = [rows[i : i + 1024] for i in range(0, len(rows), 1024)] or [rows]
-        return np.concatenate([model(self.to_x(torch.from_numpy(self.embedded[part]))).cpu() for part in parts])
-
-    def network_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """Returns the state dict of the whole network with the weights of this head."""
-        assert isinstance(model, Head)
-        own = {f"{model.name}.{name}": tensor for name, tensor in model.linear.state_dict().items()}
-        return {**self.network.state_dict(), **own}

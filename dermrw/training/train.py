@@ -17,7 +17,7 @@ from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.timm_models import interpolation
 from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join, require_an_image_each
-from dermrw.training.embeddings import HeadLoop
+from dermrw.training.head_loop import HeadLoop
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, run_facts, sole_training, start_run
 from dermrw.training.tensorboard import require_tensorboard

@@ -20,7 +20,7 @@ from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.embeddings import HeadLoop
+from dermrw.training.head_loop import HeadLoop
 from dermrw.training.run_folder import latest_run, open_run, read_split
 from dermrw.training.train import train
 from export.__main__ import export

@@ -24,7 +24,8 @@ from dermrw.training import embeddings as module
 from dermrw.training import loop
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement
-from dermrw.training.embeddings import HeadLoop, embeddings_key, number_of_views, view_reader
+from dermrw.training.embeddings import embeddings_key, number_of_views, view_reader
+from dermrw.training.head_loop import HeadLoop
 from dermrw.training.optim import build_optimizer
 from dermrw.training.run_folder import read_log, read_split
 from dermrw.training.train import train
