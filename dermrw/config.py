@@ -167,7 +167,14 @@ class Objective(_Section):
     """The training objective. `objective=NAME` sets `objective.name` and resets the other keys to their defaults."""
 
     name: Literal[
-        "erm", "mixup", "fine_tune_meta", "random_weights", "reweight", "meta_weight_net", "noise_weights"
+        "erm",
+        "mixup",
+        "fine_tune_meta",
+        "random_weights",
+        "reweight",
+        "meta_weight_net",
+        "noise_weights",
+        "label_posterior",
     ] = Field("reweight", description="the method: how examples are weighted, or a baseline")
     loss: Literal["cross_entropy", "inverse_frequency", "class_balanced", "focal", "ldam_drw", "balanced_softmax"] = (
         Field("cross_entropy", description="the loss of one example")
@@ -275,8 +282,11 @@ class Config(_Section):
                 "objective.warm_up is an option of reweight, random_weights and meta_weight_net, and of erm with "
                 f"loss=inverse_frequency or class_balanced, not of {self.objective.title}"
             )
-        if name == "noise_weights" and self.objective.loss not in ("cross_entropy", "balanced_softmax"):
-            raise ValueError("noise_weights requires objective.loss=cross_entropy or balanced_softmax")
+        if name in ("noise_weights", "label_posterior") and self.objective.loss not in (
+            "cross_entropy",
+            "balanced_softmax",
+        ):
+            raise ValueError(f"{name} requires objective.loss=cross_entropy or balanced_softmax")
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine require each other: set both or neither")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":

@@ -10,6 +10,7 @@ from dermrw.config import Config
 from dermrw.objectives.baselines import FineTuneMeta, Mixup
 from dermrw.objectives.interface import Batch as Batch
 from dermrw.objectives.interface import Objective as Objective
+from dermrw.objectives.label_posterior import LabelPosterior
 from dermrw.objectives.meta_weight_net import MetaWeightNet
 from dermrw.objectives.noise_weights import NoiseWeights
 from dermrw.objectives.weighted import RandomWeights, Reweight
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "reweight": Reweight,
     "meta_weight_net": MetaWeightNet,
     "noise_weights": NoiseWeights,
+    "label_posterior": LabelPosterior,
 }
 
 

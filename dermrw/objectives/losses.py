@@ -32,6 +32,7 @@ from dermrw.models import COSINE_SCALE
 Sets = tuple[tuple[int, ...], ...]  # the classes of each label that is a set; the sets are disjoint
 LossName = Literal["cross_entropy", "inverse_frequency", "class_balanced", "focal", "ldam_drw", "balanced_softmax"]
 Loss = Callable[[Tensor, Tensor, float], Tensor]
+LEAST_SHARE = 0.1  # lower bound of a weighted share, as a fraction of the share of the class in the labels
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, section 5.1
 CLASS_BALANCED_BETA = 0.999  # Cui et al. 2019, the middle of the three values in their table 3
@@ -71,6 +72,27 @@ def expected_counts(counts: np.ndarray, set_counts: np.ndarray, sets: Sets) -> n
         rows = list(members)
         expected[rows] += n * counts[rows] / counts[rows].sum()
     return expected
+
+
+def weighted_shares(labels: Tensor, weights: Tensor, counts: np.ndarray, sets: Sets) -> Tensor:
+    """Returns π `[C]`: the share of each class in the total weight, at least LEAST_SHARE of its share in the labels.
+
+    The weight of images whose label is a set is divided among its classes in proportion to the weight of the images of
+    each class.
+
+    Args:
+        labels: of the training images `[N]`.
+        weights: of the training images `[N]`.
+        counts: expected number of images of each class `[C]`.
+        sets: the classes of each label that is a set.
+    """
+    by_label = torch.zeros(len(counts) + len(sets)).index_add_(0, labels, weights)
+    total = by_label[: len(counts)].clone()
+    for members, weight in zip(sets, by_label[len(counts) :], strict=True):
+        rows = list(members)
+        total[rows] += weight * total[rows] / total[rows].sum().clamp(min=1e-12)
+    shares = torch.maximum(total / total.sum(), LEAST_SHARE * torch.from_numpy(counts / counts.sum()).float())
+    return shares / shares.sum()
 
 
 def label_losses(logits: Tensor, y: Tensor, sets: Sets = ()) -> Tensor:

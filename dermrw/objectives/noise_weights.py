@@ -41,12 +41,11 @@ from torch import Tensor, nn
 
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
-from dermrw.objectives.losses import label_losses
+from dermrw.objectives.losses import label_losses, weighted_shares
 from dermrw.objectives.weighted import Weighted
 from dermrw.reweight.meta_step import meta_gradient, normalize, outputs_along, sum_over
 
 START, LEAST, RATE = 1e-4, 1e-6, 0.05  # initial κ, lower bound of κ (the upper is 1), learning rate of Adam on log κ
-LEAST_SHARE = 0.1  # lower bound of π, as a fraction of the share of the class in the labels
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -74,7 +73,6 @@ class NoiseWeights(Weighted):
         self.labels = torch.from_numpy(labels.copy())
         self.adjusts = self.config.loss == "balanced_softmax"
         self.shares = torch.from_numpy(self.counts / self.counts.sum()).float()  # π, [C]
-        self.given = self.shares.clone()
         self.values = torch.ones(self.examples)  # V of each image when it was last drawn
         self.warm_up = steps // config.train.epochs
         self.log_odds = nn.Parameter(torch.tensor(math.log(START if self.config.odds is None else self.config.odds)))
@@ -130,13 +128,7 @@ class NoiseWeights(Weighted):
         """Updates π to the share of each class in the total weight, with each image's weight when it was last drawn."""
         new, seen = self._by_row(values, batch)
         self.values = torch.where(seen > 0, new, self.values)
-        by_label = torch.zeros(self.classes + len(self.sets)).index_add_(0, self.labels, self.values)
-        total = by_label[: self.classes].clone()
-        for members, weight in zip(self.sets, by_label[self.classes :], strict=True):
-            rows = list(members)
-            total[rows] += weight * total[rows] / total[rows].sum().clamp(min=1e-12)
-        shares = torch.maximum(total / total.sum(), LEAST_SHARE * self.given)
-        self.shares = shares / shares.sum()
+        self.shares = weighted_shares(self.labels, self.values, self.counts, self.sets)
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and the values to log, including κ and π."""

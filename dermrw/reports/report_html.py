@@ -42,6 +42,8 @@ WEIGHING = {
     "meta set (Shu et al. 2019).",
     "noise_weights": "Each training example is weighted by the probability that its label is correct, under a "
     "label-noise model whose one parameter is fitted to the small meta set.",
+    "label_posterior": "Each training example is weighted by the probability that its label is correct, from "
+    "predictions that did not see the label, under an estimated rate of label noise.",
 }
 GROUPS = {
     "sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by",

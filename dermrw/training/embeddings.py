@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,8 +130,9 @@ def embeddings(
             done = np.load(done_file, mmap_mode="r+")
         except OSError:
             raise UserError(
-                f"process {job.rank} can't read {partial}: model.freeze=backbone in several processes needs a run "
-                "folder that all of them share; train in one process, or set model.embedding_views=0"
+                f"process {job.rank} can't read {partial}: embeddings that several processes compute need a run folder "
+                "that all of them share; train in one process"
+                + (", or set model.embedding_views=0" if config.trains_on_embeddings else "")
             ) from None
         pending = job.same(lambda: np.flatnonzero(done == 0))
         _compute(tasks, job.part(pending), target, done, network, config, placement, job)
@@ -141,6 +142,16 @@ def embeddings(
     found = _open(file, shape)
     assert found is not None
     return found
+
+
+@contextmanager
+def temporary_embeddings(
+    run: Path, network: nn.Module, splits: Splits, config: Config, placement: Placement, job: Job
+) -> Iterator[np.ndarray]:
+    """Yields `embeddings` of networks that are not frozen. The file is removed afterwards."""
+    yield embeddings(run, network, splits, config, placement, job)
+    job.wait()
+    job.same(lambda: _remove_others(run, set()))
 
 
 def _open(file: Path, shape: tuple[int, int]) -> np.ndarray | None:
@@ -184,7 +195,7 @@ def _start(run: Path, partial: Path, done_file: Path, shape: tuple[int, int], ta
         pass
     done_file.unlink(missing_ok=True)
     partial.unlink(missing_ok=True)
-    reserve(partial, 4 * shape[0] * shape[1] + 128, "the embeddings of model.freeze=backbone")
+    reserve(partial, 4 * shape[0] * shape[1] + 128, "the embeddings")
     np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
     with done_file.open("wb") as file:
         np.save(file, np.zeros(tasks, np.uint8))

@@ -22,10 +22,12 @@ from dermrw.formatting import duration
 from dermrw.metrics.classification import balanced_accuracy
 from dermrw.models import pixel_statistics, to_input, train_mode, uses_batch_statistics
 from dermrw.objectives import Batch, Objective
+from dermrw.objectives.label_posterior import LabelPosterior
 from dermrw.reweight.meta_step import sum_over
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
+from dermrw.training.embeddings import temporary_embeddings
 from dermrw.training.logits import predict_logits
 from dermrw.training.optim import build_optimizer, build_schedule, moving_average
 from dermrw.training.progress import TimeEstimate, average, describe, stoppable
@@ -118,9 +120,25 @@ class Loop:
         )
 
     def prepare(self) -> None:
-        """Reads the images that every epoch uses."""
+        """Reads the images that every epoch uses, and computes the weights that do not change during training."""
+        if isinstance(self.objective, LabelPosterior) and self.objective.values is None:
+            alone = self.config.model_copy(
+                update={"model": self.config.model.model_copy(update={"embedding_views": 1})}
+            )
+            with temporary_embeddings(self.run, self.network, self.splits, alone, self.placement, self.job) as found:
+                self.weigh_labels(self.objective, found)
         own_part = self.splits.validation.part(self.job.part)
         self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
+
+    def weigh_labels(self, objective: LabelPosterior, found: np.ndarray) -> None:
+        """Sets the weights from embeddings `[rows, D]`, of the training images first and the meta images last."""
+        train, meta = self.splits.train, self.splits.meta
+        right = np.asarray(found[len(found) - len(meta) :]), meta.labels
+        groups = train.table["lesion_id"].to_numpy(str)
+        estimated = self.job.same(lambda: objective.estimate(np.asarray(found[: len(train)]), groups, right))
+        sentence = objective.set_weights(*estimated)
+        if self.job.leads:
+            print(sentence, flush=True)
 
     def read_images(self) -> EpochImages:
         """Returns the training and meta images in the size of the current epoch; reads them if the size changed."""

@@ -82,7 +82,7 @@ def test_the_odds_grow_with_the_noise_and_the_shares_become_the_true_ones() -> N
     noisy = np.mean([run[0].odds for run in runs])
     assert noisy > 0.05 and noisy > 10 * clean  # ε / (1 − η) = 0.2 / 0.6
     shares = np.mean([run[0].shares.numpy() for run in runs], 0)
-    given = np.mean([run[0].given.numpy() for run in runs], 0)
+    given = np.mean([run[0].counts / run[0].counts.sum() for run in runs], 0)
     true = np.array([0.7, 0.2, 0.1])
     assert np.abs(shares - true).sum() < np.abs(given - true).sum() / 2
 

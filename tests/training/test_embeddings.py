@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -266,7 +267,7 @@ def test_a_damaged_file_is_computed_again(sample: Path, tmp_path: Path) -> None:
 
 def test_a_full_disk(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermrw.files.free_bytes", lambda _: 1000)
-    with pytest.raises(UserError, match=r"the embeddings of model.freeze=backbone need 0\.0 GB at .*run, which has"):
+    with pytest.raises(UserError, match=r"the embeddings need 0\.0 GB at .*run, which has"):
         train(config(sample), tmp_path / "run")
     assert not list((tmp_path / "run").glob(".embeddings*"))
 
@@ -307,3 +308,20 @@ def test_several_processes_compute_the_same_embeddings(whole: Path, sample: Path
     assert torch.get_num_threads() == 2
     assert done.all() and np.array_equal(target, np.load(stored(whole)))
     assert list(itertools.chain(*(module.Job(r, 3).part(np.arange(7)) for r in range(3)))) == list(range(7))
+
+
+@pytest.mark.slow
+def test_the_label_posterior_is_that_of_the_initial_network(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head alone and the whole network compute it from the same embeddings; no file of them is left behind."""
+    noisy = ["objective=label_posterior", "data.noise_rate=0.3", "train.epochs=1"]
+    head = train(config(sample, *noisy, "model.embedding_views=1"), tmp_path / "a" / "head")
+    network = train(config(sample, *noisy, "model.freeze=none"), tmp_path / "b" / "network")
+    assert capsys.readouterr().out.count("Estimated label noise") == 2
+    one, other = pd.read_csv(head / "weights.csv"), pd.read_csv(network / "weights.csv")
+    assert (one["image_id"] == other["image_id"]).all()
+    np.testing.assert_allclose(one["weight"], other["weight"], rtol=1e-4)
+    wrong = one["dx"] != one["label"]
+    assert one["weight"][wrong].mean() < 0.5 * one["weight"][~wrong].mean()
+    assert len(list(head.glob("*embeddings*"))) == 1 and not list(network.glob("*embeddings*"))

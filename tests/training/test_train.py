@@ -86,6 +86,7 @@ def test_the_run_folder(whole: Path, sample: Path) -> None:
         (3, "small_cnn", []),
         (6, "mobilenet_v3_small", []),
         (9, "small_cnn", ["data.meta_views=2", "data.augment=dermoscopy", "objective.warm_up=0.3"]),
+        (5, "small_cnn", ["objective=label_posterior", "objective.loss=balanced_softmax", "data.noise_rate=0.4"]),
     ],
 )
 def test_a_crash_at_any_step_and_a_resume_change_nothing(
