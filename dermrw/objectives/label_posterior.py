@@ -186,15 +186,14 @@ def prepare_labels(
         right: embeddings `[M, D]` and labels `[M]` of the images whose labels are known to be right.
         classes: number of classes.
     """
-    found = embeddings.astype(np.float64)
-    scaler = StandardScaler().fit(found)
-    components = min(COMPONENTS, *found.shape)
-    projection = PCA(components, svd_solver="randomized", random_state=0).fit(scaler.transform(found))
+    scaler = StandardScaler().fit(embeddings)
+    components = min(COMPONENTS, *embeddings.shape)
+    projection = PCA(components, svd_solver="randomized", random_state=0).fit(scaler.transform(embeddings))
 
     def projected(rows: np.ndarray) -> Floats:
-        return np.asarray(projection.transform(scaler.transform(rows.astype(np.float64))))
+        return np.asarray(projection.transform(scaler.transform(rows)), np.float64)
 
-    x = projected(found)
+    x = projected(embeddings)
     scale = x.std() or 1.0
     return Labels(
         np.column_stack([x / scale, np.ones(len(x))]),
@@ -208,6 +207,8 @@ def prepare_labels(
 
 def label_posterior(data: Labels) -> tuple[Floats, Noise]:
     """Returns the probability that each given label is right `[N]`, and the estimated noise."""
+    if data.groups.max() == 0:  # of a single group, nothing can be held out
+        return np.ones(len(data.y)), Noise(0.0, PENALTIES[0], 0.0, 0.0)
     chosen = data
     if len(data.y) > SEARCHED:
         of_groups = np.random.default_rng(0).permutation(data.groups.max() + 1)[data.groups]

@@ -153,6 +153,13 @@ def test_a_gain_that_chance_explains_is_no_noise() -> None:
     assert noise.rate == 0 and 0 < noise.gain < 2 * noise.error
 
 
+def test_one_group_is_not_weighted() -> None:
+    data = simulate(60)
+    data.groups[:] = 5
+    posterior, noise = label_posterior(prepared(data, with_noise(data, 0.4)))
+    assert noise.rate == 0 and (posterior == 1).all()
+
+
 def test_many_images_choose_the_rate_by_a_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     data = simulate()
     given = with_noise(data, 0.4)
