@@ -74,7 +74,8 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     if share is not None and not wrong.all():
         given = train.labels[drawn]
         scores = {
-            "the weights": -lowest["relative"].to_numpy(),
+            "the weights within their class": -lowest["relative"].to_numpy(),
+            "the weights": -lowest["weight"].to_numpy(),
             "the trained network's probability of the label": -softmax(logits)[drawn, given],
             "the class of the label alone": wrong_share_of_class(wrong, given),
         }

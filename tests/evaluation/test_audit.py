@@ -36,9 +36,10 @@ def test_neighbours_are_the_nearest_by_the_embedding_and_of_other_lesions(flippe
         assert lesion[row] not in set(lesion[near]) and len(set(near)) == NEIGHBOURS
     assert found.wrong_share == pytest.approx(0.25, abs=0.12)
     assert [row.name for row in found.detection] == [
-        "the weights", "the trained network's probability of the label", "the class of the label alone",
+        "the weights within their class", "the weights", "the trained network's probability of the label",
+        "the class of the label alone",
     ]  # fmt: skip
-    alone = found.detection[2]
+    alone = found.detection[3]
     assert alone.auroc_within_class == 0.5 < alone.auroc
 
 
@@ -46,10 +47,10 @@ def test_the_gallery(flipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     command(monkeypatch, "audit", str(flipped), "--count", "12")
     said = capsys.readouterr().out
     assert "12 of 123 training images" in said and "training labels are wrong on purpose" in said
-    assert len(re.findall(r"by .*: \d+ % of the first 12, AUROC 0\.\d\d, within a class 0\.\d\d", said)) == 3
+    assert len(re.findall(r"by .*: \d+ % of the first 12, AUROC 0\.\d\d, within a class 0\.\d\d", said)) == 4
     assert "the same weight as the last one shown" in said  # most have no weight at all
     page, table = (flipped / "audit.html").read_text(), pd.read_csv(flipped / "audit.csv")
-    assert page.count('<th scope="row">') == 3
+    assert page.count('<th scope="row">') == 4
     assert page.count("<li>") == len(table) == 12
     assert page.count("data:image/jpeg") == 12 * (1 + NEIGHBOURS)
     assert re.findall(r'class="id">(\w+)<', page) == table["image_id"].tolist()
