@@ -35,6 +35,7 @@ from scipy.special import log_softmax
 from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from dermrw.config import Config
@@ -207,6 +208,11 @@ def prepare_labels(
 
 def label_posterior(data: Labels) -> tuple[Floats, Noise]:
     """Returns the probability that each given label is right `[N]`, and the estimated noise."""
+    with threadpool_limits(1):  # several threads would wait for each other longer than they compute
+        return _label_posterior(data)
+
+
+def _label_posterior(data: Labels) -> tuple[Floats, Noise]:
     if data.groups.max() == 0:  # of a single group, nothing can be held out
         return np.ones(len(data.y)), Noise(0.0, PENALTIES[0], 0.0, 0.0)
     chosen = data

@@ -189,11 +189,14 @@ def test_a_crop_and_a_turn_by_keyboard(visit: Visit, lesion: Path, model: Path, 
     page, classifier = visit.page, Classifier(model)
     page.click("#crop")
     page.click("[aria-label='Rotate right']")
+    turned = Image.open(lesion).height
+    page.wait_for_function(f"document.querySelector('#picture').naturalWidth === {turned}")
     for edge, value in enumerate((20, 40, 280, 360)):
         page.fill(f"[data-edge='{edge}']", str(value))
     page.focus("#stage .cropping")
+    call = page.get_attribute("#result .answer", "data-call")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#result .answer")
+    page.wait_for_selector(f"#result .answer:not([data-call='{call}'])")
     upright = Image.open(lesion).transpose(Image.Transpose.ROTATE_270)
     expected = classifier.explain(upright.crop((20, 40, 280, 360)))
     if expected.verdict.refused:
