@@ -132,7 +132,9 @@ def audit(run: Path, count: int = 100) -> Path:
     write_atomic(run / "audit.csv", table.to_csv(index=False, lineterminator="\n").encode())
     write_atomic(run / "audit.html", page.encode())
     print(f"{len(cards)} of {len(ids):,} training images: those with the lowest weight within their class")
-    if found.tied > 1:
+    if found.tied == len(ids):
+        print("All training images have the same weight, so their order means nothing")
+    elif found.tied > 1:
         print(f"{found.tied:,} images have the same weight as the last one shown; ties are ordered by image_id")
     if found.wrong_share is not None:
         print(f"{100 * found.wrong_share:.1f} % of the training labels are wrong on purpose. How a ranking finds them:")

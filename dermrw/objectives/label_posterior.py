@@ -262,7 +262,7 @@ class LabelPosterior(Weighted):
         self.values, self.noise_rate = torch.from_numpy(values).float(), noise.rate
         self.shares = weighted_shares(self.labels, self.values, self.counts, self.sets)
         if noise.rate == 0:
-            return "The held-out labels show no uniform label noise: all images have the same weight"
+            return "No uniform label noise was found in the held-out labels: all images have the same weight"
         return (
             f"Estimated label noise: {100 * noise.rate:.0f} % of the labels (uniform). Each image is weighted by the "
             f"probability that its label is right, {100 * values.mean():.0f} % on average"
@@ -282,6 +282,11 @@ class LabelPosterior(Weighted):
         losses = self.losses(model(batch.x), batch.y)
         values = torch.ones(self.examples) if self.values is None else self.values  # None: only in timed steps
         return losses, normalize(values[batch.row].to(losses.detach()), batch.group)
+
+    def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss and the values to log, including the estimated rate."""
+        loss, log = super().compute_loss(model, batch)
+        return loss, {**log, "noise_rate": torch.tensor(self.noise_rate)}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of `Weighted`, and the weights."""

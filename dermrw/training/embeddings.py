@@ -148,7 +148,10 @@ def embeddings(
 def temporary_embeddings(
     run: Path, network: nn.Module, splits: Splits, config: Config, placement: Placement, job: Job
 ) -> Iterator[np.ndarray]:
-    """Yields `embeddings` of networks that are not frozen. The file is removed afterwards."""
+    """Yields `embeddings` of networks that are not frozen. The file is removed after use.
+
+    An interrupted run keeps it, so that the resumed run does not compute it again.
+    """
     yield embeddings(run, network, splits, config, placement, job)
     job.wait()
     job.same(lambda: _remove_others(run, set()))

@@ -201,6 +201,7 @@ def test_the_loss_is_the_weighted_mean_under_the_weighted_shares() -> None:
     weights = torch.tensor([1.0, 0.2, 0.5, 0.0, 0.9]) / 2.6
     losses = nn.functional.cross_entropy(model(batch.x) + shares.log(), batch.y, reduction="none")
     assert loss.item() == pytest.approx((weights * losses).sum().item(), rel=1e-6)
+    assert log["noise_rate"].item() == pytest.approx(0.4)
     assert log["effective_batch"].item() == pytest.approx(1 / weights.square().sum().item())
     found = tested.example_weights()
     assert found is not None
@@ -213,7 +214,7 @@ def test_the_loss_is_the_weighted_mean_under_the_weighted_shares() -> None:
 def test_without_noise_it_is_the_loss_alone() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     tested = objective_of(labels, "objective.loss=balanced_softmax")
-    assert "no uniform label noise" in tested.set_weights(np.ones(6), Noise(0.0, 0.03, 0.0, 0.0))
+    assert "No uniform label noise was found" in tested.set_weights(np.ones(6), Noise(0.0, 0.03, 0.0, 0.0))
     plain = build_objective(load_config(None, ["objective=erm", "objective.loss=balanced_softmax"]), labels, 3, 10)
     torch.manual_seed(0)
     model, batch = nn.Linear(5, 3), batch_of([0, 1, 3, 5], labels)
