@@ -67,6 +67,7 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     model, _ = load_best(run, config, splits.classes)
     choice = Placement(choose_device("auto"), "fp32", config.train.channels_last is True)
     logits, embedding = embed(choice.place(model), train, config, choice)
+    probabilities = softmax(logits)
     drawn = lowest["image_id"].map(row_of).to_numpy()  # rows of the training set
     wrong = (lowest["dx"] != lowest["label"]).to_numpy()
     share = float(wrong.mean()) if wrong.any() else None
@@ -76,13 +77,13 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
         scores = {
             "the weights within their class": -lowest["relative"].to_numpy(),
             "the weights": -lowest["weight"].to_numpy(),
-            "the trained network's probability of the label": -softmax(logits)[drawn, given],
+            "the trained network's probability of the label": -probabilities[drawn, given],
             "the class of the label alone": wrong_share_of_class(wrong, given),
         }
         found = [detection(name, wrong, score, given, count) for name, score in scores.items()]
     table = lowest.iloc[:count]
     rows = drawn[:count]
-    p = softmax(logits)[rows]
+    p = probabilities[rows]
     table = table.assign(predicted=[codes[k] for k in p.argmax(1)], probability=p.max(1))
     similarity = embedding[rows] @ embedding.T  # [count, N]
     lesions = train.table["lesion_id"].to_numpy(str)

@@ -126,9 +126,12 @@ class CrossValidation:
         split = GroupKFold(folds, shuffle=True, random_state=0).split(labels.x, groups=labels.groups)
         self.folds = [(labels._replace(x=labels.x[fit], y=labels.y[fit]), held_out) for fit, held_out in split]
         self.starts: dict[float, list[Floats]] = {}  # by penalty: the heads at ε = 0, where the objective is convex
+        self.known: dict[tuple[float, float], Floats] = {}  # by ε and penalty: log p
 
     def log_p(self, rate: float, penalty: float) -> Floats:
         """Returns log p of each given label `[N]`, of a head that was fitted to the other folds."""
+        if (rate, penalty) in self.known:
+            return self.known[rate, penalty]
         if penalty not in self.starts:
             zero = np.zeros(self.labels.x.shape[1] * self.labels.classes)
             self.starts[penalty] = [fit_head(fitted, 0.0, penalty, zero) for fitted, _ in self.folds]
@@ -137,6 +140,7 @@ class CrossValidation:
             theta = fit_head(fitted, rate, penalty, start) if rate else start
             logits = self.labels.x[held_out] @ theta.reshape(-1, self.labels.classes)
             found[held_out] = log_softmax(logits, 1)[np.arange(len(held_out)), self.labels.y[held_out]]
+        self.known[rate, penalty] = found
         return found
 
     def log_likelihood(self, rate: float, penalty: float) -> Floats:
@@ -220,11 +224,13 @@ def _label_posterior(data: Labels) -> tuple[Floats, Noise]:
         of_groups = np.random.default_rng(0).permutation(data.groups.max() + 1)[data.groups]
         rows = np.sort(np.argsort(of_groups, kind="stable")[:SEARCHED])  # whole groups, but for the last one
         chosen = data._replace(x=data.x[rows], y=data.y[rows], groups=data.groups[rows])
-    noise = estimate_noise(CrossValidation(chosen))
+    held_out = CrossValidation(chosen)
+    noise = estimate_noise(held_out)
     if noise.rate == 0:
         return np.ones(len(data.y)), noise
-    log_p = CrossValidation(data).log_p(noise.rate, noise.penalty)
-    return right_probability(log_p, noise.rate, data.classes), noise
+    if chosen is not data:
+        held_out = CrossValidation(data)
+    return right_probability(held_out.log_p(noise.rate, noise.penalty), noise.rate, data.classes), noise
 
 
 class LabelPosterior(Weighted):
