@@ -40,8 +40,7 @@ from torch import Tensor, nn
 
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
-from dermrw.objectives.losses import label_losses, weighted_shares
-from dermrw.objectives.weighted import Weighted
+from dermrw.objectives.weighted import WeightedShares
 from dermrw.reweight.meta_step import normalize
 
 Floats = NDArray[np.float64]
@@ -233,7 +232,7 @@ def _label_posterior(data: Labels) -> tuple[Floats, Noise]:
     return right_probability(held_out.log_p(noise.rate, noise.penalty), noise.rate, data.classes), noise
 
 
-class LabelPosterior(Weighted):
+class LabelPosterior(WeightedShares):
     """Weights wᵢ = P(label i is right) / Σ P(label j is right), computed once before training.
 
     Images whose label is a set of classes (`losses`) have the probability 1.
@@ -241,11 +240,8 @@ class LabelPosterior(Weighted):
 
     def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
         super().__init__(config, labels, classes, steps)
-        self.labels = torch.from_numpy(labels.copy())
-        self.adjusts = self.config.loss == "balanced_softmax"
         self.values: Tensor | None = None  # probability that each label is right [N]
         self.noise_rate = math.nan
-        self.shares = torch.from_numpy(self.counts / self.counts.sum()).float()  # π, [C]
 
     def estimate(
         self, embeddings: np.ndarray, groups: np.ndarray, right: tuple[np.ndarray, np.ndarray]
@@ -266,7 +262,7 @@ class LabelPosterior(Weighted):
     def set_weights(self, values: np.ndarray, noise: Noise) -> str:
         """Sets the result of `estimate`, and returns it as a sentence."""
         self.values, self.noise_rate = torch.from_numpy(values).float(), noise.rate
-        self.shares = weighted_shares(self.labels, self.values, self.counts, self.sets)
+        self.set_shares(self.values)
         if noise.rate == 0:
             return "No uniform label noise was found in the held-out labels: all images have the same weight"
         return (
@@ -277,11 +273,6 @@ class LabelPosterior(Weighted):
     def example_weights(self) -> np.ndarray | None:
         """Returns the weight of each training image in units of their mean `[N]`."""
         return None if self.values is None else (self.values / self.values.mean()).numpy()
-
-    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Returns cross-entropy, or balanced softmax with the weighted shares π, for each example."""
-        shift = self.shares.log().to(logits.device) if self.adjusts else 0.0
-        return label_losses(logits + shift, y, self.sets)
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns losses and weights."""

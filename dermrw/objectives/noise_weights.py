@@ -41,8 +41,7 @@ from torch import Tensor, nn
 
 from dermrw.config import Config
 from dermrw.objectives.interface import Batch
-from dermrw.objectives.losses import label_losses, weighted_shares
-from dermrw.objectives.weighted import Weighted
+from dermrw.objectives.weighted import WeightedShares
 from dermrw.reweight.meta_step import meta_gradient, normalize, outputs_along, sum_over
 
 START, LEAST, RATE = 1e-4, 1e-6, 0.05  # initial κ, lower bound of κ (the upper is 1), learning rate of Adam on log κ
@@ -62,7 +61,7 @@ def noise_weights(losses: Tensor, odds: Tensor | float) -> Tensor:
     return p / (p + odds * (1 - p)).clamp(min=1e-12)
 
 
-class NoiseWeights(Weighted):
+class NoiseWeights(WeightedShares):
     """Weights wᵢ = V(ℓᵢ; κ) / Σ V(ℓⱼ; κ), from the second epoch on.
 
     κ is `objective.odds` if that is set, and otherwise learned from the meta set.
@@ -70,18 +69,10 @@ class NoiseWeights(Weighted):
 
     def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
         super().__init__(config, labels, classes, steps)
-        self.labels = torch.from_numpy(labels.copy())
-        self.adjusts = self.config.loss == "balanced_softmax"
-        self.shares = torch.from_numpy(self.counts / self.counts.sum()).float()  # π, [C]
         self.values = torch.ones(self.examples)  # V of each image when it was last drawn
         self.warm_up = steps // config.train.epochs
         self.log_odds = nn.Parameter(torch.tensor(math.log(START if self.config.odds is None else self.config.odds)))
         self.adam = torch.optim.Adam([self.log_odds], RATE * math.sqrt(self.config.refresh_every))
-
-    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Returns cross-entropy, or balanced softmax with the current shares π, for each example."""
-        shift = self.shares.log().to(logits.device) if self.adjusts else 0.0
-        return label_losses(logits + shift, y, self.sets)
 
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns losses and weights. The weights are uniform in the first epoch; later steps may also update κ."""
@@ -128,7 +119,7 @@ class NoiseWeights(Weighted):
         """Updates π to the share of each class in the total weight, with each image's weight when it was last drawn."""
         new, seen = self._by_row(values, batch)
         self.values = torch.where(seen > 0, new, self.values)
-        self.shares = weighted_shares(self.labels, self.values, self.counts, self.sets)
+        self.set_shares(self.values)
 
     def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and the values to log, including κ and π."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dermrw.config import Config
 from dermrw.models import last_stage
 from dermrw.objectives.interface import Batch, Objective
+from dermrw.objectives.losses import label_losses, weighted_shares
 from dermrw.reweight.approximations import differences_along
 from dermrw.reweight.meta_step import losses_along, meta_gradient, normalize, sum_over
 
@@ -97,6 +98,25 @@ class Weighted(Objective):
         super().load_state_dict(state)
         self.last, self.sum, self.seen = state["last"], state["sum"], state["seen"]
         self.class_shares = state["class_shares"]
+
+
+class WeightedShares(Weighted):
+    """Base class for weights that balanced softmax follows: π is the share of each class in the total weight."""
+
+    def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
+        super().__init__(config, labels, classes, steps)
+        self.labels = torch.from_numpy(labels.copy())
+        self.adjusts = self.config.loss == "balanced_softmax"
+        self.shares = torch.from_numpy(self.counts / self.counts.sum()).float()  # π, [C]
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Returns cross-entropy, or balanced softmax with the current shares π, for each example."""
+        shift = self.shares.log().to(logits.device) if self.adjusts else 0.0
+        return label_losses(logits + shift, y, self.sets)
+
+    def set_shares(self, weights: Tensor) -> None:
+        """Sets π from the weight of each training image `[N]`."""
+        self.shares = weighted_shares(self.labels, weights, self.counts, self.sets)
 
 
 class RandomWeights(Weighted):
