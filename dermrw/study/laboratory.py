@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageSet, Splits, class_shares
+from dermrw.datasets.dataset import Splits, class_shares
 from dermrw.errors import UserError
 from dermrw.evaluation.calibration import fit as fit_calibration
 from dermrw.evaluation.predict import load_best, softmax
@@ -26,7 +26,7 @@ from dermrw.reports.report_json import ScoredSet, set_figures
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment
 from dermrw.training.distributed import Job
-from dermrw.training.embeddings import embeddings
+from dermrw.training.embeddings import first_views
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import open_run
 
@@ -118,10 +118,8 @@ def _of_run(folder: Path) -> np.ndarray:
 def _of_test(folder: Path, model: torch.nn.Module, splits: Splits, config: Config, placement: Placement) -> np.ndarray:
     """The embeddings of the test images `[N, D]`, computed by the first run that needs them."""
     folder.mkdir(parents=True, exist_ok=True)
-    nothing = ImageSet(splits.test.table.iloc[:0], splits.test.labels[:0], [])
-    parts = splits._replace(train=splits.test, validation=nothing, meta=nothing)
-    alone = config.model_copy(update={"model": config.model.model_copy(update={"embedding_views": 1})})
-    return embeddings(folder, placement.place(model), parts, alone, placement, Job())
+    parts = splits._replace(train=splits.test, meta=splits.meta.part(lambda rows: rows[:0]))
+    return first_views(folder, placement.place(model), parts, config, placement, Job())
 
 
 @torch.no_grad()

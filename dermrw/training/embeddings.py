@@ -144,15 +144,24 @@ def embeddings(
     return found
 
 
+def first_views(
+    run: Path, network: nn.Module, splits: Splits, config: Config, placement: Placement, job: Job
+) -> np.ndarray:
+    """Returns `embeddings` without augmented views and without the validation images."""
+    alone = config.model_copy(update={"model": config.model.model_copy(update={"embedding_views": 1})})
+    parts = splits._replace(validation=splits.validation.part(lambda rows: rows[:0]))
+    return embeddings(run, network, parts, alone, placement, job)
+
+
 @contextmanager
 def temporary_embeddings(
     run: Path, network: nn.Module, splits: Splits, config: Config, placement: Placement, job: Job
 ) -> Iterator[np.ndarray]:
-    """Yields `embeddings` of networks that are not frozen. The file is removed after use.
+    """Yields `first_views` of networks that are not frozen. The file is removed after use.
 
     An interrupted run keeps it, so that the resumed run does not compute it again.
     """
-    yield embeddings(run, network, splits, config, placement, job)
+    yield first_views(run, network, splits, config, placement, job)
     job.wait()
     job.same(lambda: _remove_others(run, set()))
 

@@ -122,10 +122,8 @@ class Loop:
     def prepare(self) -> None:
         """Reads the images that every epoch uses, and computes the weights that do not change during training."""
         if isinstance(self.objective, LabelPosterior) and self.objective.values is None:
-            alone = self.config.model_copy(
-                update={"model": self.config.model.model_copy(update={"embedding_views": 1})}
-            )
-            with temporary_embeddings(self.run, self.network, self.splits, alone, self.placement, self.job) as found:
+            parts = self.run, self.network, self.splits, self.config, self.placement, self.job
+            with temporary_embeddings(*parts) as found:
                 self.weigh_labels(self.objective, found)
         own_part = self.splits.validation.part(self.job.part)
         self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
