@@ -16,7 +16,7 @@ DEMO := .venv-demo
 DEMO_READY := $(DEMO)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data check train-ham train-table train-cifar eval score audit export challenge index box demo bench reproduce test test-all backbones load replicas screenshots lint docs package format clean
+.PHONY: help install data check train-ham train-table train-cifar eval score audit export challenge index box demo bench reproduce test test-all backbones load replicas examples lint docs package format clean
 
 help: ## list the targets
 	@echo 'Targets (ARGS="key=value …" overrides the config, RUN=runs/NAME names the run):'
@@ -110,8 +110,8 @@ load: $(READY) ## measure the demo with many concurrent users (ARGS="--users 20 
 replicas: $(READY) ## run two demos behind nginx and kill one of them (requires nginx)
 	PYTHONPATH=.:tests $(PY) tests/tools/replicas.py $(ARGS)
 
-screenshots: $(READY) ## update the screenshot of the demo in the README
-	DERMRW_SCREENSHOTS=docs $(PY) -m pytest tests/app/test_app_page.py -k "lesion or many"
+examples: $(READY) ## after make box: draw the demo's examples and take the README's screenshot with the model shipped
+	PYTHONPATH=.:tests $(PY) tests/tools/examples.py
 
 lint: $(READY) ## run ruff, mypy and the import contracts
 	$(VENV)/bin/ruff check .

@@ -123,9 +123,8 @@ def ham10000() -> Path:
 
 @pytest.fixture(scope="session")
 def model(_trained: Path) -> Path:
-    """The model that the demo's tests serve. For the README's pictures, see `make screenshots`."""
-    named = os.environ.get("DERMRW_MODEL")
-    return Path(named).resolve() if named else next((_trained / "runs").glob("*/model.onnx"))
+    """The model that the demo's tests serve."""
+    return next((_trained / "runs").glob("*/model.onnx"))
 
 
 @pytest.fixture(scope="module")

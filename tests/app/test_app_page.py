@@ -26,7 +26,6 @@ from dermrw.inference.classifier import Classifier
 pytestmark = pytest.mark.slow
 WIDE, NARROW = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 LOOKS = [(size, theme) for size in (WIDE, NARROW) for theme in ("light", "dark")]
-SHOTS = os.environ.get("DERMRW_SCREENSHOTS")
 MOST_WORDS = 60  # of an answer for one picture with five diagnoses, before anything is unfolded
 MOST_WORDS_MORE = 7  # for each further diagnosis
 
@@ -87,10 +86,6 @@ def test_a_lesion(visit: Visit, server: Server, lesion: Path, model: Path) -> No
     assert {name: percent(float(p)) for name, p in zip(classifier.info.names, expected, strict=True)} == shown_rows
     assert "benign" not in visit.page.inner_text("body").lower()
     assert server.files() == []  # while the page still shows the answer
-    if SHOTS:
-        visit.page.evaluate("for (const d of document.querySelectorAll('#result details')) d.open = false")
-        visit.page.wait_for_timeout(1500)
-        visit.page.screenshot(path=Path(SHOTS) / "demo.png")
 
 
 def test_the_heat_map_lies_where_the_evidence_is(visit: Visit, lesion: Path, model: Path) -> None:

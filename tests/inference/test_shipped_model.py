@@ -120,5 +120,13 @@ def write() -> None:
     ANSWERS.write_text(head + ",\n".join(lines) + "\n }\n}\n")
 
 
+def test_the_demo_answers_its_examples() -> None:
+    classifier = Classifier(MODEL)
+    for code in DX:
+        explained = classifier.explain(MODEL.parent / f"examples/drawn-{code}.jpg")
+        assert explained.verdict.refused is None and code in explained.verdict.classes, f"{code}: run `make examples`"
+        assert DX[int(np.argmax(explained.probabilities))] == code
+
+
 if __name__ == "__main__":
     write()
