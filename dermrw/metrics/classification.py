@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from dermrw.diagnoses import DIAGNOSES
@@ -164,6 +165,18 @@ def balanced_accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike, weigh
     """
     values = recalls(probabilities, labels, weights)
     return float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+
+
+def balanced_loss(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Returns the mean cross-entropy of a class, in nats, averaged over the classes present.
+
+    Args:
+        logits: `[N, C]`.
+        labels: `[N]`.
+    """
+    scores, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    losses = logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]
+    return float(np.average(losses, weights=equal_prevalence_weights(y)))
 
 
 def replicated_means(

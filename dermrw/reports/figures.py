@@ -264,7 +264,7 @@ def over_training(
             axes.plot([at], [value], "o", color=INK, markersize=6, clip_on=False, zorder=5)
             right = at > epochs / 2
             axes.annotate(
-                f"kept: epoch {best}, {100 * value:.1f} %",
+                f"kept: epoch {best}, " + (f"{100 * value:.1f} %" if percent else f"{value:.2f}"),
                 (at, 0),  # at the bottom, clear of the curve
                 (-8 if right else 8, 8),
                 textcoords="offset points",

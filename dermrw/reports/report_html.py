@@ -250,8 +250,13 @@ def _training_figures(
             percent=True,
             best=best_epoch,
         ),
+        "validation_loss": None,
         "weights": None,
     }
+    if all("balanced_loss" in row["validation"] for row in validations):  # not in the log of an older run
+        values = np.array([row["validation"]["balanced_loss"] for row in validations], dtype=float)
+        title = "Class-balanced validation loss over epochs"
+        drawn["validation_loss"] = figures.over_training("validation-loss", title, at, values, epochs, best=best_epoch)
     weighed = [row for row in steps if "class_weight" in row]
     if weighed:
         x = np.array([row["step"] for row in weighed]) / per_epoch

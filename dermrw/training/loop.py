@@ -19,7 +19,7 @@ from dermrw.datasets.pixels import ImageDataset, epoch_batches, loader, loader_o
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.formatting import duration
-from dermrw.metrics.classification import balanced_accuracy
+from dermrw.metrics.classification import balanced_accuracy, balanced_loss
 from dermrw.models import pixel_statistics, to_input, train_mode, uses_batch_statistics
 from dermrw.objectives import Batch, Objective
 from dermrw.objectives.label_posterior import LabelPosterior
@@ -281,18 +281,20 @@ class Loop:
         return row
 
     def validate(self) -> None:
-        """Ends an epoch: computes balanced accuracy on validation and writes last.pt, and best.pt if it is the best."""
+        """Ends an epoch: validates the network and writes last.pt, and best.pt if its accuracy is the best."""
         network = self.evaluated_network()
         self.job.spread(list(network.buffers()))  # each process has its own running statistics
         logits = self.job.gather(self.validation_logits(network))
         if not np.isfinite(logits).all():
             raise self.diverged(f"the network's outputs were not finite after epoch {self.epoch + 1}")
-        score = balanced_accuracy(logits, self.splits.validation.labels)
+        labels = self.splits.validation.labels
+        score, loss = balanced_accuracy(logits, labels), balanced_loss(logits, labels)
         self.epoch, self.step = self.epoch + 1, 0
         better = score > self.best
         if better:
             self.best, self.best_epoch = score, self.epoch
-        row = {"epoch": self.epoch, "step": self.steps_done, "validation": {"balanced_accuracy": score}}
+        found = {"balanced_accuracy": score, "balanced_loss": loss}
+        row = {"epoch": self.epoch, "step": self.steps_done, "validation": found}
         row["samples"] = self.samples(self.epoch - 1)
         self.record(row)
         self.write_weights()
@@ -305,7 +307,7 @@ class Loop:
         left = "" if seconds is None else f", {duration(seconds)} left"
         tqdm.write(
             f"epoch {self.epoch}/{self.config.train.epochs}: balanced validation accuracy {score:.3f}"
-            f"{' (best so far)' if better else ''}{left}{zero}"
+            f"{' (best so far)' if better else ''}, balanced loss {loss:.3f}{left}{zero}"
         )
 
     def evaluated_network(self) -> nn.Module:

@@ -53,6 +53,19 @@ def random_case(
     return p, labels, lesions, rng
 
 
+def test_balanced_loss() -> None:
+    p, y, _, _ = random_case(3)
+    weights = compute_sample_weight("balanced", y)
+    expected = sk.log_loss(y, p, sample_weight=weights)
+    assert metrics.balanced_loss(np.log(p) + 40, y) == pytest.approx(expected, abs=1e-12)
+    # a class without images is left out, and certain errors are finite
+    some = y != 2
+    assert metrics.balanced_loss(np.log(p[some]), y[some]) == pytest.approx(
+        np.mean([-np.log(p[y == c, c]).mean() for c in range(7) if c != 2]), abs=1e-12
+    )
+    assert metrics.balanced_loss([[0.0, 2000.0]], [0]) == 2000
+
+
 # ---- the official scorer
 
 

@@ -102,14 +102,17 @@ def made(scored: ScoredSet, **about: Any) -> Report:
     return build_report(scored, scored.probabilities, prevalence, decided, {**facts, **about})
 
 
-def write_log(run: Path, classes: int, reweight: bool = True, epochs: int = 3, steps: int = 4) -> None:
+def write_log(
+    run: Path, classes: int, reweight: bool = True, epochs: int = 3, steps: int = 4, validation_loss: bool = False
+) -> None:
     rows: list[dict[str, Any]] = []
     for epoch in range(epochs):
         for i in range(1, steps + 1):
             row = {"epoch": epoch, "step": epoch * steps + i, "loss": 1.0, "lr": 1e-3}
             weighed = {"class_weight": [1 / classes] * classes, "zero_share": 0.5, "effective_batch": 7.0}
             rows.append({**row, **(weighed if reweight else {})})
-        rows.append({"epoch": epoch + 1, "step": (epoch + 1) * steps, "validation": {"balanced_accuracy": 0.5}})
+        found = {"balanced_accuracy": 0.5, **({"balanced_loss": 1.2} if validation_loss else {})}
+        rows.append({"epoch": epoch + 1, "step": (epoch + 1) * steps, "validation": found})
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"cut sho')
 
 
@@ -306,7 +309,9 @@ def test_erm_run_shows_no_weights_and_no_log_shows_no_training(tmp_path: Path) -
     assert "Training loss" not in words(parse(html(tmp_path, report, scored)))
     write_log(tmp_path, 7, reweight=False)
     text = words(parse(html(tmp_path, report, scored)))
-    assert "Training loss" in text and "learned weights" not in text
+    assert "Training loss" in text and "learned weights" not in text and "Loss on validation" not in text
+    write_log(tmp_path, 7, reweight=False, validation_loss=True)
+    assert "Loss on validation images" in words(parse(html(tmp_path, report, scored)))
 
 
 def test_undecided_column_only_where_used(tmp_path: Path) -> None:
