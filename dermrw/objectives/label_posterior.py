@@ -25,42 +25,22 @@ and its noise rates come from counts of confident predictions.
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import log_softmax
-from sklearn.decomposition import PCA
-from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from scipy.optimize import minimize_scalar
 
-from dermrw.config import Config
-from dermrw.objectives.interface import Batch
-from dermrw.objectives.weighted import WeightedShares
-from dermrw.reweight.meta_step import normalize
+from dermrw.objectives.held_out import (
+    PENALTIES,
+    CrossValidation,
+    Floats,
+    HeldOutWeights,
+    Labels,
+    LabelWeights,
+    log_likelihood,
+)
 
-Floats = NDArray[np.float64]
-FOLDS = 5
-COMPONENTS = 256  # principal components of the embeddings that the head sees
-PENALTIES = (0.01, 0.03, 0.1)  # of the head's weights; chosen together with ε
-BIAS_PENALTY = 1e-4  # a class that is absent from a fold has no finite bias without it
-ITERATIONS = 60
 SEARCHED = 20_000  # images that choose ε and the penalty; all images are then weighted
-
-
-class Labels(NamedTuple):
-    """Images with given labels, and images with labels that are known to be right."""
-
-    x: Floats  # [N, D], a column of ones last
-    y: NDArray[np.int64]  # [N]
-    groups: NDArray[np.int64]  # [N]: images of one group are in the same fold
-    right_x: Floats  # [M, D]
-    right_y: NDArray[np.int64]  # [M]
-    classes: int
 
 
 class Noise(NamedTuple):
@@ -72,79 +52,9 @@ class Noise(NamedTuple):
     error: float  # standard error of the gain, over groups
 
 
-def log_likelihood(log_p: Floats, rate: float, classes: int) -> Floats:
-    """Returns log L(p; ε) of labels with log-probabilities log p, for ε < (C − 1) / C."""
-    other = rate / (classes - 1)
-    return np.logaddexp(log_p + math.log(1 - rate - other), math.log(other) if other else -math.inf)
-
-
 def right_probability(log_p: Floats, rate: float, classes: int) -> Floats:
     """Returns the probability (1 − ε) p / L(p; ε) that each label is right; 1 at ε = 0."""
     return np.exp(math.log(1 - rate) + log_p - log_likelihood(log_p, rate, classes)) if rate else np.ones_like(log_p)
-
-
-def head_objective(theta: Floats, labels: Labels, rate: float, penalty: float) -> tuple[float, Floats]:
-    """Returns the objective of the head and its gradient at θ, `[D · C]`.
-
-    It is −1/N (Σ log L(pᵢ; ε) + Σ log p of the right labels) + λ/2 |θ|², where p = softmax(x θ). The gradient of an
-    image's −log L with respect to its logits is v (p − e_y) with v = (1 − ε − ε/(C−1)) p_y / L(p_y; ε).
-    """
-    shape = labels.x.shape[1], labels.classes
-    theta = theta.reshape(shape)
-    penalties = np.full((shape[0], 1), penalty)
-    penalties[-1] = BIAS_PENALTY
-    value, gradient = float((penalties * theta**2).sum() / 2), penalties * theta
-    n = len(labels.y)
-    for x, y, noise in ((labels.x, labels.y, rate), (labels.right_x, labels.right_y, 0.0)):
-        log_p = log_softmax(x @ theta, 1)
-        rows = np.arange(len(y))
-        given = log_p[rows, y]
-        found = log_likelihood(given, noise, labels.classes)
-        residuals = np.exp(log_p)
-        residuals[rows, y] -= 1
-        residuals *= np.exp(given + math.log(1 - noise - noise / (labels.classes - 1)) - found)[:, None]
-        value -= float(found.sum()) / n
-        gradient = gradient + x.T @ residuals / n
-    return value, gradient.ravel()
-
-
-def fit_head(labels: Labels, rate: float, penalty: float, start: Floats) -> Floats:
-    """Returns θ `[D · C]` at a minimum of `head_objective`, from `start`."""
-    found = minimize(
-        head_objective, start, (labels, rate, penalty), "L-BFGS-B", jac=True, options={"maxiter": ITERATIONS}
-    )
-    return np.asarray(found.x)
-
-
-class CrossValidation:
-    """Held-out predictions of the given labels, for any ε and penalty."""
-
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
-        folds = min(FOLDS, len(np.unique(labels.groups)))
-        split = GroupKFold(folds, shuffle=True, random_state=0).split(labels.x, groups=labels.groups)
-        self.folds = [(labels._replace(x=labels.x[fit], y=labels.y[fit]), held_out) for fit, held_out in split]
-        self.starts: dict[float, list[Floats]] = {}  # by penalty: the heads at ε = 0, where the objective is convex
-        self.known: dict[tuple[float, float], Floats] = {}  # by ε and penalty: log p
-
-    def log_p(self, rate: float, penalty: float) -> Floats:
-        """Returns log p of each given label `[N]`, of a head that was fitted to the other folds."""
-        if (rate, penalty) in self.known:
-            return self.known[rate, penalty]
-        if penalty not in self.starts:
-            zero = np.zeros(self.labels.x.shape[1] * self.labels.classes)
-            self.starts[penalty] = [fit_head(fitted, 0.0, penalty, zero) for fitted, _ in self.folds]
-        found = np.empty(len(self.labels.y))
-        for (fitted, held_out), start in zip(self.folds, self.starts[penalty], strict=True):
-            theta = fit_head(fitted, rate, penalty, start) if rate else start
-            logits = self.labels.x[held_out] @ theta.reshape(-1, self.labels.classes)
-            found[held_out] = log_softmax(logits, 1)[np.arange(len(held_out)), self.labels.y[held_out]]
-        self.known[rate, penalty] = found
-        return found
-
-    def log_likelihood(self, rate: float, penalty: float) -> Floats:
-        """Returns log L(pᵢ; ε) of each held-out label `[N]`."""
-        return log_likelihood(self.log_p(rate, penalty), rate, self.labels.classes)
 
 
 def estimate_noise(held_out: CrossValidation) -> Noise:
@@ -174,48 +84,8 @@ def estimate_noise(held_out: CrossValidation) -> Noise:
     return Noise(rate, penalty, gain, error) if gain > 2 * error else Noise(0.0, without, gain, error)
 
 
-def prepare_labels(
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    right: tuple[np.ndarray, np.ndarray],
-    classes: int,
-) -> Labels:
-    """Returns the images as the head sees them: standardised, projected on principal components, with a bias.
-
-    Args:
-        embeddings: of the images with given labels `[N, D]`.
-        labels: given labels `[N]`.
-        groups: the group of each image, such as its lesion `[N]`.
-        right: embeddings `[M, D]` and labels `[M]` of the images whose labels are known to be right.
-        classes: number of classes.
-    """
-    scaler = StandardScaler().fit(embeddings)
-    components = min(COMPONENTS, *embeddings.shape)
-    projection = PCA(components, svd_solver="randomized", random_state=0).fit(scaler.transform(embeddings))
-
-    def projected(rows: np.ndarray) -> Floats:
-        return np.asarray(projection.transform(scaler.transform(rows)), np.float64)
-
-    x = projected(embeddings)
-    scale = x.std() or 1.0
-    return Labels(
-        np.column_stack([x / scale, np.ones(len(x))]),
-        labels.astype(np.int64),
-        np.unique(groups, return_inverse=True)[1],
-        np.column_stack([projected(right[0]) / scale, np.ones(len(right[0]))]),
-        right[1].astype(np.int64),
-        classes,
-    )
-
-
 def label_posterior(data: Labels) -> tuple[Floats, Noise]:
     """Returns the probability that each given label is right `[N]`, and the estimated noise."""
-    with threadpool_limits(1):  # several threads would wait for each other longer than they compute
-        return _label_posterior(data)
-
-
-def _label_posterior(data: Labels) -> tuple[Floats, Noise]:
     if data.groups.max() == 0:  # of a single group, nothing can be held out
         return np.ones(len(data.y)), Noise(0.0, PENALTIES[0], 0.0, 0.0)
     chosen = data
@@ -232,65 +102,16 @@ def _label_posterior(data: Labels) -> tuple[Floats, Noise]:
     return right_probability(held_out.log_p(noise.rate, noise.penalty), noise.rate, data.classes), noise
 
 
-class LabelPosterior(WeightedShares):
-    """Weights wᵢ = P(label i is right) / Σ P(label j is right), computed once before training.
+class LabelPosterior(HeldOutWeights):
+    """Weights wᵢ = P(label i is right) / Σ P(label j is right)."""
 
-    Images whose label is a set of classes (`losses`) have the probability 1.
-    """
-
-    def __init__(self, config: Config, labels: np.ndarray, classes: int, steps: int) -> None:
-        super().__init__(config, labels, classes, steps)
-        self.values: Tensor | None = None  # probability that each label is right [N]
-        self.noise_rate = math.nan
-
-    def estimate(
-        self, embeddings: np.ndarray, groups: np.ndarray, right: tuple[np.ndarray, np.ndarray]
-    ) -> tuple[Floats, Noise]:
-        """Returns the probability that each label is right `[N]`, and the estimated noise.
-
-        Args:
-            embeddings: of the training images `[N, D]`.
-            groups: the group of each training image, such as its lesion `[N]`.
-            right: embeddings `[M, D]` and labels `[M]` of the meta images.
-        """
-        single = (self.labels < self.classes).numpy()
-        values = np.ones(len(single))
-        data = prepare_labels(embeddings[single], self.labels.numpy()[single], groups[single], right, self.classes)
-        values[single], noise = label_posterior(data)
-        return values, noise
-
-    def set_weights(self, values: np.ndarray, noise: Noise) -> str:
-        """Sets the result of `estimate`, and returns it as a sentence."""
-        self.values, self.noise_rate = torch.from_numpy(values).float(), noise.rate
-        self.set_shares(self.values)
-        if noise.rate == 0:
-            return "No uniform label noise was found in the held-out labels: all images have the same weight"
-        return (
-            f"Estimated label noise: {100 * noise.rate:.0f} % of the labels (uniform). Each image is weighted by the "
-            f"probability that its label is right, {100 * values.mean():.0f} % on average"
-        )
-
-    def example_weights(self) -> np.ndarray | None:
-        """Returns the weight of each training image in units of their mean `[N]`."""
-        return None if self.values is None else (self.values / self.values.mean()).numpy()
-
-    def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns losses and weights."""
-        losses = self.losses(model(batch.x), batch.y)
-        values = torch.ones(self.examples) if self.values is None else self.values  # None: only in timed steps
-        return losses, normalize(values[batch.row].to(losses.detach()), batch.group)
-
-    def compute_loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss and the values to log, including the estimated rate."""
-        loss, log = super().compute_loss(model, batch)
-        return loss, {**log, "noise_rate": torch.tensor(self.noise_rate)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the state of `Weighted`, and the weights."""
-        own = {"values": self.values, "noise_rate": self.noise_rate, "shares": self.shares}
-        return {**super().state_dict(), **own}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the state that `state_dict` returned."""
-        super().load_state_dict(state)
-        self.values, self.noise_rate, self.shares = state["values"], state["noise_rate"], state["shares"]
+    def estimate_labels(self, data: Labels) -> LabelWeights:
+        """Returns the probability that each label is right."""
+        values, noise = label_posterior(data)
+        sentence = "No uniform label noise was found in the held-out labels: all images have the same weight"
+        if noise.rate:
+            sentence = (
+                f"Estimated label noise: {100 * noise.rate:.0f} % of the labels (uniform). Each image is weighted by "
+                f"the probability that its label is right, {100 * values.mean():.0f} % on average"
+            )
+        return LabelWeights(values, noise.rate, sentence)

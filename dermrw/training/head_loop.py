@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.models import Head
-from dermrw.objectives.label_posterior import LabelPosterior
+from dermrw.objectives.held_out import HeldOutWeights
 from dermrw.training.embeddings import embeddings, number_of_views
 from dermrw.training.loop import Loop
 
@@ -33,7 +33,7 @@ class HeadLoop(Loop):
     def prepare(self) -> None:
         """Computes the embeddings, or opens those of an earlier pass."""
         found = embeddings(self.run, self.network, self.splits, self.config, self.placement, self.job)
-        if isinstance(self.objective, LabelPosterior) and self.objective.values is None:
+        if isinstance(self.objective, HeldOutWeights) and self.objective.values is None:
             self.weigh_labels(self.objective, found)
         views, n, v = number_of_views(self.config), len(self.splits.train), len(self.splits.validation)
         self.views = found[: views * n].reshape(views, n, -1)

@@ -22,7 +22,7 @@ from dermrw.formatting import duration
 from dermrw.metrics.classification import balanced_accuracy, balanced_loss
 from dermrw.models import pixel_statistics, to_input, train_mode, uses_batch_statistics
 from dermrw.objectives import Batch, Objective
-from dermrw.objectives.label_posterior import LabelPosterior
+from dermrw.objectives.held_out import HeldOutWeights
 from dermrw.reweight.meta_step import sum_over
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.training.device import Placement, environment
@@ -121,22 +121,22 @@ class Loop:
 
     def prepare(self) -> None:
         """Reads the images that every epoch uses, and computes the weights that do not change during training."""
-        if isinstance(self.objective, LabelPosterior) and self.objective.values is None:
+        if isinstance(self.objective, HeldOutWeights) and self.objective.values is None:
             parts = self.run, self.network, self.splits, self.config, self.placement, self.job
             with temporary_embeddings(*parts) as found:
                 self.weigh_labels(self.objective, found)
         own_part = self.splits.validation.part(self.job.part)
         self.validation = ImageDataset(own_part, self.config.data, progress="the validation split")
 
-    def weigh_labels(self, objective: LabelPosterior, found: np.ndarray) -> None:
+    def weigh_labels(self, objective: HeldOutWeights, found: np.ndarray) -> None:
         """Sets the weights from embeddings `[rows, D]`, of the training images first and the meta images last."""
         train, meta = self.splits.train, self.splits.meta
         right = np.asarray(found[len(found) - len(meta) :]), meta.labels
         groups = train.table["lesion_id"].to_numpy(str)
         estimated = self.job.same(lambda: objective.estimate(np.asarray(found[: len(train)]), groups, right))
-        sentence = objective.set_weights(*estimated)
+        objective.set_weights(estimated)
         if self.job.leads:
-            print(sentence, flush=True)
+            print(estimated.sentence, flush=True)
 
     def read_images(self) -> EpochImages:
         """Returns the training and meta images in the size of the current epoch; reads them if the size changed."""

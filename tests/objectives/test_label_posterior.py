@@ -13,20 +13,17 @@ from torch import nn
 from dermrw.config import load_config
 from dermrw.errors import UserError
 from dermrw.objectives import Batch, build_objective
-from dermrw.objectives.label_posterior import (
+from dermrw.objectives.held_out import (
     BIAS_PENALTY,
     CrossValidation,
-    LabelPosterior,
     Labels,
-    Noise,
-    estimate_noise,
+    LabelWeights,
     fit_head,
     head_objective,
-    label_posterior,
     log_likelihood,
     prepare_labels,
-    right_probability,
 )
+from dermrw.objectives.label_posterior import LabelPosterior, estimate_noise, label_posterior, right_probability
 from dermrw.objectives.losses import LEAST_SHARE
 
 
@@ -192,8 +189,7 @@ def batch_of(rows: list[int], labels: np.ndarray) -> Batch:
 def test_the_loss_is_the_weighted_mean_under_the_weighted_shares() -> None:
     labels, values = np.array([0, 0, 0, 1, 1, 2]), np.array([1.0, 0.8, 0.2, 0.5, 0.0, 0.9])
     tested = objective_of(labels, "objective.loss=balanced_softmax")
-    sentence = tested.set_weights(values, Noise(0.4, 0.03, 0.1, 0.01))
-    assert sentence.startswith("Estimated label noise: 40 % of the labels") and "57 % on average" in sentence
+    tested.set_weights(LabelWeights(values, 0.4, ""))
     torch.manual_seed(0)
     model, batch = nn.Linear(5, 3), batch_of([0, 2, 3, 4, 5], labels)
     loss, log = tested(model, batch)
@@ -214,7 +210,7 @@ def test_the_loss_is_the_weighted_mean_under_the_weighted_shares() -> None:
 def test_without_noise_it_is_the_loss_alone() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     tested = objective_of(labels, "objective.loss=balanced_softmax")
-    assert "No uniform label noise was found" in tested.set_weights(np.ones(6), Noise(0.0, 0.03, 0.0, 0.0))
+    tested.set_weights(LabelWeights(np.ones(6), 0.0, ""))
     plain = build_objective(load_config(None, ["objective=erm", "objective.loss=balanced_softmax"]), labels, 3, 10)
     torch.manual_seed(0)
     model, batch = nn.Linear(5, 3), batch_of([0, 1, 3, 5], labels)
@@ -223,7 +219,7 @@ def test_without_noise_it_is_the_loss_alone() -> None:
 
 def test_a_class_whose_labels_all_look_wrong_keeps_a_share() -> None:
     tested = objective_of(np.array([0, 0, 1, 2]), "objective.loss=balanced_softmax")
-    tested.set_weights(np.array([1.0, 1.0, 1.0, 0.0]), Noise(0.3, 0.03, 0.1, 0.01))
+    tested.set_weights(LabelWeights(np.array([1.0, 1.0, 1.0, 0.0]), 0.3, ""))
     assert tested.shares[2].item() == pytest.approx(LEAST_SHARE / 4 / (1 + LEAST_SHARE / 4), rel=1e-5)
 
 
@@ -233,8 +229,11 @@ def test_images_whose_label_is_a_set_keep_their_weight() -> None:
     given[::10] = 3  # the set of the benign classes
     tested = objective_of(np.minimum(given, 2))
     tested.labels = torch.from_numpy(given)
-    values, noise = tested.estimate(data.embeddings, data.groups, data.right)
-    assert noise.rate > 0.3 and (values[::10] == 1).all() and values[given < 3].mean() < 0.8
+    found = tested.estimate(data.embeddings, data.groups, data.right)
+    assert found.noise_rate > 0.3 and (found.values[::10] == 1).all() and found.values[given < 3].mean() < 0.8
+    assert found.sentence.startswith(f"Estimated label noise: {100 * found.noise_rate:.0f} % of the labels (uniform)")
+    found = objective_of(data.true).estimate(data.embeddings, data.groups, data.right)
+    assert "No uniform label noise was found" in found.sentence and (found.values == 1).all()
 
 
 def test_losses_without_the_posterior_are_refused() -> None:
