@@ -175,6 +175,7 @@ class Objective(_Section):
         "meta_weight_net",
         "noise_weights",
         "label_posterior",
+        "confident_learning",
     ] = Field("reweight", description="the method: how examples are weighted, or a baseline")
     loss: Literal["cross_entropy", "inverse_frequency", "class_balanced", "focal", "ldam_drw", "balanced_softmax"] = (
         Field("cross_entropy", description="the loss of one example")
@@ -282,7 +283,7 @@ class Config(_Section):
                 "objective.warm_up is an option of reweight, random_weights and meta_weight_net, and of erm with "
                 f"loss=inverse_frequency or class_balanced, not of {self.objective.title}"
             )
-        if name in ("noise_weights", "label_posterior") and self.objective.loss not in (
+        if name in ("noise_weights", "label_posterior", "confident_learning") and self.objective.loss not in (
             "cross_entropy",
             "balanced_softmax",
         ):

@@ -43,7 +43,14 @@ from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 # keys that eval accepts
 MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "data.refuse", "train.device")
 # objectives that use the meta set
-USES_META_SET = ("reweight", "meta_weight_net", "noise_weights", "label_posterior", "fine_tune_meta")
+USES_META_SET = (
+    "reweight",
+    "meta_weight_net",
+    "noise_weights",
+    "label_posterior",
+    "confident_learning",
+    "fine_tune_meta",
+)
 SAMPLE_WARNING = (
     "Embedded sample: pictures drawn by dermrw, not photographs of skin. These figures only show that the software "
     "works. For the real data: `make data`, or HAM10000_DIR=FOLDER."

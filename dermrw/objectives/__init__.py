@@ -8,6 +8,7 @@ import numpy as np
 
 from dermrw.config import Config
 from dermrw.objectives.baselines import FineTuneMeta, Mixup
+from dermrw.objectives.confident_learning import ConfidentLearning
 from dermrw.objectives.interface import Batch as Batch
 from dermrw.objectives.interface import Objective as Objective
 from dermrw.objectives.label_posterior import LabelPosterior
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "meta_weight_net": MetaWeightNet,
     "noise_weights": NoiseWeights,
     "label_posterior": LabelPosterior,
+    "confident_learning": ConfidentLearning,
 }
 
 

@@ -93,20 +93,23 @@ class CrossValidation:
         self.starts: dict[float, list[Floats]] = {}  # by penalty: the heads at ε = 0, where the objective is convex
         self.known: dict[tuple[float, float], Floats] = {}  # by ε and penalty: log p
 
-    def log_p(self, rate: float, penalty: float) -> Floats:
-        """Returns log p of each given label `[N]`, of a head that was fitted to the other folds."""
-        if (rate, penalty) in self.known:
-            return self.known[rate, penalty]
+    def log_probabilities(self, rate: float, penalty: float) -> Floats:
+        """Returns log-probabilities `[N, C]`, of a head that was fitted to the other folds."""
         if penalty not in self.starts:
             zero = np.zeros(self.labels.x.shape[1] * self.labels.classes)
             self.starts[penalty] = [fit_head(fitted, 0.0, penalty, zero) for fitted, _ in self.folds]
-        found = np.empty(len(self.labels.y))
+        found = np.empty((len(self.labels.y), self.labels.classes))
         for (fitted, held_out), start in zip(self.folds, self.starts[penalty], strict=True):
             theta = fit_head(fitted, rate, penalty, start) if rate else start
-            logits = self.labels.x[held_out] @ theta.reshape(-1, self.labels.classes)
-            found[held_out] = log_softmax(logits, 1)[np.arange(len(held_out)), self.labels.y[held_out]]
-        self.known[rate, penalty] = found
+            found[held_out] = log_softmax(self.labels.x[held_out] @ theta.reshape(-1, self.labels.classes), 1)
         return found
+
+    def log_p(self, rate: float, penalty: float) -> Floats:
+        """Returns log p of each given label `[N]`."""
+        if (rate, penalty) not in self.known:
+            all_classes = self.log_probabilities(rate, penalty)
+            self.known[rate, penalty] = all_classes[np.arange(len(self.labels.y)), self.labels.y]
+        return self.known[rate, penalty]
 
     def log_likelihood(self, rate: float, penalty: float) -> Floats:
         """Returns log L(pᵢ; ε) of each held-out label `[N]`."""

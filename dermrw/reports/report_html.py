@@ -44,6 +44,8 @@ WEIGHING = {
     "label-noise model whose one parameter is fitted to the small meta set.",
     "label_posterior": "Each training example is weighted by the probability that its label is correct, from "
     "predictions that did not see the label, under an estimated rate of label noise.",
+    "confident_learning": "Training examples whose label contradicts predictions that did not see it have the weight 0 "
+    "(Northcutt et al. 2021).",
 }
 GROUPS = {
     "sex": "Sex", "age": "Age in years", "site": "Site", "confirmation": "Diagnosis confirmed by",

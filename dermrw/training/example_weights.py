@@ -93,8 +93,8 @@ def read_weights(run: Path) -> pd.DataFrame:
         )
     except FileNotFoundError:
         raise UserError(
-            f"{run} has no weights.csv: name a run that weights its examples (objective=label_posterior, reweight, "
-            "noise_weights, meta_weight_net or random_weights) and has finished an epoch"
+            f"{run} has no weights.csv: name a run that weights its examples (objective=label_posterior, "
+            "confident_learning, reweight, noise_weights, meta_weight_net or random_weights) and has finished an epoch"
         ) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())

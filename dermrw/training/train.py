@@ -14,6 +14,7 @@ from dermrw.errors import UserError
 from dermrw.formatting import counted
 from dermrw.models import backbones, build_model, check_backbone, check_fit, embed, freeze, uses_batch_statistics
 from dermrw.objectives import Batch, Objective, build_objective
+from dermrw.objectives.confident_learning import require_cleanlab
 from dermrw.timm_models import interpolation
 from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join, require_an_image_each
@@ -33,6 +34,8 @@ def train(asked: Config, run: Path | None = None) -> Path:
     """
     if asked.train.tensorboard:
         require_tensorboard()
+    if asked.objective.name == "confident_learning":
+        require_cleanlab()
     keep_freed_memory()
     with join() as job:
         check_backbone(asked.model)  # before the data is read, which can take minutes
