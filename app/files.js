@@ -4,7 +4,9 @@
     // Uploads files; returns their paths on the server, which lets the page refer to them. `progress` gets a share 0…1.
     const upload = (files, progress) => new Promise((resolve, reject) => {
         const form = new FormData(), request = new XMLHttpRequest();
-        files.forEach((file) => form.append("files", file, file.name));
+        // of a file that is too large, enough is sent for the server to name it
+        const most = Number(find("#upload").dataset.most);
+        files.forEach((file) => form.append("files", file.size > most ? file.slice(0, most + 1) : file, file.name));
         request.open("POST", new URL("gradio_api/upload", document.baseURI));
         request.upload.onprogress = (event) => event.lengthComputable && progress?.(event.loaded / event.total);
         request.onload = () => request.status === 200 ? resolve(JSON.parse(request.responseText)) : reject(new Error(

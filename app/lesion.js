@@ -2,12 +2,14 @@
     // One lesion: its pictures, the call of the server, and the answer. Gradio calls `call` and `failed`.
     window.dermrw.one = {
         calls: 0, waiting: null, retried: false,
+        lesions: 0,  // number of the lesion on the page: what was begun for an earlier one is dropped
 
         // A new lesion with these files; without files, an empty page.
         async start(files) {
             recent.keep();
             cropping.stop();
             find("#result").innerHTML = "";
+            this.lesions += 1;
             this.calls += 1;  // an answer that still arrives is not shown
             this.reference = "";
             viewer.show([]);
@@ -20,12 +22,16 @@
 
         // Further pictures of the same lesion.
         async add(files) {
-            const pictures = files.map((file) => new Picture(file));
+            const pictures = files.map((file) => new Picture(file)), lesion = this.lesions;
             find("#result").innerHTML = "";
             this.calls += 1;
             this.reference = "";
             this.status("Reading …");
             await Promise.all(pictures.map((picture) => picture.read()));
+            if (lesion !== this.lesions) {
+                pictures.forEach((picture) => picture.forget());
+                return;
+            }
             viewer.show([...viewer.pictures, ...pictures], pictures[0]);
             await this.ask({ focus: true });
         },
@@ -42,8 +48,8 @@
         async ask({ focus = false } = {}) {
             const pictures = viewer.pictures, call = this.calls += 1;
             if (!pictures.length) return;
-            this.status("Classifying …");
             if (focus) find("#result").innerHTML = "";  // an older answer must not stand next to another picture
+            this.status("Classifying …");
             const absent = pictures.filter((picture) => !picture.path);
             try {
                 if (absent.length) {
@@ -53,7 +59,7 @@
                     absent.forEach((picture, i) => { picture.path = paths[i]; });
                 }
             } catch (error) {
-                if (call === this.calls) this.status(error.message);
+                if (call === this.calls) this.failed(error.message);
                 return;
             }
             if (call !== this.calls) return;
@@ -68,7 +74,7 @@
             return [pictures.map(({ path }) => fileData(path)), JSON.stringify({ call, prevalence: prevalence.text, pictures: changes })];
         },
 
-        failed() { this.status("The server did not answer: try again."); },
+        failed(message = "The server did not answer.") { this.status(message, () => this.ask({ focus: true })); },
 
         // Shows what the server returned, unless it is an answer to an earlier call.
         answered(raw) {
@@ -104,17 +110,15 @@
             if (focus) this.bringUp();
         },
 
-        // Moves the focus to the answer, and the page to the picture if it was scrolled out of sight.
+        // Moves the focus to the answer, and the page to picture and answer if one was scrolled out of sight.
         bringUp() {
-            find("#result h2")?.focus({ preventScroll: true });
-            const { top } = find("#frame").getBoundingClientRect();
+            const heading = find("#result h2");
+            heading?.focus({ preventScroll: true });
+            const top = Math.min(...[heading, find("#frame")].filter(Boolean).map((part) => part.getBoundingClientRect().top));
             if (top < 0) scrollBy({ top: top - 8 });
         },
 
-        status(text) {
-            find("#status").textContent = text;
-            find("#status").hidden = !text;
-        },
+        status(text, retry) { showStatus(find("#status"), text, retry); },
 
         // Draws the pictures of the printout: each as it is, and with the heat map.
         print() {

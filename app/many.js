@@ -2,24 +2,33 @@
     // Many images: upload, progress with the time left, and the table's thumbnails, order and filter.
     const TABLES = /\.(csv|tsv|tab|txt|xlsx?|ods)$/i;  // of labels, as in app/score_table.py
     window.dermrw.many = {
-        files: [], paths: [], calls: 0, began: 0, order: "", down: false,
+        files: [], paths: [], calls: 0, began: 0, order: "", down: false, opened: null,
+        tables: 0,  // number of the table on the page: what was sent for a cleared one is dropped
+        sending: 0,  // uploads that have not ended
+        unsent: [], reason: "",  // files whose upload failed, and why
 
-        async add(files) {
-            const call = this.calls += 1;
+        // Adds files to the table. Several uploads may overlap; the table is drawn when the last one has ended.
+        async add(added) {
+            const table = this.tables, files = [...this.unsent, ...added];
+            this.unsent = [];
             this.status("Sending …");
             find("#many-clear").disabled = false;
+            this.sending += 1;
             try {
                 const paths = await upload(files, (share) => {
-                    if (call === this.calls && share < 1) this.status(`Sending … ${Math.round(100 * share)} %`);
+                    if (table === this.tables && share < 1) this.status(`Sending … ${Math.round(100 * share)} %`);
                 });
-                if (call !== this.calls) return;
+                if (table !== this.tables) return;
                 this.files.push(...files);
                 this.paths.push(...paths);
             } catch (error) {
-                this.status(error.message);
-                return;
+                if (table !== this.tables) return;
+                [this.unsent, this.reason] = [[...this.unsent, ...files], error.message];
+                this.status("");
+            } finally {
+                this.sending -= 1;
             }
-            this.ask();
+            if (!this.sending) this.ask();
         },
 
         ask() {
@@ -32,10 +41,12 @@
 
         clear() {
             this.calls += 1;
-            [this.files, this.paths] = [[], []];
+            this.tables += 1;
+            [this.files, this.paths, this.unsent, this.opened] = [[], [], [], null];
             find("#table").innerHTML = "";
             find("#many-clear").disabled = true;
             this.status("");
+            find("#many-go").click();  // without files: the server stops what it is doing for this page
             find("#many-input").focus({ preventScroll: true });
         },
 
@@ -43,9 +54,13 @@
             return [this.paths.map(fileData), JSON.stringify({ call: this.calls, prevalence: prevalence.text, pictures: [] })];
         },
 
-        failed() { this.status("The server did not answer: try again."); },
+        failed() { this.status("The server did not answer.", () => this.ask()); },
 
-        status(text) { find("#many-status").textContent = text; },
+        status(text, retry) {
+            const count = this.unsent.length, line = find("#many-status");
+            if (!count) showStatus(line, text, retry);
+            else showStatus(line, `${count} file${count === 1 ? " was" : "s were"} not sent. ${this.reason} ${text}`, () => this.add([]));
+        },
 
         answered(raw) {
             const content = carried(raw), section = content && find("[data-call]", content);
@@ -87,11 +102,23 @@
 
         // Opens the answer of one image in the first tab.
         open(place) {
+            this.opened = place;
             find("[role=tablist] [role=tab]").click();
             window.dermrw.one.start([this.files.filter(({ name }) => !TABLES.test(name))[place]]);
         },
 
+        // Returns to the row that was opened.
+        reopen() {
+            const row = find(`#table [data-open="${this.opened}"]`);
+            this.opened = null;
+            if (!row || row.closest("tr").hidden) return;
+            row.focus({ preventScroll: true });
+            row.scrollIntoView({ block: "center" });
+        },
+
         connect() {
+            const tab = all("[role=tablist] [role=tab]")[1];
+            tab.addEventListener("click", () => { if (this.opened !== null) setTimeout(() => this.reopen(), 60); });
             document.addEventListener("click", ({ target }) => {
                 const sort = target.closest("[data-sort]"), opened = target.closest("[data-open]");
                 if (sort) {

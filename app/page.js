@@ -12,6 +12,17 @@
     const find = (selector, within = document) => within.querySelector(selector);
     const all = (selector, within = document) => [...within.querySelectorAll(selector)];
     window.dermrw = {};
+    // Writes a line of status; `retry` is offered as a button.
+    const showStatus = (line, text, retry) => {
+        line.textContent = text;
+        line.hidden = !text;
+        if (!retry) return;
+        const button = document.createElement("button");
+        [button.type, button.className, button.textContent] = ["button", "button", "Try again"];
+        button.onclick = retry;
+        line.append(" ", button);
+        if (document.activeElement === document.body) button.focus({ preventScroll: true });
+    };
     // Returns the result that Gradio put into its hidden component, as inert elements; null if there is none.
     const carried = (raw) => {
         const box = find("[data-html]", raw), template = document.createElement("template");

@@ -19,7 +19,7 @@ from .api import add_api
 from .ask import parse
 from .engine import MAX_BYTES, MAX_PICTURES, Engine, Examined, Picture, plain_name
 from .middleware import MAX_REQUEST_BYTES, Guard
-from .page_cache import PageCache
+from .page_cache import LatestCalls, PageCache
 from .render import Given, error_box, fixed_part, lesion_result
 from .table import Upload, classify_many
 
@@ -66,6 +66,7 @@ class PageEvents:
     def __init__(self, engine: Engine, lesions: PageCache[Examined], rows: PageCache[Upload]) -> None:
         """`lesions` keeps the results of the first tab, `rows` those of the second, and its tables."""
         self.engine, self.lesions, self.rows = engine, lesions, rows
+        self.tables = LatestCalls()
 
     def show_lesion(self, request: gradio.Request, paths: list[str], text: str) -> str:
         """Returns the result for the uploaded images of one lesion, as HTML; `text` is an `Ask`."""
@@ -107,34 +108,40 @@ class PageEvents:
         code = "gone" if any(message == NOT_HERE for message, _ in errors) else ""
         if not examined:
             return "".join(error_box(message, name, call=ask.call, code=code) for message, name in errors), {}
-        boxes = [error_box(message, name, title="Left out", call=ask.call, code=code) for message, name in errors]
         try:
             prevalence, shares = ask.shares(self.engine.info)
             lesion = combine_explanations([one.explanation for one in examined.values()], self.engine.info)
-            given = Given(ask.call, places, [one.preview for one in examined.values()])
+            given = Given(ask.call, places, [one.preview for one in examined.values()], errors, code)
             names = list(map(plain_name, examined))
-            boxes.insert(0, lesion_result(lesion, names, self.engine, prevalence, shares, given))
+            html = lesion_result(lesion, names, self.engine, prevalence, shares, given)
         except UserError as error:
             message = adapted(str(error), self.engine.info)
-            boxes.append(error_box(message, title=self.engine.words.own_prevalence, call=ask.call))
-        return "".join(boxes), examined
+            html = error_box(message, title=self.engine.words.own_prevalence, call=ask.call)
+        return html, examined
 
     def show_table(self, request: gradio.Request, paths: list[str], text: str) -> Iterator[str]:
         """Yields the table of many uploaded images, as HTML, again and again while it grows; `text` is an `Ask`."""
         page = request.session_hash or ""
-        known = self.rows.get(page, reopen=True)
-        rows = {path: known[path] for path in paths if path in known}
         try:
             ask = parse(text)
-            prevalence, shares = ask.shares(self.engine.info)
-            for html in classify_many(
-                self.engine, paths, take_upload, UPLOADS.drop, UPLOADS.touch, prevalence, shares, rows
-            ):
-                yield carried(f'<div data-call="{ask.call}">{html}</div>')
         except UserError as error:
-            yield carried(error_box(adapted(str(error), self.engine.info), title=self.engine.words.own_prevalence))
-        finally:
-            self.rows.put(page, rows)
+            yield carried(error_box(str(error)))
+            return
+        with self.tables.turn(page, ask.call, paths) as (superseded, abandoned):
+            for path in abandoned:
+                UPLOADS.drop(path)
+            known = self.rows.get(page, reopen=True)
+            rows = {path: known[path] for path in paths if path in known}
+            try:
+                prevalence, shares = ask.shares(self.engine.info)
+                for html in classify_many(
+                    self.engine, paths, take_upload, UPLOADS.drop, UPLOADS.touch, prevalence, shares, rows, superseded
+                ):
+                    yield carried(f'<div data-call="{ask.call}">{html}</div>')
+            except UserError as error:
+                yield carried(error_box(adapted(str(error), self.engine.info), title=self.engine.words.own_prevalence))
+            finally:
+                self.rows.put(page, rows)
 
     def close_page(self, request: gradio.Request) -> None:
         """Deletes the results of a page that was closed."""
@@ -157,8 +164,9 @@ def build_page(events: PageEvents) -> Page:
                     gradio.HTML(fixed_part("view", engine), elem_id="view", padding=False)
                     gradio.HTML(fixed_part("tools", engine), elem_id="tools", padding=False)
                 with gradio.Column(scale=2, min_width=0, elem_id="right"):
-                    gradio.HTML(fixed_part("result", engine), elem_id="answer", padding=False)
+                    # above the answer, whose length would move it
                     gradio.HTML(fixed_part("prevalence", engine), elem_id="one-prevalence", padding=False)
+                    gradio.HTML(fixed_part("result", engine), elem_id="answer", padding=False)
             with gradio.Tab("Many images"):
                 gradio.HTML(fixed_part("many", engine), padding=False)
                 gradio.HTML(fixed_part("prevalence", engine), elem_id="many-prevalence", padding=False)
@@ -166,7 +174,9 @@ def build_page(events: PageEvents) -> Page:
                 gradio.HTML('<div id="table"></div>', padding=False)
         gradio.HTML(fixed_part("texts", engine))
         gradio.HTML(fixed_part("foot", engine))
-        for name, function in (("one", events.show_lesion), ("many", events.show_table)):
+        # a newer call of the table stops the older one on the server; one of the lesion waits for it in the browser
+        events_of = (("one", events.show_lesion, "always_last"), ("many", events.show_table, "multiple"))
+        for name, function, mode in events_of:
             with gradio.Column(elem_id=f"{name}-carrier", elem_classes="carrier"):
                 files = upload_field(name, f"{name}-files")
                 text = gradio.Textbox("", label=name, elem_id=f"{name}-ask")
@@ -174,7 +184,7 @@ def build_page(events: PageEvents) -> Page:
                 go = gradio.Button("go", elem_id=f"{name}-go")
             called = go.click(
                 function, [files, text], result, js=f"() => window.dermrw.{name}.call()", api_visibility="private",
-                show_progress="hidden", concurrency_limit=2, concurrency_id=name, trigger_mode="always_last",
+                show_progress="hidden", concurrency_limit=2, concurrency_id=name, trigger_mode=mode,
             )  # fmt: skip
             called.failure(None, js=f"() => window.dermrw.{name}.failed()", api_visibility="private")
         page.unload(events.close_page)

@@ -1,12 +1,16 @@
-"""Results of the open pages, kept for a limited time and in memory only."""
+"""Results of the open pages, kept for a limited time and in memory only, and their calls that replace one another."""
 
+import contextlib
+import dataclasses
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 KEPT_SECONDS = 600  # so that selecting another prevalence needs no new upload
 MAX_PAGES = 200  # ten images of a lesion take about two megabytes
+PATIENCE_SECONDS = 60  # that a call waits for the one that it replaces, which ends after the image that it classifies
 
 Result = TypeVar("Result")
 
@@ -53,3 +57,52 @@ class PageCache(Generic[Result]):
             for page, since in list(self._closed.items()):
                 if now - since > self._seconds:
                     del self._closed[page]
+
+
+@dataclasses.dataclass
+class _Calls:
+    """The calls of one page that wait or run."""
+
+    newest: int = 0
+    number: int = 0
+    paths: Sequence[str] = ()  # of the uploads of the call that ran last
+    running: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
+class LatestCalls:
+    """Lets a page's newest call replace the one that runs: the older one stops, and the newer one starts then."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, _Calls] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def turn(self, page: str, call: int, paths: Sequence[str]) -> Iterator[tuple[Callable[[], bool], list[str]]]:
+        """Context of one call: waits until the page's earlier one has ended.
+
+        Args:
+            page: the page's name.
+            call: the number of the call, higher than that of earlier ones.
+            paths: of the uploads that it uses.
+
+        Yields:
+            A function that returns whether a newer call waits, and the uploads of the earlier call that this one does
+            not use.
+        """
+        with self._lock:
+            calls = self._pages.setdefault(page, _Calls())
+            calls.newest = max(calls.newest, call)
+            calls.number += 1
+        acquired = calls.running.acquire(timeout=PATIENCE_SECONDS)
+        try:
+            used = set(paths)
+            abandoned = [path for path in calls.paths if path not in used]
+            calls.paths = paths
+            yield lambda: call < calls.newest, abandoned
+        finally:
+            if acquired:
+                calls.running.release()
+            with self._lock:
+                calls.number -= 1
+                if not calls.number:
+                    del self._pages[page]

@@ -47,11 +47,14 @@
             this.draw();
             const one = window.dermrw.one;
             cropping.stop();
+            const before = prevalence.text;
+            one.lesions += 1;
             one.calls += 1;
             one.waiting = null;
             one.reference = entry.reference;
             [prevalence.values, prevalence.key] = [entry.values, entry.key];
             prevalence.draw();
+            if (prevalence.text !== before) window.dermrw.many.ask();  // both tabs have the same prevalence
             viewer.show(entry.pictures);
             one.show(entry.html, { pictures: entry.pictures, focus: true });
         },

@@ -19,11 +19,11 @@ from dermrw.inference.classifier import Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
 from dermrw.inference.messages import adapted
 from dermrw.inference.model_file import ModelInfo, Proportion
-from dermrw.inference.verdict import malignant_share
+from dermrw.inference.verdict import Verdict, malignant_share
 
 from .advice import advice
 from .decision import DECISIONS, decision_of
-from .engine import MAX_IMAGES, MAX_PICTURES, Engine
+from .engine import MAX_BYTES, MAX_IMAGES, MAX_PICTURES, Engine
 from .examples import drawn_examples, labelled_examples
 from .heatmap import encoded, ramp
 from .presets import presets
@@ -33,6 +33,7 @@ from .words import HAM10000, MOST_LISTED, Words, listed
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 CASE_SIDE = 200  # pixels, of a labelled case on the page
 SPACE = "\N{NO-BREAK SPACE}"
+NAMED = 0.1  # probability from which a malignant class is named though it is not in the prediction set
 
 
 def percent(value: float) -> str:
@@ -101,28 +102,34 @@ def case_for_page(case: Case, info: ModelInfo) -> dict[str, str]:
 
 
 def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
-    """Returns the selected prevalence in words; the user's own with its shares `[C]`, for users to check."""
+    """Returns the selected prevalence in words; `shares` `[C]` are those of the user's own."""
     for preset in presets(info):
         if preset.key == prevalence:
             return preset.phrase
-    if shares is None:
-        return presets(info)[0].phrase
+    return presets(info)[0].phrase if shares is None else "at your own prevalence"
+
+
+def own_shares(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
+    """Returns the shares `[C]` of the user's own prevalence in words, for users to check; empty for a preset."""
+    if shares is None or any(preset.key == prevalence for preset in presets(info)):
+        return ""
     stated = [f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, shares, strict=True)]
-    if info.is_ham10000:
-        return f"at your own prevalence ({', '.join(stated)})"
-    return f"at your own prevalence ({listed([stated[c] for c in np.argsort(-shares, kind='stable')])})"
+    return ", ".join(stated) if info.is_ham10000 else listed([stated[c] for c in np.argsort(-shares, kind="stable")])
 
 
-def mapped_class(order: npt.NDArray[np.intp], info: ModelInfo, *, refer: bool) -> int:
-    """Returns the class whose heat map is shown: of a referred lesion the most probable malignant one, else the first.
+def mapped_class(order: npt.NDArray[np.intp], info: ModelInfo, verdict: Verdict) -> int:
+    """Returns the class whose heat map is shown, one of the prediction set if there is a suitable one in it.
+
+    It is the most probable malignant class if malignancy is suspected or not ruled out, else the most probable class.
 
     Args:
         order: the classes, the most probable first `[C]`.
         info: the model's metadata.
-        refer: whether triage refers the lesion.
+        verdict: on the lesion.
     """
-    malignant = (int(c) for c in order if info.malignant and info.malignant[c])
-    return next(malignant, int(order[0])) if refer else int(order[0])
+    ranked = sorted((int(c) for c in order), key=lambda c: info.codes[c] not in verdict.classes)  # the set first
+    malignant = (c for c in ranked if info.malignant and info.malignant[c])
+    return next(malignant, ranked[0]) if verdict.refer or verdict.not_ruled_out else ranked[0]
 
 
 def picture_data(
@@ -164,6 +171,8 @@ class Given(NamedTuple):
     call: int = 0
     places: Sequence[int] = ()  # of the pictures among those that were given; default: in their order
     previews: Sequence[bytes] = ()
+    left_out: Sequence[tuple[str, str]] = ()  # reason and name of each file without a result
+    code: str = ""  # for the page's script, as of `error_box`
 
 
 PLAINLY = Given()
@@ -218,6 +227,12 @@ def lesion_result(
         "digest": engine.classifier.digest,
         "now": now(),
         "words": words,
+        # some reasons begin with the file's name
+        "left_out": [
+            (name, reason.removeprefix(name) if not name or reason.startswith(name) else f": {reason}")
+            for reason, name in given.left_out
+        ],
+        "code": given.code,
     }
     if verdict.refused:
         data |= {"short": refused[0][1] if len(refused) == 1 else "", "classes": []}
@@ -231,6 +246,7 @@ def lesion_result(
         {
             "name": info.names[c],
             "malignant": bool(info.malignant and info.malignant[c]),
+            "share": float(probabilities[c]),
             "width": f"{100 * probabilities[c]:.1f}",
             "percent": percent(float(probabilities[c])),
             "about": ABOUT[info.codes[c]] if info.is_ham10000 else "",
@@ -241,7 +257,8 @@ def lesion_result(
     shown = [row for row in rows if row["inside"]][:MOST_LISTED]
     others = [row for row in rows if row not in shown]
     phrase = prevalence_phrase(prevalence, shares, info)
-    mapped = mapped_class(order, info, refer=verdict.refer is True)
+    mapped = mapped_class(order, info, verdict)
+    suspected = [f"{row['name']} {row['percent']}" for row in others if row["malignant"] and row["share"] >= NAMED]
     data |= {
         "short": f"{shown[0]['name']} {shown[0]['percent']}",
         # the classes of the heat map, the selected one first
@@ -261,6 +278,8 @@ def lesion_result(
         outside=outside_note(probabilities, info.names, inside, words),
         rows=shown,
         other_rows=others,
+        suspected=listed(suspected),
+        own_shares=own_shares(prevalence, shares, info),
         others_sum=percent(1 - sum(float(row["width"]) for row in shown) / 100),
         malignant_sum=percent(malignant_share(probabilities, info)),
         referral=compared(malignant_share(lesion.at(None), info), info.triage.threshold) if info.triage else ("", ""),
@@ -320,6 +339,7 @@ def fixed_part(part: str, engine: Engine) -> str:
         ramp=json.dumps(ramp()),
         decisions=DECISIONS,
         limit=MAX_PICTURES,
+        most_bytes=MAX_BYTES,
         many_limit=MAX_IMAGES,
         examples=(labelled_examples(engine.index) or drawn_examples()) if info.is_ham10000 else [],
     )

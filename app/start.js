@@ -48,8 +48,9 @@
         });
         all("[data-example]").forEach((button) => {
             button.onclick = async () => {
-                const { example, address } = button.dataset;
+                const { example, address } = button.dataset, lesion = one.lesions;
                 const response = await fetch(address || find("img", button).src).catch(() => null);
+                if (lesion !== one.lesions) return;
                 if (!response?.ok) one.status("This example can't be read: choose another.");
                 else one.start([new File([await response.blob()], example, { type: "image/jpeg" })]);
             };

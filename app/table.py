@@ -23,7 +23,7 @@ from dermrw.inference.verdict import Verdict
 from .decision import DECISIONS, REFER, REFUSED, decision_of
 from .engine import MAX_IMAGES, Engine, Picture, plain_name
 from .region import THUMBNAIL, data_uri, jpeg
-from .render import TEMPLATES, now, percent, prevalence_phrase
+from .render import TEMPLATES, now, own_shares, percent, prevalence_phrase
 from .score_table import LabelTable, is_table, score_box, take_table
 from .words import MOST_IN_CELL, MOST_LISTED, listed
 
@@ -62,6 +62,7 @@ Upload = Row | LabelTable
 def classify_many(
     engine: Engine, paths: Sequence[str], take: Callable[[str], Picture], drop: Callable[[str], None],
     touch: Callable[[str], None], prevalence: str, shares: Shares, rows: dict[str, Upload],
+    superseded: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:  # fmt: skip
     """Yields the table of these uploads as HTML, repeatedly while it grows. Each upload is deleted when it is read.
 
@@ -76,6 +77,8 @@ def classify_many(
         prevalence: the selected option, for the caption.
         shares: its share of each diagnosis `[C]`; None for equal prevalence.
         rows: earlier results, and tables, by path; new ones are added.
+        superseded: whether the page has called again. Then nothing more is classified, and the uploads are kept for the
+            next call.
     """
     last_drawn = 0.0
     paths_of_images = [path for path in paths if not is_table(path)]
@@ -87,6 +90,8 @@ def classify_many(
             if path not in rows:
                 rows[path] = _label_table(path, take)
         for path in used:
+            if superseded():
+                return
             if path not in rows:
                 rows[path] = _row(engine, path, take)
                 if time.monotonic() - last_drawn > REDRAW_SECONDS:
@@ -102,7 +107,7 @@ def classify_many(
             known = _new_score(engine, used, paths_of_tables, rows)
         yield _table(engine, done, len(used), left_out, prevalence, shares, known) if paths else ""
     finally:  # also if the page was closed in the meantime
-        for path in paths:
+        for path in paths if not superseded() else ():
             drop(path)
 
 
@@ -160,7 +165,7 @@ def _table(
     shown = [_cells(engine, row, shares, place, done) for place, row in enumerate(rows)]
     return TEMPLATES.get_template("table.html.jinja").render(
         rows=shown, total=total, done=done, left_out=left_out, limit=MAX_IMAGES,
-        prevalence=prevalence_phrase(prevalence, shares, info),
+        prevalence=prevalence_phrase(prevalence, shares, info), own_shares=own_shares(prevalence, shares, info),
         csv=base64.b64encode(_csv(engine, rows, prevalence, shares)).decode() if done else "",
         info=info, digest=engine.classifier.digest, now=now(),
         words=engine.words, score=Markup(score),

@@ -2,6 +2,7 @@
     // Shows one picture of the lesion: the whole original, the part that was cut and the part that the model saw, zoom, heat map.
     const viewer = {
         pictures: [], shown: null, zoom: 1, x: 0, y: 0, classes: [],
+        presses: [],  // times of the last two presses on the stage
 
         // Shows the pictures of a lesion, `selected` large.
         show(pictures, selected = pictures[0] ?? null) {
@@ -9,6 +10,7 @@
             find("#upload").hidden = pictures.length > 0;
             find("#stage").hidden = find("#tool-box").hidden = !pictures.length;
             find("#add").disabled = !pictures.length;
+            this.presses = [];
             this.select(selected);
         },
 
@@ -21,6 +23,7 @@
 
         draw() {
             const picture = this.shown, image = find("#picture"), layer = find("#stage .layer");
+            find("#stage .zoom").hidden = find("#crop-tool").hidden = !picture?.url;
             if (!picture) { image.removeAttribute("src"); find("#caption").textContent = ""; return; }
             const [width, height] = picture.size, data = picture.data;
             layer.style.setProperty("--ratio", width / height);
@@ -138,7 +141,8 @@
                 button.onclick = () => this.zoomTo({ in: 1.5 * this.zoom, out: this.zoom / 1.5, reset: 1 }[button.dataset.zoom]);
             });
             stage.addEventListener("dblclick", (event) => {
-                if (!event.target.closest("button") && !cropping.active) this.zoomTo(this.zoom > 1 ? 1 : 3, ...fromMiddle(event));
+                // the first click of a double click may have been on an example, before there was a picture
+                if (this.presses.length === 2 && !event.target.closest("button") && !cropping.active) this.zoomTo(this.zoom > 1 ? 1 : 3, ...fromMiddle(event));
             });
             stage.addEventListener("wheel", (event) => {
                 if (!event.ctrlKey && this.zoom === 1) return;  // the page scrolls
@@ -157,6 +161,7 @@
             });
             stage.addEventListener("pointerdown", (event) => {
                 if (cropping.active || event.target.closest("button")) return;
+                this.presses = [...this.presses, event.timeStamp].slice(-2);
                 pointers.set(event.pointerId, [event.clientX, event.clientY]);
                 stage.setPointerCapture(event.pointerId);
             });
