@@ -34,7 +34,7 @@ ARTEFACTS: tuple[artefacts.Draw, ...] = (
     artefacts.glare, artefacts.vignette,
 )  # fmt: skip
 COMPOSED = 350  # training images that are made into photographs to refuse
-COPIES = 3  # random changes of each picture to refuse, in addition to the picture
+COPIES = 5  # random changes of each picture to refuse, in addition to the picture
 
 
 def quality(pixels: Tensor) -> Tensor:
