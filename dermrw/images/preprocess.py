@@ -150,6 +150,8 @@ def _open_file(file: BinaryIO, name: object) -> Iterator[Image.Image]:
     file.seek(0)  # as Pillow does: a file that was read before is at its end
     head = file.read(HEAD)
     file.seek(0)
+    if not head:
+        raise UserError(f"the image {name} is an empty file: copy it again")
     kind = format_of(head) or ""
     if kind.startswith("foreign "):
         raise UserError(f"the image {name} is a {kind.removeprefix('foreign ')} file, which is not read: {SAVE_AS}")
@@ -264,7 +266,10 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many types on damaged files, struct.error among them
-        raise UserError(f"the image {name} is damaged or unreadable: {' '.join(str(error).split())[:200]}") from None
+        cause = " ".join(str(error).split())[:200]
+        if "truncated" in cause:  # Pillow's words count the bytes that a decoder left over
+            cause = "the file ends too early, so copy it again"
+        raise UserError(f"the image {name} is damaged or unreadable: {cause}") from None
 
 
 class FramingSettings(Protocol):

@@ -173,6 +173,19 @@ def test_whatever_a_decoder_raises_is_a_sentence(monkeypatch: pytest.MonkeyPatch
         read_image(saved(picture()))
 
 
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF"])
+def test_empty_and_cut_files_are_named(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.picture"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.picture is an empty file: copy it again"):
+        read_image(path)
+    content = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), np.uint8)), form).getvalue()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(UserError, match=r"damaged or unreadable: .*(ends too early|cannot be read)") as raised:
+        read_image(path)
+    assert "bytes" not in str(raised.value)
+
+
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     for name, head in (("a.jpg", b"\xff\xd8\xff"), ("a.tif", b"II*\0"), ("a.dcm", bytes(128) + b"DICM")):
         with (tmp_path / name).open("wb") as file:
