@@ -3,11 +3,15 @@
     const LEAST_CROP = 32;  // pixels of a side
     const cropping = {
         active: false, box: [0, 0, 0, 0],
+        picture: null, before: null,  // the picture that is cropped, and what it was before
+        turning: false,  // while a rotation is computed
 
         start() {
             const picture = viewer.shown;
             if (!picture?.url) return;
             this.active = true;
+            this.picture = picture;
+            this.calls = window.dermrw.one.calls;
             this.before = { turn: picture.turn, crop: picture.crop, data: picture.data, path: picture.path };
             viewer.reset();
             this.box = [...picture.crop ?? picture.data?.cut ?? [0, 0, ...picture.size]];
@@ -19,13 +23,18 @@
             this.draw();
         },
 
+        // Ends without a change. The picture may no longer be the one that is shown.
         async cancel() {
-            const picture = viewer.shown, { turn } = this.before;
-            if (picture.turn !== turn) await picture.rotate((turn - picture.turn + 4) % 4);
-            Object.assign(picture, this.before);
+            if (this.turning) return;
+            const { picture, before } = this, asked = this.calls !== window.dermrw.one.calls;
             this.stop();
+            if (picture.turn !== before.turn) await picture.rotate((before.turn - picture.turn + 4) % 4).catch(() => {});
+            Object.assign(picture, before);
+            if (!viewer.pictures.includes(picture)) return;
             viewer.draw();
-            find("#crop").focus();
+            viewer.drawThumbs();
+            if (picture === viewer.shown) find("#crop").focus({ preventScroll: true });
+            if (asked) window.dermrw.one.ask();  // the answer is for the turned picture
         },
 
         draw() {
@@ -75,12 +84,21 @@
             find("#crop-automatic").onclick = () => this.apply(null);
             all("[data-turn]").forEach((button) => {
                 button.onclick = async () => {
-                    const picture = viewer.shown;
-                    await picture.rotate(Number(button.dataset.turn));
+                    const { picture } = this;
+                    this.turning = true;
+                    all("#crop-tool button").forEach((other) => { other.disabled = true; });
+                    try {
+                        await picture.rotate(Number(button.dataset.turn));
+                    } finally {
+                        this.turning = false;
+                        all("#crop-tool button").forEach((other) => { other.disabled = false; });
+                    }
                     picture.data = null;
+                    if (!this.active || picture !== this.picture) return;
                     this.box = [0, 0, ...picture.size];
                     viewer.draw();
                     this.draw();
+                    button.focus({ preventScroll: true });
                     if (picture.preview) this.apply(null);
                 };
             });
@@ -122,7 +140,8 @@
 
         // Asks for the answer with this crop; null: with the automatic cut.
         apply(box) {
-            const picture = viewer.shown;
+            if (this.turning) return;
+            const { picture } = this;
             const whole = box && box.join() === [0, 0, ...picture.size].join();
             picture.crop = box && !(whole && !picture.data) ? box : null;
             picture.path = "";  // the server has deleted the original

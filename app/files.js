@@ -1,17 +1,24 @@
     // --- files.js ---
     const MOST_FILES = 1000;  // of a dropped folder
 
-    // Uploads files; returns their paths on the server, which lets the page refer to them. `progress` gets a share 0…1.
-    const upload = (files, progress) => new Promise((resolve, reject) => {
+    // Uploads files; returns their paths on the server, which lets the page refer to them. `progress` gets a share 0…1,
+    // and `requests` holds the request while it runs, so that it can be aborted.
+    const upload = (files, progress, requests) => new Promise((resolve, reject) => {
         const form = new FormData(), request = new XMLHttpRequest();
         // of a file that is too large, enough is sent for the server to name it
         const most = Number(find("#upload").dataset.most);
         files.forEach((file) => form.append("files", file.size > most ? file.slice(0, most + 1) : file, file.name));
         request.open("POST", new URL("gradio_api/upload", document.baseURI));
         request.upload.onprogress = (event) => event.lengthComputable && progress?.(event.loaded / event.total);
-        request.onload = () => request.status === 200 ? resolve(JSON.parse(request.responseText)) : reject(new Error(
-            request.responseText.trim().slice(0, 200) || `The upload failed (status ${request.status}).`));
-        request.onerror = () => reject(new Error("The server cannot be reached."));
+        request.onload = () => {
+            if (request.status === 200) { resolve(JSON.parse(request.responseText)); return; }
+            const error = new Error(request.responseText.trim().slice(0, 200) || `The upload failed (status ${request.status}).`);
+            error.final = request.status >= 400 && request.status < 500;  // the same files would be refused again
+            reject(error);
+        };
+        request.onerror = request.onabort = () => reject(new Error("The server cannot be reached."));
+        request.onloadend = () => requests.delete(request);
+        requests.add(request);
         request.send(form);
     });
 

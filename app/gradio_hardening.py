@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +44,8 @@ class Page(gradio.Blocks):
         super().__init__(analytics_enabled=False, **named)
         self.state_session_capacity = MAX_WAITING
         self.upload_file_set = _EmptySet()
+        # by `concurrency_id`: called with the session and the inputs of each call that enters the queue
+        self.announce: dict[str, Callable[[str, list[Any]], None]] = {}
 
     def queue(self, *given: Any, **named: Any) -> "Page":
         """Creates the queue, which forgets a call once it is answered."""
@@ -55,7 +57,12 @@ class Page(gradio.Blocks):
         async def push_checked(body: Any, *rest: Any, **more: Any) -> Any:
             if body.session_hash is not None and not SESSION.fullmatch(body.session_hash):
                 return False, INVALID, "error"
-            return await push(body, *rest, **more)
+            pushed = await push(body, *rest, **more)
+            if pushed[0] and body.session_hash is not None and body.fn_index in self.fns:
+                announce = self.announce.get(self.fns[body.fn_index].concurrency_id)
+                if announce is not None:
+                    announce(body.session_hash, body.data)
+            return pushed
 
         async def process_and_forget(events: list[Any], *rest: Any, **more: Any) -> None:
             try:

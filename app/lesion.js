@@ -3,13 +3,15 @@
     window.dermrw.one = {
         calls: 0, waiting: null, retried: false,
         lesions: 0,  // number of the lesion on the page: what was begun for an earlier one is dropped
+        requests: new Set(),  // running uploads
+        asked: null,  // the prevalence of the answer that is shown
 
         // A new lesion with these files; without files, an empty page.
         async start(files) {
             recent.keep();
             cropping.stop();
             find("#result").innerHTML = "";
-            this.lesions += 1;
+            this.leave();
             this.calls += 1;  // an answer that still arrives is not shown
             this.reference = "";
             viewer.show([]);
@@ -20,18 +22,24 @@
             }
         },
 
+        // Drops what is being read or sent for the lesion on the page, which another one replaces.
+        leave() {
+            this.lesions += 1;
+            this.requests.forEach((request) => request.abort());
+        },
+
         // Further pictures of the same lesion.
         async add(files) {
             const pictures = files.map((file) => new Picture(file)), lesion = this.lesions;
-            find("#result").innerHTML = "";
-            this.calls += 1;
-            this.reference = "";
             this.status("Reading …");
             await Promise.all(pictures.map((picture) => picture.read()));
             if (lesion !== this.lesions) {
                 pictures.forEach((picture) => picture.forget());
                 return;
             }
+            find("#result").innerHTML = "";
+            this.calls += 1;
+            this.reference = "";
             viewer.show([...viewer.pictures, ...pictures], pictures[0]);
             await this.ask({ focus: true });
         },
@@ -55,7 +63,7 @@
                 if (absent.length) {
                     const paths = await upload(absent.map(({ file }) => file), (share) => {
                         if (share < 1 && call === this.calls) this.status(`Sending … ${Math.round(100 * share)} %`);
-                    });
+                    }, this.requests);
                     absent.forEach((picture, i) => { picture.path = paths[i]; });
                 }
             } catch (error) {
@@ -63,7 +71,7 @@
                 return;
             }
             if (call !== this.calls) return;
-            this.waiting = { call, focus, pictures };
+            this.waiting = { call, focus, pictures, asked: prevalence.state };
             find("#one-go").click();
         },
 
@@ -92,7 +100,8 @@
         },
 
         // Shows an answer, of the server or of this tab's memory.
-        show(html, { pictures, focus }) {
+        show(html, { pictures, focus, asked }) {
+            this.asked = asked;
             const result = find("#result"), open = all("details[open]", result).map(({ className }) => className);
             result.innerHTML = html;
             open.forEach((name) => { const details = find(`details.${name}`, result); if (details) details.open = true; });
@@ -114,8 +123,10 @@
         bringUp() {
             const heading = find("#result h2");
             heading?.focus({ preventScroll: true });
-            const top = Math.min(...[heading, find("#frame")].filter(Boolean).map((part) => part.getBoundingClientRect().top));
+            const boxes = [heading, find("#frame")].filter(Boolean).map((part) => part.getBoundingClientRect());
+            const top = Math.min(...boxes.map((box) => box.top)), below = boxes[0].bottom + 60 - innerHeight;
             if (top < 0) scrollBy({ top: top - 8 });
+            else if (heading && below > 0) scrollBy({ top: Math.min(below, boxes[0].top - 8) });  // a low screen
         },
 
         status(text, retry) { showStatus(find("#status"), text, retry); },

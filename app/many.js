@@ -1,33 +1,36 @@
     // --- many.js ---
     // Many images: upload, progress with the time left, and the table's thumbnails, order and filter.
     const TABLES = /\.(csv|tsv|tab|txt|xlsx?|ods)$/i;  // of labels, as in app/score_table.py
+    const counted = (count) => `${count} file${count === 1 ? " was" : "s were"}`;
     window.dermrw.many = {
         files: [], paths: [], calls: 0, began: 0, order: "", down: false, opened: null,
         tables: 0,  // number of the table on the page: what was sent for a cleared one is dropped
         sending: 0,  // uploads that have not ended
         unsent: [], reason: "",  // files whose upload failed, and why
+        requests: new Set(),  // running uploads
+        refused: [],  // sentences on uploads that the server refused
 
         // Adds files to the table. Several uploads may overlap; the table is drawn when the last one has ended.
         async add(added) {
             const table = this.tables, files = [...this.unsent, ...added];
-            this.unsent = [];
+            [this.unsent, this.refused] = [[], []];
             this.status("Sending …");
             find("#many-clear").disabled = false;
             this.sending += 1;
             try {
                 const paths = await upload(files, (share) => {
                     if (table === this.tables && share < 1) this.status(`Sending … ${Math.round(100 * share)} %`);
-                });
+                }, this.requests);
                 if (table !== this.tables) return;
                 this.files.push(...files);
                 this.paths.push(...paths);
             } catch (error) {
                 if (table !== this.tables) return;
-                [this.unsent, this.reason] = [[...this.unsent, ...files], error.message];
+                if (error.final) this.refused.push(`${counted(files.length)} not sent. ${error.message}`);
+                else [this.unsent, this.reason] = [[...this.unsent, ...files], error.message];
                 this.status("");
-            } finally {
-                this.sending -= 1;
             }
+            this.sending -= 1;
             if (!this.sending) this.ask();
         },
 
@@ -42,7 +45,8 @@
         clear() {
             this.calls += 1;
             this.tables += 1;
-            [this.files, this.paths, this.unsent, this.opened] = [[], [], [], null];
+            this.requests.forEach((request) => request.abort());
+            [this.files, this.paths, this.unsent, this.refused, this.opened, this.sending] = [[], [], [], [], null, 0];
             find("#table").innerHTML = "";
             find("#many-clear").disabled = true;
             this.status("");
@@ -57,20 +61,24 @@
         failed() { this.status("The server did not answer.", () => this.ask()); },
 
         status(text, retry) {
-            const count = this.unsent.length, line = find("#many-status");
-            if (!count) showStatus(line, text, retry);
-            else showStatus(line, `${count} file${count === 1 ? " was" : "s were"} not sent. ${this.reason} ${text}`, () => this.add([]));
+            const { unsent, reason } = this, failed = unsent.length ? `${counted(unsent.length)} not sent. ${reason}` : "";
+            const line = [...this.refused, failed, text].filter(Boolean).join(" ");
+            showStatus(find("#many-status"), line, failed ? () => this.add([]) : retry);
         },
 
         answered(raw) {
             const content = carried(raw), section = content && find("[data-call]", content);
             if (!section || (Number(section.dataset.call) !== this.calls && section.dataset.call !== "0")) return;
+            const chosen = all("#table .sifting select").map(({ id, value }) => [id, value]);
+            const row = document.activeElement?.dataset?.open;
             find("#table").innerHTML = section.innerHTML;
+            chosen.forEach(([id, value]) => { if (find(`#${id}`)) find(`#${id}`).value = value; });
+            if (row !== undefined) find(`#table [data-open="${row}"]`)?.focus({ preventScroll: true });
             const progress = find("#table progress");
             if (progress && progress.value) {
                 const left = (performance.now() - this.began) / 1000 * (progress.max - progress.value) / progress.value;
                 this.status(left > 90 ? `About ${Math.round(left / 60)} minutes left` : `About ${Math.ceil(left)} seconds left`);
-            } else this.status("");
+            } else if (!this.sending) this.status("");
             this.arrange();
         },
 

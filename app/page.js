@@ -12,6 +12,19 @@
     const find = (selector, within = document) => within.querySelector(selector);
     const all = (selector, within = document) => [...within.querySelectorAll(selector)];
     window.dermrw = {};
+    // Gradio reloads the page, and with it all answers, if a call can't be sent. Try for half a minute before.
+    const fetchOnce = window.fetch.bind(window), WAITS = [500, 1000, 2000, 4000, 8000, 16000];
+    window.fetch = async (address, ...rest) => {
+        const joins = !(address instanceof Request) && String(address).includes("gradio_api/queue/join");
+        for (const wait of joins ? WAITS : []) {
+            try {
+                return await fetchOnce(address, ...rest);
+            } catch {
+                await new Promise((resolve) => { setTimeout(resolve, wait); });
+            }
+        }
+        return fetchOnce(address, ...rest);
+    };
     // Writes a line of status; `retry` is offered as a button.
     const showStatus = (line, text, retry) => {
         line.textContent = text;

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from .gradio_hardening import MAX_WAITING, NOT_HERE, UPLOADS, Page, upload_field  # isort: skip  (before Gradio, see there)
 
@@ -119,6 +120,11 @@ class PageEvents:
             html = error_box(message, title=self.engine.words.own_prevalence, call=ask.call)
         return html, examined
 
+    def announce_table(self, page: str, inputs: list[Any]) -> None:
+        """Stops a page's older call of `show_table` when a newer one enters the queue."""
+        with contextlib.suppress(UserError, IndexError, TypeError, AttributeError):
+            self.tables.announce(page, parse(inputs[1]).call)
+
     def show_table(self, request: gradio.Request, paths: list[str], text: str) -> Iterator[str]:
         """Yields the table of many uploaded images, as HTML, again and again while it grows; `text` is an `Ask`."""
         page = request.session_hash or ""
@@ -175,8 +181,9 @@ def build_page(events: PageEvents) -> Page:
         gradio.HTML(fixed_part("texts", engine))
         gradio.HTML(fixed_part("foot", engine))
         # a newer call of the table stops the older one on the server; one of the lesion waits for it in the browser
-        events_of = (("one", events.show_lesion, "always_last"), ("many", events.show_table, "multiple"))
-        for name, function, mode in events_of:
+        events_of = (("one", events.show_lesion, "always_last", 2), ("many", events.show_table, "multiple", 8))
+        page.announce["many"] = events.announce_table
+        for name, function, mode, most in events_of:
             with gradio.Column(elem_id=f"{name}-carrier", elem_classes="carrier"):
                 files = upload_field(name, f"{name}-files")
                 text = gradio.Textbox("", label=name, elem_id=f"{name}-ask")
@@ -184,7 +191,7 @@ def build_page(events: PageEvents) -> Page:
                 go = gradio.Button("go", elem_id=f"{name}-go")
             called = go.click(
                 function, [files, text], result, js=f"() => window.dermrw.{name}.call()", api_visibility="private",
-                show_progress="hidden", concurrency_limit=2, concurrency_id=name, trigger_mode=mode,
+                show_progress="hidden", concurrency_limit=most, concurrency_id=name, trigger_mode=mode,
             )  # fmt: skip
             called.failure(None, js=f"() => window.dermrw.{name}.failed()", api_visibility="private")
         page.unload(events.close_page)

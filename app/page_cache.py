@@ -76,6 +76,12 @@ class LatestCalls:
         self._pages: dict[str, _Calls] = {}
         self._lock = threading.Lock()
 
+    def announce(self, page: str, call: int) -> None:
+        """Stops the page's older calls, although this one may still wait in a queue."""
+        with self._lock:
+            if page in self._pages:
+                self._pages[page].newest = max(self._pages[page].newest, call)
+
     @contextlib.contextmanager
     def turn(self, page: str, call: int, paths: Sequence[str]) -> Iterator[tuple[Callable[[], bool], list[str]]]:
         """Context of one call: waits until the page's earlier one has ended.

@@ -9,6 +9,14 @@
             return this.key !== "own" ? this.key : this.codes.map((code, c) => `${code}=${(this.values[c] / sum).toFixed(9)}`).join(",");
         },
 
+        // What is selected, to be restored by `restore`.
+        get state() { return { key: this.key, values: this.values, text: this.text }; },
+
+        restore({ key, values }) {
+            [this.key, this.values] = [key, values];
+            this.draw();
+        },
+
         choose(key) {
             this.key = key;
             if (key !== "own") this.values = this.presets[key].map((share) => 100 * share);
@@ -52,7 +60,10 @@
                 if (target.dataset?.share) this.set(Number(target.dataset.share), Number(target.value));
             });
             document.addEventListener("change", ({ target }) => {
-                if (target.closest?.(".prevalence") && target.matches("select")) this.choose(target.value);
+                if (target.closest?.(".prevalence") && target.matches("select")) {
+                    this.choose(target.value);
+                    if (this.key === "own") find("details", target.closest(".prevalence")).open = true;
+                }
                 else if (!target.dataset?.share) return;
                 changed();
             });

@@ -8,9 +8,9 @@
         keep() {
             const pictures = viewer.pictures, html = find("#result").innerHTML;
             if (!pictures.length || !find("#result [data-answer]")) return;
-            const { data, reference, shownAgain } = window.dermrw.one;
+            const { data, reference, shownAgain, asked } = window.dermrw.one;
             this.entries = this.entries.filter((entry) => entry.pictures !== pictures && entry !== shownAgain);
-            this.entries.unshift({ pictures, html, data, reference, text: prevalence.text, key: prevalence.key, values: prevalence.values });
+            this.entries.unshift({ pictures, html, data, reference, asked });
             window.dermrw.one.shownAgain = null;
             this.entries.splice(MOST_RECENT).forEach((old) => old.pictures.forEach((picture) => picture.forget()));
             this.draw();
@@ -48,14 +48,13 @@
             const one = window.dermrw.one;
             cropping.stop();
             const before = prevalence.text;
-            one.lesions += 1;
+            one.leave();
             one.calls += 1;
             one.waiting = null;
             one.reference = entry.reference;
-            [prevalence.values, prevalence.key] = [entry.values, entry.key];
-            prevalence.draw();
+            prevalence.restore(entry.asked);
             if (prevalence.text !== before) window.dermrw.many.ask();  // both tabs have the same prevalence
             viewer.show(entry.pictures);
-            one.show(entry.html, { pictures: entry.pictures, focus: true });
+            one.show(entry.html, { pictures: entry.pictures, focus: true, asked: entry.asked });
         },
     };

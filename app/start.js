@@ -46,13 +46,17 @@
             const files = await droppedFiles(event.dataTransfer);
             if (files.length) places[place](files);
         });
+        let clicks = 0, ofExample = -1;  // the last click on an example counts, unless another lesion was begun since
         all("[data-example]").forEach((button) => {
             button.onclick = async () => {
-                const { example, address } = button.dataset, lesion = one.lesions;
+                const { example, address } = button.dataset, lesion = one.lesions, click = clicks += 1;
                 const response = await fetch(address || find("img", button).src).catch(() => null);
-                if (lesion !== one.lesions) return;
+                if (click !== clicks || ![lesion, ofExample].includes(one.lesions)) return;
                 if (!response?.ok) one.status("This example can't be read: choose another.");
-                else one.start([new File([await response.blob()], example, { type: "image/jpeg" })]);
+                else {
+                    one.start([new File([await response.blob()], example, { type: "image/jpeg" })]);
+                    ofExample = one.lesions;
+                }
             };
         });
         addEventListener("input", ({ target }) => {

@@ -15,6 +15,7 @@
         },
 
         select(picture) {
+            if (cropping.active && picture !== cropping.picture) cropping.cancel();
             if (picture !== this.shown) this.reset();
             this.shown = picture;
             this.draw();

@@ -8,9 +8,11 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from app.engine import Picture as EnginePicture
 from app.examples import drawn_examples
 from app.heatmap import encoded, ramp, relative_evidence
 from app.middleware import own_names
-from app.page_cache import MAX_PAGES, PageCache
+from app.page_cache import MAX_PAGES, LatestCalls, PageCache
 from app.presets import presets
 from app.region import UNCHANGED, Edit, seen_part
 from app.render import compared, error_box, fixed_part, lesion_result, outside_note, percent
@@ -388,3 +390,27 @@ def test_the_part_that_the_network_sees() -> None:
     assert seen_part(Box(10, 20, 110, 320), "square") == (10, 120, 110, 220)
     assert seen_part(Box(0, 0, 400, 300), "whole") == (0, 0, 400, 300)
     assert seen_part(Box(0, 0, 900, 300), "whole") == (150, 0, 750, 300)
+
+
+def test_a_newer_call_replaces_the_running_one() -> None:
+    calls = LatestCalls()
+    order: list[Any] = []
+
+    def newer() -> None:
+        with calls.turn("page", 2, ["b"]) as (superseded, abandoned):
+            order.append(("newer", superseded(), abandoned))
+
+    with calls.turn("page", 1, ["a", "b"]) as (superseded, abandoned):
+        assert not superseded() and abandoned == []
+        calls.announce("page", 2)
+        assert superseded()
+        calls.announce("another page", 3)
+        thread = threading.Thread(target=newer)
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive()  # it waits
+        order.append("older")
+    thread.join(10)
+    assert order == ["older", ("newer", False, ["a"])]
+    with calls.turn("page", 1, []) as (superseded, abandoned):  # nothing is remembered once no call runs
+        assert not superseded() and abandoned == []

@@ -225,3 +225,115 @@ def test_a_file_that_cannot_be_shown_has_no_controls(visit: Visit, tmp_path: Pat
     (tmp_path / "empty.jpg").write_bytes(b"")
     visit.give(tmp_path / "empty.jpg", selector=".fault")
     assert not visit.page.is_visible("#stage .zoom") and not visit.page.is_visible("#crop")
+
+
+def test_a_cleared_upload_does_not_hold_up_the_next_table(visit: Visit, lesion: Path, other: Path) -> None:
+    page = visit.page
+    page.click("button[role=tab]:has-text('Many images')")
+    page.wait_for_selector("#many-input", state="attached")
+    page.evaluate(SEND_LATE)
+    page.set_input_files("#many-input", str(lesion))
+    page.click("#many-clear")
+    page.set_input_files("#many-input", str(other))
+    page.wait_for_selector("#table h2:has-text('1 image')")
+    assert page.inner_text("#table bdi") == other.name and page.inner_text("#many-status") == ""
+
+
+def test_another_picture_ends_the_crop_of_the_first(visit: Visit, lesion: Path, other: Path, tmp_path: Path) -> None:
+    page = visit.page
+    visit.give(lesion, other)
+    thumbs = page.locator("#thumbs li").all_inner_texts()
+    page.click("#crop")
+    page.click("[aria-label='Rotate right']")
+    page.wait_for_function("document.querySelector('#picture').naturalWidth === 300")
+    page.click("#thumbs li:nth-child(2) button")
+    assert not page.is_visible("#crop-cancel") and page.get_attribute("#picture", "alt") == other.name
+    page.wait_for_function("document.querySelectorAll('#thumbs li').length === 2")
+    page.select_option("#one-prevalence select", "training")
+    page.wait_for_selector("#result caption:has-text('training data')")
+    page.select_option("#one-prevalence select", "equal")
+    page.wait_for_selector("#result caption:has-text('at equal prevalence')")
+    assert page.locator("#thumbs li").all_inner_texts() == thumbs
+    assert "2 images, combined" in page.inner_text("#result")
+    page.click("#crop")
+    visit.add(draw(tmp_path / "third.png", 5))
+    assert not page.is_visible("#crop-cancel") and "3 images, combined" in page.inner_text("#result")
+
+
+def test_a_rotation_that_was_not_applied_is_undone_with_its_answer(visit: Visit, lesion: Path) -> None:
+    page, before = visit.page, visit.give(lesion)
+    page.click("#crop")
+    page.click("[aria-label='Rotate right']")
+    page.wait_for_function("document.querySelector('#picture').naturalWidth === 300")
+    page.select_option("#one-prevalence select", "training")
+    page.wait_for_selector("#result caption:has-text('training data')")
+    page.click("#crop-cancel")
+    page.select_option("#one-prevalence select", "equal")
+    page.wait_for_selector("#result caption:has-text('at equal prevalence')")
+    page.wait_for_timeout(500)
+    assert page.inner_text("#result") == before
+    assert page.evaluate("document.querySelector('#picture').naturalWidth") == 400
+
+
+def test_a_call_that_fails_once_is_sent_again(visit: Visit, lesion: Path) -> None:
+    page = visit.page
+    visit.give(lesion)
+    failed: list[str] = []
+
+    def fail_once(route: Any) -> None:
+        failed.append(route.request.url)
+        route.abort() if len(failed) == 1 else route.continue_()
+
+    page.route("**/gradio_api/queue/join*", fail_once)
+    page.select_option("#one-prevalence select", "training")
+    page.wait_for_selector("#result caption:has-text('training data')")
+    assert len(failed) == 2 and page.get_attribute("#picture", "alt") == lesion.name
+    visit.errors[:] = [error for error in visit.errors if "ERR_FAILED" not in error]
+
+
+def test_an_earlier_answer_has_the_prevalence_that_it_was_given_at(visit: Visit, lesion: Path) -> None:
+    page = visit.page
+    visit.give(lesion)
+    page.route("**/gradio_api/queue/join*", lambda route: None)  # the answer never comes
+    page.select_option("#one-prevalence select", "training")
+    page.wait_for_timeout(300)
+    page.keyboard.press("Alt+KeyN")
+    page.unroute("**/gradio_api/queue/join*")
+    page.click("#recent li button")
+    assert "at equal prevalence" in page.inner_text("#result caption")
+    assert page.input_value("#one-prevalence select") == "equal"
+
+
+def test_files_that_the_server_refuses_hold_up_no_others(visit: Visit, lesion: Path, other: Path) -> None:
+    page = visit.page
+    page.click("button[role=tab]:has-text('Many images')")
+    page.wait_for_selector("#many-input", state="attached")
+    page.route("**/gradio_api/upload", lambda route: route.fulfill(status=413, body="Too large."))
+    page.set_input_files("#many-input", str(lesion))
+    page.wait_for_selector("#many-status:has-text('1 file was not sent. Too large.')")
+    assert not page.is_visible("#many-status button")
+    page.unroute("**/gradio_api/upload")
+    page.set_input_files("#many-input", str(other))
+    page.wait_for_selector("#table h2:has-text('1 image')")
+    visit.errors[:] = [error for error in visit.errors if "413" not in error]
+
+
+def test_the_filter_survives_another_prevalence(visit: Visit, lesion: Path, tmp_path: Path) -> None:
+    page = visit.page
+    page.click("button[role=tab]:has-text('Many images')")
+    page.wait_for_selector("#many-input", state="attached")
+    (tmp_path / "letter.jpg").write_text("Dear colleague")
+    visit.give(lesion, tmp_path / "letter.jpg", selector="a[download]", place="many", result="table")
+    page.select_option("#filter-decision", "refused")
+    page.select_option("#many-prevalence select", "training")
+    page.wait_for_selector("#table caption:has-text('training data')")
+    assert page.input_value("#filter-decision") == "refused" and "1 of 2" in page.inner_text("#filter-count")
+
+
+def test_the_last_example_counts(visit: Visit) -> None:
+    page = visit.page
+    page.click("[data-example='drawn-nv.jpg']")
+    page.evaluate("document.querySelector(\"[data-example='drawn-mel.jpg']\").click()")
+    page.wait_for_selector("#result .answer")
+    page.wait_for_timeout(300)
+    assert page.get_attribute("#picture", "alt") == "drawn-mel.jpg" and page.locator("#thumbs li").count() == 0
