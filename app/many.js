@@ -9,6 +9,7 @@
         unsent: [], reason: "",  // files whose upload failed, and why
         requests: new Set(),  // running uploads
         refused: [],  // sentences on uploads that the server refused
+        filters: {},  // the selected values, by the id of their field
 
         // Adds files to the table. Several uploads may overlap; the table is drawn when the last one has ended.
         async add(added) {
@@ -47,6 +48,7 @@
             this.tables += 1;
             this.requests.forEach((request) => request.abort());
             [this.files, this.paths, this.unsent, this.refused, this.opened, this.sending] = [[], [], [], [], null, 0];
+            this.filters = {};
             find("#table").innerHTML = "";
             find("#many-clear").disabled = true;
             this.status("");
@@ -69,10 +71,9 @@
         answered(raw) {
             const content = carried(raw), section = content && find("[data-call]", content);
             if (!section || (Number(section.dataset.call) !== this.calls && section.dataset.call !== "0")) return;
-            const chosen = all("#table .sifting select").map(({ id, value }) => [id, value]);
             const row = document.activeElement?.dataset?.open;
             find("#table").innerHTML = section.innerHTML;
-            chosen.forEach(([id, value]) => { if (find(`#${id}`)) find(`#${id}`).value = value; });
+            Object.entries(this.filters).forEach(([id, value]) => { if (find(`#${id}`)) find(`#${id}`).value = value; });
             if (row !== undefined) find(`#table [data-open="${row}"]`)?.focus({ preventScroll: true });
             const progress = find("#table progress");
             if (progress && progress.value) {
@@ -137,7 +138,9 @@
                 else if (target.id === "many-clear") this.clear();
             });
             document.addEventListener("change", ({ target }) => {
-                if (["filter-decision", "filter-class"].includes(target.id)) this.arrange();
+                if (!["filter-decision", "filter-class"].includes(target.id)) return;
+                this.filters[target.id] = target.value;
+                this.arrange();
             });
         },
     };
