@@ -151,8 +151,11 @@ class PageEvents:
 
     def close_page(self, request: gradio.Request) -> None:
         """Deletes the results of a page that was closed."""
-        self.lesions.close(request.session_hash or "")
-        self.rows.close(request.session_hash or "")
+        page = request.session_hash or ""
+        self.lesions.close(page)
+        self.rows.close(page)
+        for path in self.tables.close(page):
+            UPLOADS.drop(path)
 
 
 def build_page(events: PageEvents) -> Page:

@@ -65,6 +65,7 @@ class _Calls:
 
     newest: int = 0
     number: int = 0
+    closed: bool = False
     paths: Sequence[str] = ()  # of the uploads of the call that ran last
     running: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
@@ -110,5 +111,17 @@ class LatestCalls:
                 calls.running.release()
             with self._lock:
                 calls.number -= 1
-                if not calls.number:
-                    del self._pages[page]
+                # an announced call that has not started yet still has to learn the uploads of this one
+                if not calls.number and (calls.newest <= call or calls.closed):
+                    self._pages.pop(page, None)
+
+    def close(self, page: str) -> Sequence[str]:
+        """Forgets a page that was closed; returns the uploads that no call uses any more."""
+        with self._lock:
+            calls = self._pages.get(page)
+            if calls is None or calls.number:
+                if calls is not None:
+                    calls.closed = True  # forgotten when the running call ends
+                return ()
+            del self._pages[page]
+            return calls.paths

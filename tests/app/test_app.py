@@ -412,5 +412,20 @@ def test_a_newer_call_replaces_the_running_one() -> None:
         order.append("older")
     thread.join(10)
     assert order == ["older", ("newer", False, ["a"])]
-    with calls.turn("page", 1, []) as (superseded, abandoned):  # nothing is remembered once no call runs
+    with calls.turn("page", 1, []) as (superseded, abandoned):  # nothing is remembered once no call runs or waits
         assert not superseded() and abandoned == []
+
+
+def test_a_call_that_waits_in_a_queue_learns_what_the_older_one_left() -> None:
+    calls = LatestCalls()
+    with calls.turn("page", 1, ["a", "b"]) as (superseded, _):
+        calls.announce("page", 2)
+        assert superseded()
+    with calls.turn("page", 2, ["b"]) as (superseded, abandoned):
+        assert not superseded() and abandoned == ["a"]
+        calls.announce("page", 3)
+    assert calls.close("page") == ["b"] and calls.close("page") == ()
+    with calls.turn("page", 4, ["c"]):
+        assert calls.close("page") == ()  # the running call still uses them
+    with calls.turn("page", 5, []) as (_, abandoned):
+        assert abandoned == []
