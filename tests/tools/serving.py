@@ -167,11 +167,12 @@ class Visit:
         return str(self.page.inner_text(f"#{result}"))
 
     def add(self, *paths: Path) -> str:
-        """Adds pictures of the same lesion; returns the text of the result."""
+        """Adds pictures of the lesion that has an answer; returns the text of the new one."""
+        before = self.page.get_attribute("#result .answer", "data-call")
         with self.page.expect_file_chooser() as chooser:
             self.page.click("#add")
         chooser.value.set_files([str(path) for path in paths])
-        self.page.wait_for_selector("#result .answer")
+        self.page.wait_for_selector(f"#result .answer:not([data-call='{before}'])")
         return str(self.page.inner_text("#result"))
 
     def clear(self) -> None:

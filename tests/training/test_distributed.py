@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,12 @@ def start(sample: Path, run: Path, processes: int, *overrides: str) -> subproces
     )  # fmt: skip
 
 
+def assert_same_validation(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Compares two rows of metrics.jsonl; the loss, unlike the decisions, shows how the sums were rounded."""
+    losses = [row["validation"].pop("balanced_loss") for row in (one, other)]
+    assert one == other and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Path) -> None:
     more = ["train.epochs=2", "data.meta_views=2", "objective.warm_up=0.2"]
@@ -91,7 +98,7 @@ def test_training_in_two_processes_is_training_in_one(sample: Path, tmp_path: Pa
             assert a["class_weight"] == pytest.approx(b["class_weight"], abs=2e-3)
             assert a["zero_share"] == pytest.approx(b["zero_share"], abs=0.02)
         if "loss" not in a:
-            assert a == b
+            assert_same_validation(a, b)
 
 
 @pytest.mark.slow
@@ -121,7 +128,8 @@ def test_images_of_a_set_of_classes_in_two_processes(sample: Path, tmp_path: Pat
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
             assert a["class_weight"] == pytest.approx(b["class_weight"], abs=2e-3) and sum(a["class_weight"]) < 1
         else:
-            assert a == b and a["samples"]["benign"] > 30
+            assert_same_validation(a, b)
+            assert a["samples"]["benign"] > 30
 
 
 def worker(job: subprocess.Popen, rank: int) -> int:
