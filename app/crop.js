@@ -4,7 +4,7 @@
     const cropping = {
         active: false, box: [0, 0, 0, 0],
         picture: null, before: null,  // the picture that is cropped, and what it was before
-        turning: false,  // while a rotation is computed
+        turning: null,  // the rotation that is being computed
 
         start() {
             const picture = viewer.shown;
@@ -25,9 +25,9 @@
 
         // Ends without a change. The picture may no longer be the one that is shown.
         async cancel() {
-            if (this.turning) return;
             const { picture, before } = this, asked = this.calls !== window.dermrw.one.calls;
             this.stop();
+            await this.turning;
             if (picture.turn !== before.turn) await picture.rotate((before.turn - picture.turn + 4) % 4).catch(() => {});
             Object.assign(picture, before);
             if (!viewer.pictures.includes(picture)) return;
@@ -85,14 +85,12 @@
             all("[data-turn]").forEach((button) => {
                 button.onclick = async () => {
                     const { picture } = this;
-                    this.turning = true;
-                    all("#crop-tool button").forEach((other) => { other.disabled = true; });
-                    try {
-                        await picture.rotate(Number(button.dataset.turn));
-                    } finally {
-                        this.turning = false;
-                        all("#crop-tool button").forEach((other) => { other.disabled = false; });
-                    }
+                    const enable = (yes) => all("#crop-tool button").forEach((other) => { other.disabled = !yes; });
+                    enable(false);
+                    this.turning = picture.rotate(Number(button.dataset.turn)).catch(() => {});  // of a forgotten picture
+                    await this.turning;
+                    this.turning = null;
+                    enable(true);
                     picture.data = null;
                     if (!this.active || picture !== this.picture) return;
                     this.box = [0, 0, ...picture.size];

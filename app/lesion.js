@@ -9,7 +9,6 @@
         // A new lesion with these files; without files, an empty page.
         async start(files) {
             recent.keep();
-            cropping.stop();
             find("#result").innerHTML = "";
             this.leave();
             this.calls += 1;  // an answer that still arrives is not shown

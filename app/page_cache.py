@@ -119,9 +119,10 @@ class LatestCalls:
         """Forgets a page that was closed; returns the uploads that no call uses any more."""
         with self._lock:
             calls = self._pages.get(page)
-            if calls is None or calls.number:
-                if calls is not None:
-                    calls.closed = True  # forgotten when the running call ends
+            if calls is None:
+                return ()
+            if calls.number:
+                calls.closed = True  # forgotten when the running call ends
                 return ()
             del self._pages[page]
             return calls.paths

@@ -10,7 +10,7 @@
         },
 
         // What is selected, to be restored by `restore`.
-        get state() { return { key: this.key, values: this.values, text: this.text }; },
+        get state() { return { key: this.key, values: this.values }; },
 
         restore({ key, values }) {
             [this.key, this.values] = [key, values];

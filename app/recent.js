@@ -8,10 +8,9 @@
         keep() {
             const pictures = viewer.pictures, html = find("#result").innerHTML;
             if (!pictures.length || !find("#result [data-answer]")) return;
-            const { data, reference, shownAgain, asked } = window.dermrw.one;
-            this.entries = this.entries.filter((entry) => entry.pictures !== pictures && entry !== shownAgain);
+            const { data, reference, asked } = window.dermrw.one;
+            this.entries = this.entries.filter((entry) => entry.pictures !== pictures);
             this.entries.unshift({ pictures, html, data, reference, asked });
-            window.dermrw.one.shownAgain = null;
             this.entries.splice(MOST_RECENT).forEach((old) => old.pictures.forEach((picture) => picture.forget()));
             this.draw();
         },
@@ -46,7 +45,6 @@
             this.entries = this.entries.filter((other) => other !== entry);
             this.draw();
             const one = window.dermrw.one;
-            cropping.stop();
             const before = prevalence.text;
             one.leave();
             one.calls += 1;

@@ -11,7 +11,7 @@ import importlib.util
 import numpy as np
 
 from dermrw.errors import UserError, install_command
-from dermrw.objectives.held_out import PENALTIES, CrossValidation, Floats, HeldOutWeights, Labels, LabelWeights
+from dermrw.objectives.held_out import CrossValidation, Floats, HeldOutWeights, Labels, LabelWeights
 
 
 def require_cleanlab() -> None:
@@ -27,14 +27,11 @@ def suspect_labels(labels: Labels) -> Floats:
     """Returns 1.0 for each label that cleanlab finds to be wrong, else 0.0 `[N]`."""
     from cleanlab.filter import find_label_issues
 
-    if labels.groups.max() == 0:  # of a single group, nothing can be held out
-        return np.zeros(len(labels.y))
-    held_out = CrossValidation(labels)
-    penalty = max(PENALTIES, key=lambda penalty: float(held_out.log_p(0.0, penalty).mean()))
     present, y = np.unique(labels.y, return_inverse=True)  # cleanlab requires images of every class
-    p = np.exp(held_out.log_probabilities(0.0, penalty))[:, present]
-    if len(present) == 1:
+    if labels.groups.max() == 0 or len(present) == 1:  # of a single group, nothing can be held out
         return np.zeros(len(y))
+    held_out = CrossValidation(labels)
+    p = np.exp(held_out.log_probabilities(0.0, held_out.best_penalty()))[:, present]
     return np.asarray(find_label_issues(y, p / p.sum(1, keepdims=True), n_jobs=1), np.float64)
 
 

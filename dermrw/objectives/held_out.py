@@ -111,6 +111,10 @@ class CrossValidation:
             self.known[rate, penalty] = all_classes[np.arange(len(self.labels.y)), self.labels.y]
         return self.known[rate, penalty]
 
+    def best_penalty(self) -> float:
+        """Returns the penalty with the highest likelihood of the held-out labels without noise."""
+        return max(PENALTIES, key=lambda penalty: float(self.log_p(0.0, penalty).mean()))
+
     def log_likelihood(self, rate: float, penalty: float) -> Floats:
         """Returns log L(pᵢ; ε) of each held-out label `[N]`."""
         return log_likelihood(self.log_p(rate, penalty), rate, self.labels.classes)

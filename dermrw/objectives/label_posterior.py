@@ -73,7 +73,8 @@ def estimate_noise(held_out: CrossValidation) -> Noise:
             partial(loss, penalty=penalty), bounds=(0, most), method="bounded", options={"xatol": 0.01}
         )
         best.append((float(found.fun), float(found.x), penalty))
-    none, without = min((loss(0.0, penalty), penalty) for penalty in PENALTIES)
+    without = held_out.best_penalty()
+    none = loss(0.0, without)
     least, rate, penalty = min(best)
     if least >= none:
         return Noise(0.0, without, 0.0, 0.0)

@@ -133,8 +133,7 @@ def test_few_words_at_an_own_prevalence(visit: Visit, lesion: Path) -> None:
 
 def test_uploads_of_the_table_that_overlap(visit: Visit, lesion: Path, other: Path) -> None:
     page = visit.page
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     page.evaluate(SEND_LATE)
     page.set_input_files("#many-input", str(lesion))
     page.set_input_files("#many-input", str(other))
@@ -154,8 +153,7 @@ def test_an_upload_that_fails_can_be_repeated(visit: Visit, lesion: Path, other:
     page.unroute("**/gradio_api/upload")
     page.click("#status button")
     page.wait_for_selector("#result .answer")
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     page.route("**/gradio_api/upload", lambda route: route.abort())
     page.set_input_files("#many-input", str(lesion))
     page.wait_for_selector("#many-status button")
@@ -170,8 +168,7 @@ def test_the_table_follows_the_prevalence_of_an_earlier_answer(visit: Visit, les
     page = visit.page
     visit.give(lesion)
     visit.clear()
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     visit.give(other, selector="a[download]", place="many", result="table")
     page.select_option("#many-prevalence select", "training")
     page.wait_for_selector("#table caption:has-text('at the training data’s prevalence')")
@@ -183,8 +180,7 @@ def test_the_table_follows_the_prevalence_of_an_earlier_answer(visit: Visit, les
 
 def test_back_to_the_row_that_was_opened(visit: Visit, tmp_path: Path) -> None:
     page = visit.page
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     given = [draw(tmp_path / f"{n:02}.png", n % 4) for n in range(24)]
     visit.give(*given, selector="a[download]", place="many", result="table")
     page.click("#table .opener:has-text('20.png')")
@@ -198,8 +194,7 @@ def test_back_to_the_row_that_was_opened(visit: Visit, tmp_path: Path) -> None:
 
 def test_a_cleared_table_does_not_delay_the_next_one(visit: Visit, server: Server, tmp_path: Path, other: Path) -> None:
     page = visit.page
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     given = [draw(tmp_path / f"{n:03}.png", n % 4) for n in range(100)]
     page.set_input_files("#many-input", [str(path) for path in given])
     page.wait_for_selector("#table progress")
@@ -229,8 +224,7 @@ def test_a_file_that_cannot_be_shown_has_no_controls(visit: Visit, tmp_path: Pat
 
 def test_a_cleared_upload_does_not_hold_up_the_next_table(visit: Visit, lesion: Path, other: Path) -> None:
     page = visit.page
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     page.evaluate(SEND_LATE)
     page.set_input_files("#many-input", str(lesion))
     page.click("#many-clear")
@@ -306,8 +300,7 @@ def test_an_earlier_answer_has_the_prevalence_that_it_was_given_at(visit: Visit,
 
 def test_files_that_the_server_refuses_hold_up_no_others(visit: Visit, lesion: Path, other: Path) -> None:
     page = visit.page
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     page.route("**/gradio_api/upload", lambda route: route.fulfill(status=413, body="Too large."))
     page.set_input_files("#many-input", str(lesion))
     page.wait_for_selector("#many-status:has-text('1 file was not sent. Too large.')")
@@ -320,8 +313,7 @@ def test_files_that_the_server_refuses_hold_up_no_others(visit: Visit, lesion: P
 
 def test_the_filter_survives_another_prevalence(visit: Visit, lesion: Path, tmp_path: Path) -> None:
     page = visit.page
-    page.click("button[role=tab]:has-text('Many images')")
-    page.wait_for_selector("#many-input", state="attached")
+    visit.open_table()
     (tmp_path / "letter.jpg").write_text("Dear colleague")
     visit.give(lesion, tmp_path / "letter.jpg", selector="a[download]", place="many", result="table")
     page.select_option("#filter-decision", "refused")
@@ -337,3 +329,30 @@ def test_the_last_example_counts(visit: Visit) -> None:
     page.wait_for_selector("#result .answer")
     page.wait_for_timeout(300)
     assert page.get_attribute("#picture", "alt") == "drawn-mel.jpg" and page.locator("#thumbs li").count() == 0
+
+
+def test_another_picture_ends_a_crop_whose_rotation_is_still_computed(visit: Visit, lesion: Path, other: Path) -> None:
+    page = visit.page
+    visit.give(lesion, other)
+    thumbs = page.locator("#thumbs li").all_inner_texts()
+    page.evaluate(
+        """() => {
+            const toBlob = HTMLCanvasElement.prototype.toBlob;
+            HTMLCanvasElement.prototype.toBlob = function (...given) {
+                window.turnNow = () => toBlob.call(this, ...given);
+            };
+        }"""
+    )
+    page.click("#crop")
+    page.click("[aria-label='Rotate right']")
+    page.wait_for_function("Boolean(window.turnNow)")
+    page.click("#thumbs li:nth-child(2) button")
+    assert not page.is_visible("#crop-cancel") and page.get_attribute("#picture", "alt") == other.name
+    page.evaluate("() => { const turn = turnNow; window.turnNow = null; turn(); }")
+    page.wait_for_function("Boolean(window.turnNow)")  # the rotation is undone
+    page.evaluate("turnNow()")
+    page.wait_for_timeout(300)
+    assert not page.is_visible("#crop-cancel") and page.get_attribute("#picture", "alt") == other.name
+    assert page.locator("#thumbs li").all_inner_texts() == thumbs
+    page.click("#thumbs li:nth-child(1) button")
+    assert page.evaluate("document.querySelector('#picture').naturalWidth") == 400

@@ -175,6 +175,11 @@ class Visit:
         self.page.wait_for_selector(f"#result .answer:not([data-call='{before}'])")
         return str(self.page.inner_text("#result"))
 
+    def open_table(self) -> None:
+        """Opens the tab of many images, which Gradio builds when it is first opened."""
+        self.page.click("button[role=tab]:has-text('Many images')")
+        self.page.wait_for_selector("#many-input", state="attached")
+
     def clear(self) -> None:
         """Starts a new lesion."""
         self.page.click("#new")
