@@ -120,8 +120,10 @@ class Data(_Section):
         description="random changes of training images; devices: strong, with the effects of other dermatoscopes, "
         "cameras, files and framing",
     )
-    views: Literal[1, 8] = Field(
-        1, description="8: evaluation and the model file average the logits over all flips and quarter turns"
+    views: Literal[1, 4, 8] = Field(
+        1,
+        description="evaluation and the model file average the logits over this many views of each image: 4: all "
+        "quarter turns; 8: also those of the mirror image",
     )
     skip_unreadable: bool = Field(False, description="leave out missing and unreadable images, and list them")
     workers: int = Field(0, ge=0, le=64, description="processes that augment images in parallel; 0: none")

@@ -258,12 +258,18 @@ def last_stage(model: nn.Module) -> frozenset[str]:
     return frozenset(name for names in trainable_blocks(model)[-2:] for name in names)
 
 
-def views(x: Tensor) -> list[Tensor]:
-    """Returns the eight views of square images `[N, C, H, W]`: four rotations by 90°, each with and without a flip.
+def views(x: Tensor, number: int) -> list[Tensor]:
+    """Returns views of square images `[N, C, H, W]`. The first is x itself.
 
-    The first view is x itself. A dermoscopic image has no natural orientation, so all views are equally valid.
+    A dermoscopic image has no natural orientation, so all views are equally valid.
+
+    Args:
+        x: the images.
+        number: 1, 4 (the rotations by 90°) or 8 (the rotations of x and of its mirror image).
     """
-    return [turned for k in range(4) for turned in (torch.rot90(x, k, (2, 3)), torch.rot90(x.flip(3), k, (2, 3)))]
+    if number == 1:
+        return [x]
+    return [torch.rot90(image, k, (2, 3)) for image in (x, x.flip(3))[: number // 4] for k in range(4)]
 
 
 def train_mode(model: nn.Module, part: str) -> None:

@@ -73,7 +73,7 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
 
     Args:
         run: the run's folder.
-        overrides: `data.root=FOLDER` where the data has moved.
+        overrides: `data.root=FOLDER` where the data has moved; `data.views=NUMBER` as in the evaluation.
         weights: how the weights of the layers are stored; fp16 halves the file.
 
     Raises:
@@ -86,9 +86,15 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
         require_writable(place)
     classes = classes_of(run, config)
     report = report_of(run, config, classes, overrides)
+    evaluated = report.views or open_run(run).data.views  # reports of before 28 November 2026 have no views
+    if config.data.views != evaluated:
+        raise UserError(
+            f"{run} was evaluated with data.views={evaluated}, not {config.data.views}: export it with "
+            f"data.views={evaluated}, or evaluate it again with data.views={config.data.views}"
+        )
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
-    network = Exported(model, calibration, checks_of(run), config.data.views == 8)
+    network = Exported(model, calibration, checks_of(run), config.data.views)
     info = info_of(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     splits = _splits(run, config)
@@ -327,7 +333,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ex
         nargs="*",
         metavar="RUN | key=value",
         help="the run's folder (default: the latest), or several with -o; with --encoder a model file, too (default: "
-        "the one shipped); and data.root=FOLDER if the data has moved",
+        "the one shipped); and key=value, such as data.root=FOLDER if the data has moved",
     )
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="the model file of several runs, in a folder of its own"

@@ -38,7 +38,7 @@ def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], w
     Args:
         runs: their folders.
         path: the model file. Its folder must be new, empty or of an earlier average.
-        overrides: `data.root=FOLDER` where the data has moved.
+        overrides: `data.root=FOLDER` where the data has moved; `data.views=NUMBER` for other views of each image.
         weights: how the weights of the layers are stored.
 
     Raises:
@@ -95,7 +95,7 @@ def _network(member: Member) -> Exported:
     fitted = member.report.calibration
     calibration = EqualPrevalence(fitted.temperature, fitted.offsets)
     predictor = member.predictor
-    return Exported(predictor.model, calibration, predictor.checks, member.config.data.views == 8)
+    return Exported(predictor.model, calibration, predictor.checks, member.config.data.views)
 
 
 def _require_equal_maps(runs: Sequence[Path], parts: Sequence[Exported], size: int) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dermrw.decisions.refusal import QUALITY
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Watch
@@ -18,11 +19,11 @@ class Exported(nn.Module):
     """Pixels uint8 `[N, size, size, 3]` -> probabilities `[N, C]`, map `[N, C, h, w]`, embedding, checks `[N, K]`."""
 
     def __init__(
-        self, model: nn.Module, calibration: EqualPrevalence, checks: Checks, every_view: bool = False
+        self, model: nn.Module, calibration: EqualPrevalence, checks: Checks, number_of_views: int = 1
     ) -> None:
-        """With `every_view`, logits are the mean over `dermrw.models.views`; other outputs use the upright view."""
+        """The logits are the mean over `dermrw.models.views`; the other outputs use the upright view."""
         super().__init__()
-        self.every_view = every_view
+        self.number_of_views = number_of_views
         self.model = model.eval()
         self.parts = cut(model)
         self.checks = checks.eval()
@@ -41,9 +42,10 @@ class Exported(nn.Module):
         names = self.checks.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
             logits, activation_map = logits_and_map(self.parts, x)
-        if self.every_view:
-            others = self.model(torch.cat(views(x)[1:])).unflatten(0, (7, -1))  # [7, N, C]
-            logits = (logits + others.sum(0)) / 8
+        if self.number_of_views > 1:
+            turned = torch.cat(views(x, self.number_of_views)[1:])
+            others = self.model(turned).unflatten(0, (self.number_of_views - 1, -1))  # [V - 1, N, C]
+            logits = (logits + others.sum(0)) / self.number_of_views
         # The head first processes the whole map, then the maps with one position blanked out.
         return logits, activation_map, entered[0].flatten(1), self.checks(pixels, watch.take())
 
@@ -56,9 +58,9 @@ class Exported(nn.Module):
 class Averaged(nn.Module):
     """Several networks as one, with the inputs and outputs of `Exported`.
 
-    The logits, the activation maps and the out-of-distribution scores are averaged. The map of the averaged logits is
-    the average of the maps. The embedding is the concatenation of the embeddings, each scaled to unit length, so that
-    the cosine similarity of two images is the mean of the cosine similarities in the networks.
+    The logits, the activation maps, and the checks that a network computes are averaged. The map of the averaged logits
+    is the average of the maps. The embedding is the concatenation of the embeddings, each scaled to unit length, so
+    that the cosine similarity of two images is the mean of the cosine similarities in the networks.
     """
 
     def __init__(self, members: Sequence[Exported], calibration: EqualPrevalence) -> None:
@@ -79,10 +81,10 @@ class Averaged(nn.Module):
         logits, maps, embeddings, checks = zip(*(member.outputs(pixels) for member in self.members), strict=True)
         mean = torch.stack(logits).mean(0)
         embedding = torch.cat([functional.normalize(vector) for vector in embeddings], 1)
-        familiarity = torch.stack([values[:, -1:] for values in checks]).mean(0)
+        computed = torch.stack([values[:, len(QUALITY) :] for values in checks]).mean(0)  # the others use pixels alone
         return (
             torch.softmax(mean / self.temperature + self.offsets, 1),
             torch.stack(maps).mean(0),
             embedding,
-            torch.cat([checks[0][:, :-1], familiarity], 1),
+            torch.cat([checks[0][:, : len(QUALITY)], computed], 1),
         )

@@ -41,7 +41,7 @@ from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
 # keys that eval accepts
-MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "data.refuse", "train.device")
+MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "data.refuse", "data.views", "train.device")
 # objectives that use the meta set
 USES_META_SET = (
     "reweight",
@@ -229,6 +229,7 @@ def fit_rules(
     about = about | {
         "warning": SAMPLE_WARNING if config.data.name == "sample" else None,
         "size": config.data.size,
+        "views": config.data.views,
         "training_prevalence": dict(zip(classes.codes, prevalence.tolist(), strict=True)),
         "calibration": {
             **fitted.calibration.to_dict(),
@@ -347,6 +348,7 @@ def with_overrides(config: Config, run: Path, overrides: Sequence[str], program:
         if item.partition("=")[0] not in MOVABLE:
             raise UserError(
                 f"{program} can't change {item} of a run: override only data.root=FOLDER, data.images=FOLDER, "
-                "data.extra=TABLE, data.extra_images=FOLDER, data.refuse=FOLDER and train.device=NAME"
+                "data.extra=TABLE, data.extra_images=FOLDER, data.refuse=FOLDER, data.views=NUMBER and "
+                "train.device=NAME"
             )
     return load_config(run / "config.yaml", overrides) if overrides else config

@@ -212,11 +212,11 @@ def with_artefacts(pixels: np.ndarray, every: int = 1) -> np.ndarray:
 
 @torch.no_grad()
 def logits_and_checks(
-    model: nn.Module, checks: Checks, pixels: ImageDataset, choice: Placement, batch_size: int, every_view: bool
+    model: nn.Module, checks: Checks, pixels: ImageDataset, choice: Placement, batch_size: int, number_of_views: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns logits float32 `[N, C]` and checks float32 `[N, 8]` or `[N, 9]` of a set of images.
 
-    If `every_view`, the logits are the mean over the eight views of each image.
+    The logits are the mean over `number_of_views` views of each image, the checks those of the upright view.
     """
     measures: list[Tensor] = []
     with Watch(model, checks.names) as watch:
@@ -224,7 +224,7 @@ def logits_and_checks(
         def measure(images: Tensor) -> None:
             measures.append(checks(images.to(choice.device), watch.take()).float().cpu())
 
-        logits = predict_logits(model, pixels, choice, batch_size, every_view, measure)
+        logits = predict_logits(model, pixels, choice, batch_size, number_of_views, measure)
     return logits, torch.cat(measures).numpy()
 
 

@@ -58,7 +58,7 @@ class Predictor(NamedTuple):
     def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Logits float32 `[N, C]` and checks float32 `[N, 8]` or `[N, 9]` of a set; `name` is for the progress."""
         pixels = ImageDataset(images, self.data, progress=name, once=True)
-        return logits_and_checks(self.model, self.checks, pixels, self.placement, BATCH, self.data.views == 8)
+        return logits_and_checks(self.model, self.checks, pixels, self.placement, BATCH, self.data.views)
 
     def plain_view(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Logits and checks of pixels uint8 `[N, S, S, 3]`, of the upright view alone."""

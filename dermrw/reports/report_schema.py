@@ -363,6 +363,7 @@ class Report(SetFigures):
     backbone: str
     weights: str
     size: int
+    views: int | None = None  # data.views; absent from reports of `score`, and from those of before 28 November 2026
     epoch: int | None = None  # a model file does not hold these four: absent from reports of `score`
     epochs: int | None = None
     training_seconds: int | None = None

@@ -17,7 +17,7 @@ def predict_logits(
     pixels: ImageDataset,
     placement: Placement,
     batch_size: int,
-    all_views: bool = False,
+    number_of_views: int = 1,
     after_plain_view: Callable[[Tensor], None] | None = None,
 ) -> np.ndarray:
     """Returns the logits of a set of images as float32 `[N, C]`, in the order of the set.
@@ -29,7 +29,7 @@ def predict_logits(
         pixels: the images.
         placement: the device and memory layout of the inputs.
         batch_size: images per forward pass.
-        all_views: return the mean over the eight rotations and flips of each image.
+        number_of_views: return the mean over this many views of each image (`dermrw.models.views`).
         after_plain_view: called with each batch's pixels uint8 `[B, S, S, 3]` directly after the forward pass of the
             unrotated images, so that it can read the activations of that pass.
     """
@@ -40,7 +40,6 @@ def predict_logits(
         outputs = [model(x)]
         if after_plain_view is not None:
             after_plain_view(images)
-        if all_views:
-            outputs += [model(view) for view in views(x)[1:]]
+        outputs += [model(view) for view in views(x, number_of_views)[1:]]
         parts.append(torch.stack(outputs).mean(0).float().cpu())
     return torch.cat(parts).numpy()

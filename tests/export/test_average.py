@@ -7,18 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
+from dermrw.config import Data, Model
+from dermrw.decisions.refusal import ALL_CHECKS
 from dermrw.errors import UserError
 from dermrw.evaluation.average import Average, joint_splits, require_alike
+from dermrw.evaluation.calibration import EqualPrevalence
+from dermrw.evaluation.image_checks import Checks
+from dermrw.evaluation.ood_score import Familiarity, Watch, describe, middle
+from dermrw.evaluation.photograph_detector import PhotographDetector
+from dermrw.evaluation.predict import Predictor
 from dermrw.inference.classifier import Classifier
+from dermrw.models import build_model
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.run_folder import read_split
+from dermrw.training.device import Placement
+from dermrw.training.run_data import run_splits
+from dermrw.training.run_folder import open_run, read_split
 from export.__main__ import export, main
 from export.average import _member, averaged_runs, export_average
 from export.encoder import encoder_of_model_file
+from export.network import Averaged, Exported
 
 RNG = np.random.default_rng(0)
 
@@ -101,6 +113,46 @@ def test_the_file_is_the_average_of_the_files_of_two_folds(
     assert averaged_runs(path.parent) == [run.resolve(), other.resolve()] and averaged_runs(run) is None
     with pytest.raises(UserError, match=r"averages 2 runs: write the encoder of one"):
         encoder_of_model_file(path, run / "e.safetensors")
+
+
+def test_every_check_that_the_networks_compute_is_averaged() -> None:
+    """Nine checks of an average, as its evaluation has them: the limits are fitted to these."""
+    members, predictors = [], []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = build_model(Model(backbone="small_cnn", weights="none"), 7)[0].eval()
+        names = middle(model, 32)
+        with torch.no_grad(), Watch(model, names) as watch:
+            model(torch.randn(40, 3, 32, 32))
+            known = describe(watch.take()).numpy()
+        detector = PhotographDetector.fit(names, known[:20], known[20:] + 1)
+        checks = Checks(Familiarity.fit(names, known), detector).eval()
+        members.append(Exported(model, EqualPrevalence(1.0, (0.0,) * 7), checks, 4))
+        predictors.append(Predictor(model, checks, Data(size=32), Placement(torch.device("cpu"), "fp32", False)))
+    pixels = RNG.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    with torch.no_grad():
+        found = Averaged(members, EqualPrevalence(1.0, (0.0,) * 7))(torch.from_numpy(pixels))[3].numpy()
+    parts = [predictor.plain_view(pixels)[1] for predictor in predictors]
+    assert found.shape == (5, len(ALL_CHECKS)) and np.abs(parts[0] - parts[1])[:, 7:].min() > 1e-3
+    np.testing.assert_allclose(found, (parts[0] + parts[1]) / 2, rtol=1e-5, atol=1e-4)
+
+
+def test_an_average_has_the_views_that_are_asked_for(
+    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    path = run.parent / "average" / "model.onnx"
+    export_average([run, sibling(run)], path, ["data.views=4"])
+    report = json.loads((path.parent / "report.json").read_text())
+    assert report["views"] == 4 and "mean of 4 views of each image" in (path.parent / "MODEL_CARD.md").read_text()
+    rows = read_split(run).query("split == 'test'")["image_id"].to_numpy()
+    sources = run_splits(run, open_run(run)).test.sources
+    stored = pd.read_csv(path.parent / "predictions.csv").set_index("image").loc[rows].to_numpy()
+    np.testing.assert_allclose(Classifier(path, "cpu")(sources), stored, atol=1e-4)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([str(run), "data.views=4"])
+    assert "was evaluated with data.views=1, not 4: export it with data.views=1, or" in capsys.readouterr().err
 
 
 def test_validation_images_are_predicted_by_the_runs_that_were_not_trained_on_them(

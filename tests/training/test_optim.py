@@ -54,7 +54,11 @@ def test_the_moving_average_is_the_recurrence_written_out() -> None:
 
 def test_the_views_are_the_symmetries_of_the_square() -> None:
     x = torch.arange(9.0).view(1, 1, 3, 3)
-    seen = views(x)
+    seen = views(x, 8)
     assert torch.equal(seen[0], x) and len({tuple(v.flatten().tolist()) for v in seen}) == 8
     for view in seen:  # a view of a view is a view
-        assert {tuple(v.flatten().tolist()) for v in views(view)} == {tuple(v.flatten().tolist()) for v in seen}
+        assert {tuple(v.flatten().tolist()) for v in views(view, 8)} == {tuple(v.flatten().tolist()) for v in seen}
+    assert [view.flatten().tolist() for view in views(x, 4)] == [
+        torch.rot90(x, k, (2, 3)).flatten().tolist() for k in range(4)
+    ]
+    assert views(x, 1) == [x]
