@@ -168,8 +168,9 @@ def export_encoder(model: Path, out: Path) -> None:
     """
     require_writable(out)
     if not model.is_dir():
-        worst = encoder_of_model_file(model, out)
-        print(f"{out}: the encoder of {model}. Its embeddings agree with ONNX Runtime to {worst:.0e}.")
+        runs, worst = encoder_of_model_file(model, out)
+        part = f", the first of its {runs} networks" if runs else ""
+        print(f"{out}: the encoder of {model}{part}. Its embeddings agree with ONNX Runtime to {worst:.0e}.")
         return
     config = open_run(model)
     codes = tuple(load_checkpoint(model / "best.pt")["classes"])

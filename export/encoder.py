@@ -25,6 +25,7 @@ from dermrw.weights import encoder_state, safetensors_bytes
 
 TOLERANCE = 1e-4  # of an embedding, relative to the largest value
 PREFIX = "model."  # of the network in `export.network.Exported`
+FIRST = "runs.0."  # of the first one in `export.network.Averaged`
 
 
 def write_encoder(model: nn.Module, path: Path, backbone: str, size: int, origin: str, licence: str) -> None:
@@ -46,40 +47,42 @@ def write_encoder(model: nn.Module, path: Path, backbone: str, size: int, origin
     write_atomic(path, safetensors_bytes(encoder_state(model, head.name), metadata))
 
 
-def encoder_of_model_file(path: Path, out: Path) -> float:
-    """Writes the encoder of a model file; returns the largest difference of its embeddings from ONNX Runtime's.
+def encoder_of_model_file(path: Path, out: Path) -> tuple[int, float]:
+    """Writes the encoder of a model file.
 
-    A model of eight views stores each parameter under its name in torch. In most other model files, the export has
-    merged batch norm into the convolutions, and their encoder can't be recovered. The embeddings of drawn pictures are
-    compared before the encoder is written.
+    A model of several views stores each parameter under its name in torch. In most other model files, the export has
+    merged batch norm into the convolutions, and their encoder can't be recovered. Of an average, the encoder of the
+    first run is written. The embeddings of drawn pictures are compared before the encoder is written.
+
+    Returns:
+        the number of runs that the file averages (0 for a single one), and the largest difference of the embeddings
+        from ONNX Runtime's.
 
     Raises:
         UserError: the model file can't be read, lacks a parameter, or has other embeddings than torch.
     """
     classifier = Classifier(path, "cpu")
     info = classifier.info
-    if info.runs:
-        raise UserError(
-            f"{path} averages {len(info.runs)} runs: write the encoder of one, with `dermrw export --encoder {out} RUN`"
-        )
-    if info.backbone not in backbones() and not is_timm(info.backbone):
-        raise UserError(f"{path} has the unknown backbone {info.backbone}: export it with this version of dermrw")
-    model, _ = build_model(Model(backbone=info.backbone, weights="none"), len(info.codes))
+    backbone = info.runs[0].backbone if info.runs else info.backbone
+    prefix = f"{FIRST}{PREFIX}" if info.runs else PREFIX
+    if backbone not in backbones() and not is_timm(backbone):
+        raise UserError(f"{path} has the unknown backbone {backbone}: export it with this version of dermrw")
+    model, _ = build_model(Model(backbone=backbone, weights="none"), len(info.codes))
     head = Head(model).name
     stored = {c.name: c for c in onnx.load(path).graph.initializer}
     state = model.state_dict()
     for name, tensor in state.items():
         if name.startswith(f"{head}.") or name.endswith("num_batches_tracked"):
             continue
-        if f"{PREFIX}{name}" in stored:
-            value = onnx.numpy_helper.to_array(stored[f"{PREFIX}{name}"])
-        elif f"{PREFIX}{name}/transposed" in stored:
-            value = onnx.numpy_helper.to_array(stored[f"{PREFIX}{name}/transposed"]).T
+        if f"{prefix}{name}" in stored:
+            value = onnx.numpy_helper.to_array(stored[f"{prefix}{name}"])
+        elif f"{prefix}{name}/transposed" in stored:
+            value = onnx.numpy_helper.to_array(stored[f"{prefix}{name}/transposed"]).T
         else:
             layer = model.get_submodule(name.rpartition(".")[0])
             merged = ", because its export merged batch norm into the convolutions" * isinstance(layer, nn.BatchNorm2d)
             raise UserError(
-                f"{path} does not contain {name} of {info.backbone}{merged}: write the encoder from the run, with "
+                f"{path} does not contain {name} of {backbone}{merged}: write the encoder from the run, with "
                 f"`dermrw export --encoder {out} RUN`"
             )
         if value.dtype == np.float16:  # as `export --weights fp16` stores it
@@ -95,8 +98,9 @@ def encoder_of_model_file(path: Path, out: Path) -> float:
         raise UserError(
             f"the embeddings of torch differ from those of {path} by {worst:.0e}: the encoder isn't written"
         )
-    write_encoder(model, out, info.backbone, info.size, f"{info.name} (sha256 {classifier.digest})", info.licence)
-    return worst
+    part = f", the first of {len(info.runs)} networks" if info.runs else ""
+    write_encoder(model, out, backbone, info.size, f"{info.name} (sha256 {classifier.digest}){part}", info.licence)
+    return len(info.runs), worst
 
 
 def _difference(model: nn.Module, classifier: Classifier) -> float:
@@ -107,4 +111,7 @@ def _difference(model: nn.Module, classifier: Classifier) -> float:
     x = to_input(torch.from_numpy(pixels), torch.device("cpu"), statistics=pixel_statistics(model))
     ours = embed(model, x).numpy()
     theirs = classifier.run(pixels, *OUTPUTS)[2]
+    if classifier.info.runs:  # unit vectors, one after the other
+        ours /= np.linalg.norm(ours, axis=1, keepdims=True)
+        theirs = theirs[:, : ours.shape[1]]
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-9))

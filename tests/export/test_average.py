@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from dermrw.config import Data, Model
 from dermrw.decisions.refusal import ALL_CHECKS
@@ -111,7 +112,7 @@ def test_the_file_is_the_average_of_the_files_of_two_folds(
     matched = known.match(read_split(run)["image_id"].tolist(), far)
     assert matched.tolist() == (read_split(run)["split"] != "test").tolist()
     assert averaged_runs(path.parent) == [run.resolve(), other.resolve()] and averaged_runs(run) is None
-    with pytest.raises(UserError, match=r"averages 2 runs: write the encoder of one"):
+    with pytest.raises(UserError, match=r"merged batch norm .*: write the encoder from the run"):
         encoder_of_model_file(path, run / "e.safetensors")
 
 
@@ -150,6 +151,12 @@ def test_an_average_has_the_views_that_are_asked_for(
     stored = pd.read_csv(path.parent / "predictions.csv").set_index("image").loc[rows].to_numpy()
     np.testing.assert_allclose(Classifier(path, "cpu")(sources), stored, atol=1e-4)
     capsys.readouterr()
+    main([str(path), "--encoder", "average.safetensors"])
+    assert "the first of its 2 networks. Its embeddings agree" in capsys.readouterr().out
+    main([str(run), "--encoder", "run.safetensors"])
+    first, alone = (load_file(name) for name in ("average.safetensors", "run.safetensors"))
+    assert first.keys() == alone.keys()
+    assert all(torch.equal(first[key], alone[key]) for key in alone if "num_batches" not in key)
     with pytest.raises(SystemExit):
         main([str(run), "data.views=4"])
     assert "was evaluated with data.views=1, not 4: export it with data.views=1, or" in capsys.readouterr().err

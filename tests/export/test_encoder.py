@@ -46,12 +46,13 @@ def test_the_encoder_of_a_run_alone(run: Path, tmp_path: Path) -> None:
 def test_the_encoder_of_the_shipped_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--encoder", str(tmp_path / "e.safetensors")])
     assert "agree with ONNX Runtime" in capsys.readouterr().out
-    backbone = Classifier(shipped_model()).info.backbone
+    info = Classifier(shipped_model()).info
+    backbone, prefix = (info.runs[0].backbone, "runs.0.model.") if info.runs else (info.backbone, "model.")
     model, _ = build_model(Model(backbone=backbone, weights=str(tmp_path / "e.safetensors")), 2)
     stored = {c.name: c for c in onnx.load(shipped_model()).graph.initializer}
     for name, tensor in model.state_dict().items():
         if "num_batches" not in name and not name.startswith("classifier."):
-            assert np.array_equal(onnx.numpy_helper.to_array(stored[f"model.{name}"]), tensor.numpy()), name
+            assert np.array_equal(onnx.numpy_helper.to_array(stored[f"{prefix}{name}"]), tensor.numpy()), name
 
 
 def test_a_model_file_whose_encoder_cannot_be_recovered(
