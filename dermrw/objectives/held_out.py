@@ -176,7 +176,7 @@ class HeldOutWeights(WeightedShares):
         self.noise_rate = math.nan  # estimated share of wrong labels
 
     def estimate_labels(self, data: Labels) -> LabelWeights:
-        """Returns the weights of these images."""
+        """Returns the weights of these images, which are of at least two groups."""
         raise NotImplementedError
 
     def estimate(
@@ -191,6 +191,9 @@ class HeldOutWeights(WeightedShares):
         """
         single = (self.labels < self.classes).numpy()
         values = np.ones(len(single))
+        if len(np.unique(groups[single])) < 2:
+            reason = "All training images are of one group, so no label can be predicted without having seen it"
+            return LabelWeights(values, 0.0, f"{reason}: all images have the same weight")
         data = prepare_labels(embeddings[single], self.labels.numpy()[single], groups[single], right, self.classes)
         with threadpool_limits(1):  # several threads would wait for each other longer than they compute
             found = self.estimate_labels(data)

@@ -87,8 +87,6 @@ def estimate_noise(held_out: CrossValidation) -> Noise:
 
 def label_posterior(data: Labels) -> tuple[Floats, Noise]:
     """Returns the probability that each given label is right `[N]`, and the estimated noise."""
-    if data.groups.max() == 0:  # of a single group, nothing can be held out
-        return np.ones(len(data.y)), Noise(0.0, PENALTIES[0], 0.0, 0.0)
     chosen = data
     if len(data.y) > SEARCHED:
         of_groups = np.random.default_rng(0).permutation(data.groups.max() + 1)[data.groups]

@@ -49,12 +49,9 @@ def test_the_rule_is_the_papers(rate: float) -> None:
     assert precision_score(wrong, found) > 0.9 and recall_score(wrong, found) > 0.8
 
 
-def test_right_labels_are_kept_and_one_group_is_not_judged() -> None:
+def test_right_labels_are_kept() -> None:
     data = simulate()
-    found = suspect_labels(prepared(data, data.true))
-    assert found.mean() < 0.05
-    data.groups[:] = 5
-    assert not suspect_labels(prepared(data, with_noise(data, 0.4))).any()
+    assert suspect_labels(prepared(data, data.true)).mean() < 0.05
 
 
 def test_a_class_without_images_is_left_out() -> None:

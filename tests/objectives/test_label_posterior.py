@@ -15,6 +15,7 @@ from dermrw.objectives import Batch, build_objective
 from dermrw.objectives.held_out import (
     BIAS_PENALTY,
     CrossValidation,
+    HeldOutWeights,
     Labels,
     LabelWeights,
     fit_head,
@@ -115,11 +116,15 @@ def test_a_gain_that_chance_explains_is_no_noise() -> None:
     assert noise.rate == 0 and 0 < noise.gain < 2 * noise.error
 
 
-def test_one_group_is_not_weighted() -> None:
+@pytest.mark.parametrize("name", ["label_posterior", "confident_learning"])
+def test_one_group_is_not_weighted(name: str) -> None:
     data = simulate(60)
     data.groups[:] = 5
-    posterior, noise = label_posterior(prepared(data, with_noise(data, 0.4)))
-    assert noise.rate == 0 and (posterior == 1).all()
+    tested = build_objective(load_config(None, [f"objective={name}"]), with_noise(data, 0.4), 3, 10)
+    assert isinstance(tested, HeldOutWeights)
+    found = tested.estimate(data.embeddings, data.groups, data.right)
+    assert found.noise_rate == 0 and (found.values == 1).all()
+    assert found.sentence.startswith("All training images are of one group, so no label can be predicted")
 
 
 def test_many_images_choose_the_rate_by_a_part_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
