@@ -197,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="evaluate a run on its test split and on the official ISIC sets")
     evaluate.set_defaults(func=_eval)
     evaluate.add_argument("run", nargs="?", type=Path, help="default: the latest run")
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER if the data has moved")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
 
     audit = commands.add_parser("audit", help="make a gallery of the training images with the lowest weights")
     audit.set_defaults(func=_audit)

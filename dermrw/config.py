@@ -450,6 +450,11 @@ def differences(config: Config, other: Config) -> list[str]:
     return lines
 
 
+def with_views(config: Config, views: int) -> Config:
+    """Returns the config with another `data.views`, such as that of an evaluation."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"views": views})})
+
+
 def without_folders(config: Config) -> Config:
     """Returns the config with the name of the table in `data.extra` only, which is the same on every machine."""
     if config.data.extra is None:

@@ -99,7 +99,7 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     splits = _splits(run, config)
     known = _known_images(run, config, splits)
-    official = official_reports(run, report.checkpoint_sha256, classes)
+    official = official_reports(run, report, classes)
 
     with checked_file(path, network, info, weights, splits, known) as (candidate, info):
         digest = hashlib.sha256(candidate.read_bytes()).hexdigest()

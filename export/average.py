@@ -67,7 +67,7 @@ def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], w
     info = info_of(folder, config, report, classes)
     splits = joint_splits(members)
     known = None if config.data.name == "cifar10" else known_images(splits, config.data.size)
-    official = official_reports(folder, report.checkpoint_sha256, classes)
+    official = official_reports(folder, report, classes)
     with checked_file(path, Averaged(parts, calibration).cpu(), info, weights, splits, known) as (candidate, info):
         digest = hashlib.sha256(candidate.read_bytes()).hexdigest()
         text = model_card(report, info, digest, config, official=official)

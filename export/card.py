@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dermrw.config import NOT_PART_OF_A_RESULT, Config, without_folders
+from dermrw.config import NOT_PART_OF_A_RESULT, Config, with_views, without_folders
 from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.formatting import percent
 from dermrw.inference.model_file import ModelInfo
@@ -73,6 +73,8 @@ def model_card(
         official: the report of the same checkpoint on ISIC 2018's official sets.
         scores: reports of `dermrw score` on images of other sources, by the name to show.
     """
+    if report.views is not None:  # an evaluation can have other views than the config
+        config = with_views(config, report.views)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

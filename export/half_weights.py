@@ -5,6 +5,7 @@ computes these casts once, when it loads the file. Biases, batch norm and the ch
 """
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +22,7 @@ from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import Rounding
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-EXCLUDED = "checks."  # the distance of the checks is a difference of large sums
+EXCLUDED = re.compile(r"(^|\.)checks\.")  # the distance of the checks is a difference of large sums
 CAST = "/float32"  # ending of the name of a weight after its Cast
 LEAST = 256  # numbers in a weight that is worth a Cast
 
@@ -33,7 +34,7 @@ def _weights(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, npt.NDA
     """Yields the float32 weights of the layers that float16 can represent without overflow."""
     used = {name for node in model.graph.node if node.op_type in LAYERS for name in node.input}
     for tensor in model.graph.initializer:
-        if tensor.name not in used or tensor.data_type != onnx.TensorProto.FLOAT or tensor.name.startswith(EXCLUDED):
+        if tensor.name not in used or tensor.data_type != onnx.TensorProto.FLOAT or EXCLUDED.search(tensor.name):
             continue
         values = onnx.numpy_helper.to_array(tensor)
         if values.ndim > 1 and values.size >= LEAST and np.abs(values).max() <= np.finfo(np.float16).max:

@@ -73,15 +73,15 @@ def read_report(folder: Path, classes: Classes) -> DefinedReport:
         raise UserError(f"{path} can't be read ({error}): export the average again") from None
 
 
-def official_reports(run: Path, checkpoint: str, classes: Classes) -> list[DefinedReport]:
-    """The checkpoint's reports on ISIC 2018's official sets, if `eval` wrote any."""
+def official_reports(run: Path, own: DefinedReport, classes: Classes) -> list[DefinedReport]:
+    """The reports on ISIC 2018's official sets, if `eval` wrote any with the checkpoint and the views of `own`."""
     reports = []
     for path in sorted(run.glob("report_isic2018_*.json")):
         try:
             report = parsed_report(path.read_bytes(), classes)
         except (OSError, ValueError):
             continue  # written by another version
-        if report.checkpoint_sha256 == checkpoint:
+        if (report.checkpoint_sha256, report.views) == (own.checkpoint_sha256, own.views):
             reports.append(report)
     return reports
 

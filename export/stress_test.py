@@ -148,7 +148,7 @@ def challenge(run: Path, overrides: list[str]) -> dict[str, Any]:
     write_atomic(run / "doubt.json", json.dumps(doubt, indent=1).encode())
     classes = classifier.info.classes
     report = read_report(run, classes) if averaged else report_of(run, config, classes, overrides)
-    official = official_reports(run, report.checkpoint_sha256, classes)
+    official = official_reports(run, report, classes)
     scores = score_reports(run, classifier.digest)
     card = model_card(report, classifier.info, classifier.digest, config, doubt, official, scores)
     write_atomic(run / "MODEL_CARD.md", card.encode())
@@ -161,7 +161,7 @@ def main() -> None:
         "export.stress_test", description="Test a model file on out-of-distribution and damaged images."
     )
     parser.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the latest)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="data.root=FOLDER if the data has moved")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
     arguments = parser.parse_args()
     with plain_endings("export.stress_test"):
         run = arguments.run or latest_run()

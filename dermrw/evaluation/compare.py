@@ -3,6 +3,7 @@
 Everything is read from the run folders, so neither the images nor the checkpoints are needed.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dermrw.config import NOT_PART_OF_A_RESULT, differences
+from dermrw.config import NOT_PART_OF_A_RESULT, Config, differences, with_views
 from dermrw.errors import UserError
 from dermrw.formatting import percent
 from dermrw.labelled.folder import read_frame
@@ -91,13 +92,23 @@ def compare(paths: Sequence[Path], truth: Path | None = None, lesions: Path | No
 def config_differences(paths: Sequence[Path]) -> dict[str, list[str]]:
     """Returns the config keys in which each run differs from the first, as `train.epochs: 5, was 30`, by run."""
     runs = [path for path in paths if path.is_dir()]
-    configs = {run: open_run(run) for run in runs}
+    configs = {run: _as_evaluated(run) for run in runs}
     return {
         str(run): [
             line for line in differences(configs[run], configs[runs[0]]) if line.partition(":")[0] not in NOT_COMPARED
         ]
         for run in runs[1:]
     }
+
+
+def _as_evaluated(run: Path) -> Config:
+    """Returns the run's config with the number of views of its last evaluation."""
+    config = open_run(run)
+    try:
+        views = json.loads((run / "report.json").read_text(encoding="utf-8")).get("views")
+    except (OSError, ValueError, AttributeError):  # its predictions are compared without it
+        views = None
+    return config if views is None else with_views(config, views)
 
 
 def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: Path | None = None) -> None:

@@ -78,7 +78,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         run: the run's folder; predictions.csv, report.json and report.html are written into it.
-        overrides: `data.root=FOLDER` where the data has moved, `train.device=…` to choose another device.
+        overrides: `data.root=FOLDER` where the data has moved, and others of `MOVABLE`.
 
     Returns:
         the report on the run's own test split, as report.json holds it.
@@ -325,6 +325,7 @@ def settings(config: Config) -> list[tuple[str, str]]:
     return [
         ("Optimiser", f"{train.optimizer}, {rate}, weight decay {train.weight_decay:g}"),
         ("Batch", f"{train.batch_size} images, augmentation: {data.augment}"),
+        *([("Evaluation", f"mean of {data.views} views of each image")] if data.views > 1 else []),
         *([("Meta set", meta)] if config.objective.name in USES_META_SET else []),
         ("Seeds", f"training {train.seed}, split {data.split_seed}"),
     ]

@@ -74,7 +74,12 @@ def test_the_figures_are_those_of_the_metrics(two: tuple[Path, Path]) -> None:
 
 
 def test_the_config_keys_that_affect_a_result_are_compared(two: tuple[Path, Path]) -> None:
-    assert config_differences(two) == {str(two[1]): ["objective.name: erm, was reweight", "train.seed: 1, was 0"]}
+    expected = ["objective.name: erm, was reweight", "train.seed: 1, was 0"]
+    assert config_differences(two) == {str(two[1]): expected}
+    (two[1] / "report.json").write_text('{"views": 4}')  # evaluated with data.views=4
+    assert sorted(config_differences(two)[str(two[1])]) == sorted([*expected, "data.views: 4, was 1"])
+    (two[1] / "report.json").write_text("[]")
+    assert config_differences(two) == {str(two[1]): expected}
 
 
 def test_the_printed_table(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -143,20 +144,26 @@ def test_an_average_has_the_views_that_are_asked_for(
 ) -> None:
     monkeypatch.chdir(place)
     path = run.parent / "average" / "model.onnx"
-    export_average([run, sibling(run)], path, ["data.views=4"])
+    export_average([run, sibling(run)], path, ["data.views=4"], "fp16")
+    stored = {c.name: c.data_type for c in onnx.load(path).graph.initializer}
+    half = [name for name, kind in stored.items() if kind == onnx.TensorProto.FLOAT16]
+    assert {name.split(".")[1] for name in half} == {"0", "1"} and not any("checks" in name for name in half)
     report = json.loads((path.parent / "report.json").read_text())
-    assert report["views"] == 4 and "mean of 4 views of each image" in (path.parent / "MODEL_CARD.md").read_text()
+    card = (path.parent / "MODEL_CARD.md").read_text()
+    assert report["views"] == 4 and "mean of 4 views of each image" in card and "views: 4" in card
     rows = read_split(run).query("split == 'test'")["image_id"].to_numpy()
     sources = run_splits(run, open_run(run)).test.sources
-    stored = pd.read_csv(path.parent / "predictions.csv").set_index("image").loc[rows].to_numpy()
-    np.testing.assert_allclose(Classifier(path, "cpu")(sources), stored, atol=1e-4)
+    predicted = pd.read_csv(path.parent / "predictions.csv").set_index("image").loc[rows].to_numpy()
+    np.testing.assert_allclose(Classifier(path, "cpu")(sources), predicted, atol=2e-3)
     capsys.readouterr()
     main([str(path), "--encoder", "average.safetensors"])
     assert "the first of its 2 networks. Its embeddings agree" in capsys.readouterr().out
     main([str(run), "--encoder", "run.safetensors"])
     first, alone = (load_file(name) for name in ("average.safetensors", "run.safetensors"))
     assert first.keys() == alone.keys()
-    assert all(torch.equal(first[key], alone[key]) for key in alone if "num_batches" not in key)
+    for key in alone:
+        if "num_batches" not in key:
+            torch.testing.assert_close(first[key], alone[key], rtol=1e-3, atol=1e-6)
     with pytest.raises(SystemExit):
         main([str(run), "data.views=4"])
     assert "was evaluated with data.views=1, not 4: export it with data.views=1, or" in capsys.readouterr().err
