@@ -91,7 +91,8 @@ def label_posterior(data: Labels) -> tuple[Floats, Noise]:
     if len(data.y) > SEARCHED:
         of_groups = np.random.default_rng(0).permutation(data.groups.max() + 1)[data.groups]
         rows = np.sort(np.argsort(of_groups, kind="stable")[:SEARCHED])  # whole groups, but for the last one
-        chosen = data._replace(x=data.x[rows], y=data.y[rows], groups=data.groups[rows])
+        if len(np.unique(data.groups[rows])) > 1:
+            chosen = data._replace(x=data.x[rows], y=data.y[rows], groups=data.groups[rows])
     held_out = CrossValidation(chosen)
     noise = estimate_noise(held_out)
     if noise.rate == 0:

@@ -13,31 +13,21 @@ The features are standardised and projected on their first principal components;
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.stats import spearmanr
-from sklearn.decomposition import PCA
-from sklearn.metrics import recall_score, roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from dermrw.datasets.label_noise import with_wrong_labels
-from dermrw.datasets.split import split_lesions
 from dermrw.diagnoses import DX
 from dermrw.errors import plain_endings
-from dermrw.files import write_atomic
-from dermrw.study.convex_head import Examples, exact_scores, fit, losses, one_step_scores
+from dermrw.study.convex_head import exact_scores, fit, one_step_scores
 from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import RESULTS
-from dermrw.study.result import rounded
-from dermrw.training.example_weights import auroc_within_class
+from dermrw.study.repeats import Problem, class_balanced, complete, draw_problem, figures_of, settings_of
 
 NOISE = {
     "clean": ("uniform", 0.0),
@@ -45,50 +35,9 @@ NOISE = {
     "conditional40": ("class_conditional", 0.4),
 }
 REPEATS = 5
-PER_CLASS = 3  # meta images
-COMPONENTS = 128
 PENALTY = 1e-2  # λ: of 1e-4 to 1e-1 the best for class-balanced weights and right labels, on a split that is no repeat
 ROUNDS = (1, 3, 10)  # after which the repeated rule is scored
 Scores = Callable[[Tensor, Tensor], Tensor]  # θ, w -> scores [N]
-
-
-class Problem(NamedTuple):
-    """One repeat: the training, meta and test examples, and which training labels are wrong `[N]`."""
-
-    train: Examples
-    meta: Examples
-    test: Examples
-    wrong: np.ndarray
-
-
-def draw_problem(features: np.ndarray, table: pd.DataFrame, kind: str, rate: float, repeat: int) -> Problem:
-    """Returns a repeat's problem from the features `[N, D]` of the rows of `table` (image_id, lesion_id, dx)."""
-    one_per_lesion = table.sort_values("image_id").drop_duplicates("lesion_id")
-    rng = np.random.default_rng([repeat, 7])
-    meta = pd.concat(
-        [
-            rows.iloc[np.sort(rng.permutation(len(rows))[:PER_CLASS])]
-            for rows in (one_per_lesion[one_per_lesion["dx"] == dx] for dx in DX)
-        ]
-    )
-    split = split_lesions(table, meta, 0.15, 0.15, repeat)
-    row_of = {image: row for row, image in enumerate(table["image_id"])}
-    part = {name: rows.reset_index(drop=True) for name, rows in split.groupby("split")}
-    rows = {name: features[[row_of[image] for image in found["image_id"]]] for name, found in part.items()}
-    true = {name: found["dx"].map(DX.index).to_numpy(np.int64) for name, found in part.items()}
-    given = with_wrong_labels(part["train"], DX, kind, rate, repeat)
-    project = make_pipeline(
-        StandardScaler(), PCA(min(COMPONENTS, *rows["train"].shape), random_state=0), StandardScaler(with_std=False)
-    ).fit(rows["train"])
-    scale = project.transform(rows["train"]).std()
-
-    def examples(name: str, labels: np.ndarray) -> Examples:
-        x = project.transform(rows[name]) / scale
-        return Examples(torch.from_numpy(np.column_stack([x, np.ones(len(x))])), torch.from_numpy(labels.copy()))
-
-    return Problem(
-        examples("train", given), examples("meta", true["meta"]), examples("test", true["test"]), given != true["train"]
-    )
 
 
 def solve(problem: Problem, penalty: float, rounds: tuple[int, ...] = ROUNDS) -> dict[str, Any]:
@@ -107,13 +56,13 @@ def solve(problem: Problem, penalty: float, rounds: tuple[int, ...] = ROUNDS) ->
 
     def figures(weights: Tensor) -> tuple[dict[str, Any], Tensor]:
         theta = fit(train, weights, penalty, start)
-        return _figures(theta, weights, problem), theta
+        return figures_of(theta, weights, problem), theta
 
     found: dict[str, Any] = {"images": n, "wrong": int(wrong.sum()), "heads": {}, "agreement": {}}
     heads = found["heads"]
-    heads["uniform"] = _figures(start, uniform, problem)
-    heads["class_balanced"] = figures(_balanced(train.y, torch.ones_like(right)))[0]
-    heads["class_balanced_right_labels_only"] = figures(_balanced(train.y, right))[0]
+    heads["uniform"] = figures_of(start, uniform, problem)
+    heads["class_balanced"] = figures(class_balanced(train.y, torch.ones_like(right)))[0]
+    heads["class_balanced_right_labels_only"] = figures(class_balanced(train.y, right))[0]
     scores = {"one_step": one_step(start, uniform), "exact": exact(start, uniform)}
     found["agreement"] = {
         "at_optimum": agreement(scores["one_step"], scores["exact"], train.y),
@@ -167,37 +116,6 @@ def agreement(one: Tensor, other: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def _balanced(labels: Tensor, kept: Tensor) -> Tensor:
-    """Returns weights `[N]` that sum to 1, are equal over the classes, and are zero where `kept` is."""
-    counts = torch.bincount(labels, weights=kept.double())
-    weights = kept.double() / counts.clamp(min=1)[labels]
-    return weights / weights.sum()
-
-
-def _figures(theta: Tensor, weights: Tensor, problem: Problem) -> dict[str, Any]:
-    decided = (problem.test.x @ theta).argmax(1).numpy()
-    found = {
-        "balanced_accuracy": float(recall_score(problem.test.y.numpy(), decided, average="macro")),
-        "meta_loss": float(losses(theta, problem.meta).mean()),
-        "meta_accuracy": float(((problem.meta.x @ theta).argmax(1) == problem.meta.y).double().mean()),
-        "effective_images": float(1 / weights.square().sum()),
-    }
-    if problem.wrong.any():
-        w, y = weights.numpy(), problem.train.y.numpy()
-        found["wrong_weight"] = float(w[problem.wrong].sum())
-        found["auroc"] = float(roc_auc_score(problem.wrong, -w))
-        found["auroc_within_class"] = auroc_within_class(problem.wrong, -w, y)
-    return found
-
-
-def _lines(done: dict[str, Any]) -> bytes:
-    """Returns JSON with one line for each repeat."""
-    rows = ",\n".join(
-        f"  {json.dumps(key)}: {json.dumps(row, allow_nan=False)}" for key, row in done["repeats"].items()
-    )
-    return f'{{\n "settings": {json.dumps(done["settings"])},\n "repeats": {{\n{rows}\n }}\n}}\n'.encode()
-
-
 def main() -> None:
     """Runs the comparison and writes docs/study/embeddings/bilevel.json after each repeat; finished ones are kept."""
     parser = argparse.ArgumentParser("dermrw.study.bilevel", description=__doc__.partition("\n")[0])
@@ -207,23 +125,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with plain_endings("dermrw.study.bilevel"):
         features, table = stored_embeddings(arguments.run)
-        done = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-        settings = {
-            "components": COMPONENTS,
-            "penalty": PENALTY,
-            "meta_per_class": PER_CLASS,
-            "features": len(table),
-        }
-        if done.get("settings") != settings:
-            done = {"settings": settings, "repeats": {}}
-        for repeat in range(arguments.repeats):
-            for name, (kind, rate) in NOISE.items():
-                key = f"{name}-{repeat}"
-                if key in done["repeats"]:
-                    continue
-                done["repeats"][key] = rounded(solve(draw_problem(features, table, kind, rate, repeat), PENALTY))
-                write_atomic(arguments.output, _lines(done))
-                print(key, json.dumps(done["repeats"][key]["agreement"]["at_optimum"]), flush=True)
+
+        def one(name: str, repeat: int) -> dict[str, Any]:
+            return solve(draw_problem(features, table, *NOISE[name], repeat), PENALTY)
+
+        complete(arguments.output, {**settings_of(table), "penalty": PENALTY}, tuple(NOISE), arguments.repeats, one)
 
 
 if __name__ == "__main__":

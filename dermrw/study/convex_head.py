@@ -34,12 +34,12 @@ class Examples(NamedTuple):
     y: Tensor
 
 
-def losses(theta: Tensor, examples: Examples) -> Tensor:
-    """Returns the cross-entropy of each example `[N]`."""
-    return torch.nn.functional.cross_entropy(examples.x @ theta, examples.y, reduction="none")
+def losses(theta: Tensor, examples: Examples, offset: Tensor | float = 0.0) -> Tensor:
+    """Returns the cross-entropy of each example `[N]`; `offset` `[C]` is added to the logits."""
+    return torch.nn.functional.cross_entropy(examples.x @ theta + offset, examples.y, reduction="none")
 
 
-def fit(examples: Examples, weights: Tensor, penalty: float, start: Tensor) -> Tensor:
+def fit(examples: Examples, weights: Tensor, penalty: float, start: Tensor, offset: Tensor | float = 0.0) -> Tensor:
     """Returns θ*(w) `[D, C]`: Newton's method with conjugate gradients and a line search.
 
     Args:
@@ -47,6 +47,7 @@ def fit(examples: Examples, weights: Tensor, penalty: float, start: Tensor) -> T
         weights: w `[N]`, not negative; their sum is 1 by convention.
         penalty: λ, positive.
         start: θ `[D, C]` to start from.
+        offset: `[C]`, added to the logits of all examples: the log class shares of balanced softmax.
 
     Raises:
         UserError: it does not converge.
@@ -54,11 +55,11 @@ def fit(examples: Examples, weights: Tensor, penalty: float, start: Tensor) -> T
     theta = start.clone()
 
     def objective(at: Tensor) -> Tensor:
-        return (weights * losses(at, examples)).sum() + penalty / 2 * at.square().sum()
+        return (weights * losses(at, examples, offset)).sum() + penalty / 2 * at.square().sum()
 
     value = objective(theta)
     for _ in range(NEWTON_STEPS):
-        p = torch.softmax(examples.x @ theta, 1)
+        p = torch.softmax(examples.x @ theta + offset, 1)
         gradient = examples.x.T @ (weights[:, None] * _residuals(p, examples.y)) + penalty * theta
         size = gradient.abs().max().item()
         if size < TOLERANCE:

@@ -15,7 +15,7 @@ class Paired(NamedTuple):
     difference: float
     low: float  # 95 % interval
     high: float
-    seeds: int  # that both have
+    seeds: int  # that both have, or splits
     p: float = np.nan  # two-sided, of this comparison alone
     holm: float = np.nan  # p after Holm's correction for the other comparisons of its table
 
@@ -61,6 +61,27 @@ def paired_interval(
     low, high = np.quantile(by_lesions + _seed_noise(*spread, rng), [0.025, 0.975])
     difference = float(scores_a.mean() - scores_b.mean())
     return Paired(difference, float(low), float(high), len(a), _p_value(by_lesions, *spread))
+
+
+def corrected_resampled(differences: npt.ArrayLike, test_to_train: float) -> Paired:
+    """Returns the mean of differences `[S]` over S random splits, its 95 % interval and its p-value.
+
+    The splits share most images, so the differences are correlated and their variance over S is too small. The variance
+    of the mean is taken as s² (1/S + n_test / n_train) instead of s²/S, with Student's t of S − 1 degrees of freedom
+    (Nadeau and Bengio, Machine Learning 52:239-281, 2003).
+
+    Args:
+        differences: one method's score minus another's in each split.
+        test_to_train: n_test / n_train.
+    """
+    values = np.asarray(differences, float)
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Paired(mean, np.nan, np.nan, count)
+    error = float(np.sqrt(values.var(ddof=1) * (1 / count + test_to_train)))
+    reach = float(student_t.ppf(0.975, count - 1)) * error
+    p = 2 * float(student_t.sf(abs(mean) / error, count - 1)) if error else float(mean == 0)
+    return Paired(mean, mean - reach, mean + reach, count, p)
 
 
 def holm(p_values: npt.ArrayLike) -> np.ndarray:

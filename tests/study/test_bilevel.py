@@ -14,8 +14,9 @@ from sklearn.linear_model import LogisticRegression
 
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.study.bilevel import NOISE, REPEATS, agreement, clipped, draw_problem, solve
+from dermrw.study.bilevel import NOISE, REPEATS, agreement, clipped, solve
 from dermrw.study.convex_head import Examples, conjugate_gradients, exact_scores, fit, losses, one_step_scores
+from dermrw.study.repeats import draw_problem
 
 PENALTY = 1e-2
 ROOT = Path(__file__).parents[2]
@@ -100,13 +101,15 @@ def test_agreement_of_equal_and_of_opposite_scores() -> None:
     torch.testing.assert_close(clipped(one), torch.tensor([0.25, 0, 0.75, 0]))
 
 
-def clusters() -> tuple[np.ndarray, pd.DataFrame]:
-    """Returns features with one cluster for each class, and their table: two images of each lesion."""
+def clusters(lesions: int = 30) -> tuple[np.ndarray, pd.DataFrame]:
+    """Returns features with one cluster for each class, and their table: two images of each of its lesions."""
     rng = np.random.default_rng(0)
-    y = np.repeat(np.arange(7), 60)
-    features = np.eye(12)[y] * 4 + rng.normal(size=(420, 12))
-    lesions = [f"L{row // 2:04}" for row in range(420)]
-    table = pd.DataFrame({"image_id": [f"I{row:04}" for row in range(420)], "lesion_id": lesions})
+    y = np.repeat(np.arange(7), 2 * lesions)
+    features = np.eye(12)[y] * 4 + rng.normal(size=(len(y), 12))
+    ids = [f"{row:04}" for row in range(len(y))]
+    table = pd.DataFrame(
+        {"image_id": [f"I{i}" for i in ids], "lesion_id": [f"L{row // 2:04}" for row in range(len(y))]}
+    )
     return features.astype(np.float32), table.assign(dx=[DX[c] for c in y])
 
 
