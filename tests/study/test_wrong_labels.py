@@ -11,6 +11,8 @@ from test_bilevel import clusters
 from dermrw.study.repeats import Problem, draw_problem
 from dermrw.study.statistics import corrected_resampled
 from dermrw.study.wrong_labels import (
+    META_CONDITIONS,
+    META_NOISE,
     NOISE,
     REFERENCE,
     REPEATS,
@@ -99,3 +101,10 @@ def test_the_table_of_the_results_page_follows_from_the_committed_result() -> No
     page = (ROOT / "docs/results_in_detail.md").read_text().replace("**", "")
     for line in table(read_repeats(ROOT / "docs/study/embeddings/wrong_labels.json")).splitlines()[2:]:
         assert line in page
+    sizes = read_repeats(ROOT / "docs/study/embeddings/meta_set_size.json")
+    assert list(sizes) == list(META_CONDITIONS) and {len(repeats) for repeats in sizes.values()} == {REPEATS}
+    for noise in META_NOISE:
+        of_noise = {name: repeats for name, repeats in sizes.items() if name.startswith(noise)}
+        for line in table(of_noise).splitlines()[2:]:
+            assert line in page
+        assert len({row["wrong"] for name in of_noise for row in of_noise[name][:1]}) == 1  # the same labels
