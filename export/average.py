@@ -61,7 +61,8 @@ def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], w
     folder.mkdir(parents=True, exist_ok=True)
     require_writable(path)
     write_atomic(folder / RUNS, json.dumps([str(run.resolve()) for run in runs], indent=1).encode())
-    print(f"Evaluating the average of {', '.join(str(run) for run in runs)}", flush=True)
+    views = f"{config.data.views} views" if config.data.views > 1 else "one view"
+    print(f"Evaluating the average of {', '.join(str(run) for run in runs)}, {views} of each image", flush=True)
     report = parsed_report(json.dumps(evaluate_average(members, folder)).encode(), classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
     info = info_of(folder, config, report, classes)

@@ -128,7 +128,7 @@ def plan(images: Labelled, info: ModelInfo) -> Plan:
         if smallest >= least:
             return None
         needed = max(groups + 1, math.ceil(least * FOLDS / (FOLDS - 1)))
-        return f"{name} have {groups:,} groups, and {needed:,} are needed"
+        return f"{name} have {groups:,} group{'' if groups == 1 else 's'}, and {needed:,} are needed"
 
     triage = False
     positive = _positive(images, info)

@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="folder of a run of the embeddings budget; none: only print")
     parser.add_argument("--meta", action="store_true", help="compare sizes of the meta set instead of methods")
     parser.add_argument("--output", type=Path, help="the result file")
-    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="number of repeats (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.output = arguments.output or (META_RESULT if arguments.meta else RESULT)
     with plain_endings("dermrw.study.wrong_labels"):
