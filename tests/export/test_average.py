@@ -31,8 +31,10 @@ from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import open_run, read_split
 from export.__main__ import export, main
 from export.average import _member, averaged_runs, export_average
+from export.card import model_card
 from export.encoder import encoder_of_model_file
 from export.network import Averaged, Exported
+from export.report import read_report
 
 RNG = np.random.default_rng(0)
 
@@ -151,6 +153,8 @@ def test_an_average_has_the_views_that_are_asked_for(
     report = json.loads((path.parent / "report.json").read_text())
     card = (path.parent / "MODEL_CARD.md").read_text()
     assert report["views"] == 4 and "mean of 4 views of each image" in card and "views: 4" in card
+    info = Classifier(path, "cpu").info  # as the stress test writes the card, with the config of the first run
+    assert "views: 4" in model_card(read_report(path.parent, info.classes), info, "0" * 64, open_run(run))
     rows = read_split(run).query("split == 'test'")["image_id"].to_numpy()
     sources = run_splits(run, open_run(run)).test.sources
     predicted = pd.read_csv(path.parent / "predictions.csv").set_index("image").loc[rows].to_numpy()
