@@ -27,7 +27,7 @@ from dermrw.errors import plain_endings
 from dermrw.study.convex_head import exact_scores, fit, one_step_scores
 from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import RESULTS
-from dermrw.study.repeats import Problem, class_balanced, complete, draw_problem, figures_of, settings_of
+from dermrw.study.repeats import Problem, class_balanced, clipped, complete, draw_problem, figures_of, settings_of
 
 NOISE = {
     "clean": ("uniform", 0.0),
@@ -92,12 +92,6 @@ def repeated(
         if done in rounds:
             found[str(done)] = now
     return found
-
-
-def clipped(scores: Tensor) -> Tensor:
-    """Returns max(sᵢ, 0) / Σ max(sⱼ, 0) `[N]`, the weights of Ren et al. (2018)."""
-    positive = scores.clamp(min=0)
-    return positive / positive.sum()
 
 
 def agreement(one: Tensor, other: Tensor, labels: Tensor) -> dict[str, float]:

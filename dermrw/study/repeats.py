@@ -90,6 +90,12 @@ def draw_problem(
     )
 
 
+def clipped(scores: Tensor) -> Tensor:
+    """Returns max(sᵢ, 0) / Σ max(sⱼ, 0) `[N]`, the weights of Ren et al. (2018)."""
+    positive = scores.clamp(min=0)
+    return positive / positive.sum()
+
+
 def class_balanced(labels: Tensor, kept: Tensor) -> Tensor:
     """Returns weights `[N]` that sum to 1, are equal over the classes, and are zero where `kept` is."""
     counts = torch.bincount(labels, weights=kept.double())

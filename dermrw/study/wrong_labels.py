@@ -44,11 +44,19 @@ from dermrw.objectives.confident_learning import require_cleanlab, suspect_label
 from dermrw.objectives.held_out import Labels
 from dermrw.objectives.label_posterior import label_posterior
 from dermrw.objectives.losses import weighted_shares
-from dermrw.study.bilevel import clipped
 from dermrw.study.convex_head import Examples, fit, losses, one_step_scores
 from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import RESULTS
-from dermrw.study.repeats import Problem, class_balanced, complete, draw_problem, figures_of, read_result, settings_of
+from dermrw.study.repeats import (
+    Problem,
+    class_balanced,
+    clipped,
+    complete,
+    draw_problem,
+    figures_of,
+    read_result,
+    settings_of,
+)
 from dermrw.study.statistics import Paired, corrected_resampled, holm
 
 NOISE = {
@@ -99,10 +107,10 @@ class Heads:
         """Trains with weighted cross-entropy; `weights` `[N]` sum to 1."""
         self.add(name, fit(self.train, weights, self.penalty, self.start), weights)
 
-    def add_balanced_softmax(self, name: str, weights: Tensor) -> None:
-        """Trains with weighted balanced softmax; `weights` `[N]` are divided by their sum."""
+    def add_balanced_softmax(self, name: str, weights: Tensor, stronger: float = 1) -> None:
+        """Trains with weighted balanced softmax and `stronger` times λ; `weights` `[N]` are divided by their sum."""
         weights = weights / weights.sum()
-        theta = fit(self.train, weights, self.penalty, self.start, self.log_shares(weights))
+        theta = fit(self.train, weights, stronger * self.penalty, self.start, self.log_shares(weights))
         self.add(name, theta, weights)
 
     def add_in_turn(self, name: str, rule: Callable[[Tensor], Tensor], follow: bool) -> None:
@@ -139,6 +147,11 @@ class Heads:
         self.add_balanced_softmax("label_posterior", torch.from_numpy(values))
         return noise.rate
 
+    def result(self, estimated_rate: float) -> dict[str, Any]:
+        """Returns the result of the repeat."""
+        images, wrong = len(self.problem.wrong), int(self.problem.wrong.sum())
+        return {"images": images, "wrong": wrong, "estimated_rate": estimated_rate, "heads": self.figures}
+
 
 def solve(problem: Problem, rate: float, repeat: int, penalty: float = PENALTY) -> dict[str, Any]:
     """Returns the figures of the heads that all methods train, by method, and the estimated rate of wrong labels.
@@ -158,23 +171,21 @@ def solve(problem: Problem, rate: float, repeat: int, penalty: float = PENALTY) 
     heads.add_cross_entropy("class_balanced", class_balanced(problem.train.y, torch.ones(n)))
     heads.add_cross_entropy("random", clipped(torch.from_numpy(np.random.default_rng([repeat, 8]).normal(size=n))))
     heads.add_balanced_softmax(REFERENCE, equal)
-    stronger = fit(heads.train, equal, STRONGER * penalty, heads.start, heads.log_shares(equal))
-    heads.add("stronger_penalty", stronger, equal)
+    heads.add_balanced_softmax("stronger_penalty", equal, STRONGER)
     estimated = heads.use_meta_images()
     heads.add_balanced_softmax("confident_learning", torch.from_numpy(1 - suspect_labels(heads.labels)))
     odds = rate / ((classes - 1) * (1 - rate))
     heads.add_in_turn("forward_correction", lambda p: p / (p + odds * (1 - p)), follow=True)
     heads.add_in_turn("gce", lambda p: p**GCE_POWER, follow=False)
     heads.add_balanced_softmax("right_labels_only", torch.from_numpy(~problem.wrong).double())
-    return {"images": n, "wrong": int(problem.wrong.sum()), "estimated_rate": estimated, "heads": heads.figures}
+    return heads.result(estimated)
 
 
 def solve_meta(problem: Problem, penalty: float = PENALTY) -> dict[str, Any]:
     """Returns the part of `solve` that uses the meta images, beside balanced softmax."""
     heads = Heads(problem, penalty)
     heads.add_balanced_softmax(REFERENCE, heads.equal)
-    estimated, wrong = heads.use_meta_images(), int(problem.wrong.sum())
-    return {"images": len(problem.wrong), "wrong": wrong, "estimated_rate": estimated, "heads": heads.figures}
+    return heads.result(heads.use_meta_images())
 
 
 def _with_bias(x: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.study.bilevel import NOISE, REPEATS, agreement, clipped, solve
+from dermrw.study.bilevel import NOISE, REPEATS, agreement, solve
 from dermrw.study.convex_head import Examples, conjugate_gradients, exact_scores, fit, losses, one_step_scores
-from dermrw.study.repeats import draw_problem
+from dermrw.study.repeats import clipped, draw_problem
 
 PENALTY = 1e-2
 ROOT = Path(__file__).parents[2]
