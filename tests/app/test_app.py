@@ -410,7 +410,7 @@ def test_a_newer_call_replaces_the_running_one() -> None:
         thread.join(0.2)
         assert thread.is_alive()  # it waits
         order.append("older")
-    thread.join(10)
+    thread.join()
     assert order == ["older", ("newer", False, ["a"])]
     with calls.turn("page", 1, []) as (superseded, abandoned):  # nothing is remembered once no call runs or waits
         assert not superseded() and abandoned == []

@@ -196,8 +196,9 @@ def test_a_cleared_table_does_not_delay_the_next_one(visit: Visit, server: Serve
     page = visit.page
     visit.open_table()
     given = [draw(tmp_path / f"{n:03}.png", n % 4) for n in range(100)]
-    page.set_input_files("#many-input", [str(path) for path in given])
-    page.wait_for_selector("#table progress")
+    # as soon as the call is queued: a fast server may be ready before a browser has shown any progress
+    with page.expect_response("**/gradio_api/queue/join*"):
+        page.set_input_files("#many-input", [str(path) for path in given])
     page.click("#many-clear")
     page.wait_for_selector("#table .answer", state="detached")
     visit.give(other, selector="a[download]", place="many", result="table")

@@ -181,3 +181,18 @@ def test_which_uploads_are_tables() -> None:
     assert is_table("/x/labels.CSV") and is_table("a.tsv") and is_table("a.xlsx")
     assert not is_table("a.png") and not is_table("1.2.840.7") and not is_table("csv")
     assert plain_name("/x/labels.CSV") == "labels.CSV"
+
+
+def test_a_newer_call_stops_the_older_one_after_one_image(tmp_path: Path, images: list[str]) -> None:
+    """The images that it did not read stay, for the newer call may need them."""
+    rows: dict[str, Upload] = {}
+    drawn = list(
+        classify_many(
+            engine_of(tmp_path), images, take_upload, UPLOADS.drop, UPLOADS.touch, "equal", None, rows,
+            superseded=lambda: bool(rows),
+        )
+    )  # fmt: skip
+    assert list(rows) == images[:1] and len(drawn) == 1 and UPLOADS.size() > 0
+    assert all(Path(path).exists() for path in images[1:])
+    for path in images[1:]:
+        UPLOADS.drop(path)

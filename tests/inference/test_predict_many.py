@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -204,8 +204,25 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def started(model: Path, out: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "dermrw", "predict", str(model), str(folder), "--csv", str(out), *options]
+# the pause leaves time for the signal, however fast the machine is
+SLOWLY = """
+import time
+from dermrw.__main__ import main
+from dermrw.inference.partial_rows import RowFile
+
+def extend(*arguments, write=RowFile.extend):
+    write(*arguments)
+    time.sleep(0.2)
+
+RowFile.extend = extend
+main()
+"""
+
+
+def started(
+    model: Path, out: Path, folder: Path, *options: str, program: Sequence[str] = ("-m", "dermrw")
+) -> subprocess.Popen[str]:
+    line = [sys.executable, *program, "predict", str(model), str(folder), "--csv", str(out), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # Ctrl-C has its effect, even if the tests were started in the background of a shell, which ignores it
     ready = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -239,7 +256,7 @@ def test_killed_runs_continue_and_leave_no_process_behind(model: Path, tmp_path:
 
     before = 0
     for how in ("kill", "interrupt", "kill", "kill a worker", "kill"):
-        run = started(model, out, folder, "--workers", "2")
+        run = started(model, out, folder, "--workers", "2", program=("-c", SLOWLY))
         wait_for(lambda before=before: done() >= before + BATCH)  # type: ignore[misc]
         processes = children(run.pid)
         assert len(processes) == 2 and not out.exists()
