@@ -109,6 +109,7 @@ class Engine:
             UserError: the prevalence is 0 for every diagnosis with a probability above 0.
         """
         verdict, codes, triage = lesion.verdict, self.info.codes, self.info.triage
+        shares_of_triage = None if triage is None else triage.shares(codes)
         return {
             "refused": verdict.refused,
             "triage": verdict.triage or None,
@@ -121,6 +122,7 @@ class Engine:
                 "set": by_code(codes, np.asarray(self.info.thresholds)),
                 "coverage": self.info.coverage,
                 "triage": None if triage is None else triage.threshold,
+                "triage_prevalence": None if shares_of_triage is None else by_code(codes, np.array(shares_of_triage)),
             },
             "pictures": [
                 {

@@ -77,7 +77,11 @@ def openapi(info: ModelInfo, max_batch: int) -> dict[str, Any]:
             "coverage": {**_probability, "description": "share of each class's cases whose set is to hold the class"},
             "triage": {
                 "type": ["number", "null"],
-                "description": "summed probability of the malignant classes, at equal prevalence, from which to refer",
+                "description": "summed probability of the malignant classes, at triage_prevalence, from which to refer",
+            },
+            "triage_prevalence": {
+                "anyOf": [by_class, {"type": "null"}],
+                "description": "share of each class at which triage sums the probabilities; null: equal shares",
             },
         },
         "thresholds of the model file; they do not depend on the prevalence",

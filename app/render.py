@@ -19,7 +19,7 @@ from dermrw.inference.classifier import Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
 from dermrw.inference.messages import adapted
 from dermrw.inference.model_file import ModelInfo, Proportion
-from dermrw.inference.verdict import Verdict, malignant_share
+from dermrw.inference.verdict import Verdict, malignant_share, triage_score
 
 from .advice import advice
 from .decision import DECISIONS, decision_of
@@ -282,8 +282,8 @@ def lesion_result(
         own_shares=own_shares(prevalence, shares, info),
         others_sum=percent(1 - sum(float(row["width"]) for row in shown) / 100),
         malignant_sum=percent(malignant_share(probabilities, info)),
-        referral=compared(malignant_share(lesion.at(None), info), info.triage.threshold) if info.triage else ("", ""),
-        equal=shares is None,
+        referral=compared(triage_score(lesion.at(None), info), info.triage.threshold) if info.triage else ("", ""),
+        same=_same(shares, info.triage.shares(info.codes) if info.triage else None),
         prevalence=phrase,
         count=len(accepted),
         cases=[case_for_page(case, info) for case in engine.cases(lesion)],
@@ -292,6 +292,13 @@ def lesion_result(
         evaluation_set=evaluation_set(info),
         **shared,
     )
+
+
+def _same(shares: npt.NDArray[np.float64] | None, other: Sequence[float] | None) -> bool:
+    """Whether two prevalences `[C]` are the same; None stands for equal shares."""
+    if shares is None or other is None:
+        return shares is None and other is None
+    return bool(np.allclose(shares, other))
 
 
 def error_box(message: str, name: str = "", title: str = "Cannot be judged", call: int = 0, code: str = "") -> str:

@@ -185,8 +185,10 @@ def export_encoder(model: Path, out: Path) -> None:
 def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
     """Returns the metadata of the model file of a run, or of an average that was evaluated in the folder `run`."""
     no_triage = no_triage_reason(report)
+    triage = None if no_triage else _triage(report)
     try:
         return ModelInfo(
+            format="dermrw 3" if triage and triage.prevalence else "dermrw 2",
             name=run.resolve().name,
             created=time.strftime("%Y-%m-%d", time.gmtime()),
             version=dermrw.__version__,
@@ -218,7 +220,7 @@ def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) 
             coverage=report.decisions.fitted.sets.coverage,
             thresholds=tuple(report.decisions.thresholds.values()),
             covered=_proportion(report.decided.sets.coverage if report.decided.sets else None),
-            triage=None if no_triage else _triage(report),
+            triage=triage,
             no_triage=no_triage,
             score=Score(
                 balanced_accuracy=report.balanced_accuracy,
@@ -265,6 +267,7 @@ def _triage(report: DefinedReport) -> Triage | None:
         threshold=report.decisions.triage_threshold,
         sensitivity=_proportion(point.sensitivity if point else None),
         specificity=_proportion(point.specificity if point else None),
+        prevalence=report.decisions.triage_prevalence,
     )
 
 

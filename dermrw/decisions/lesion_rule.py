@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from dermrw.decisions.prevalence import at_prevalence
+
 Floats = npt.NDArray[np.float64]
 
 # The rule of `dermrw predict --lesions` and of the demo. On the validation lesions with several images it has the
@@ -20,6 +22,7 @@ def combine(
     lesions: npt.ArrayLike,
     rule: str = LESION_RULE,
     malignant: Sequence[bool] | npt.NDArray[np.bool_] | None = None,
+    prevalence: npt.ArrayLike | None = None,
 ) -> Floats:
     """Returns the probabilities `[N, C]` of each image's lesion, combined over its images.
 
@@ -28,8 +31,9 @@ def combine(
 
     - `mean`: q_c.
     - `geometric`: the geometric mean of p_ic, scaled to sum to 1.
-    - `most_suspicious`: q_c m / Σ_M q for c in M and q_c (1 - m) / (1 - Σ_M q) for the others, where
-      m = max_i Σ_{c in M} p_ic. The malignant classes together have the probability that the most suspicious image
+    - `most_suspicious`: proportional to q_c m / Σ_{k in M} π_k q_k for c in M, and to
+      q_c (1 - m) / Σ_{k not in M} π_k q_k for the others, where m = max_i Σ_{c in M} π_c p_ic / Σ_c π_c p_ic. At the
+      prevalence π of the triage, the malignant classes together have the probability that the most suspicious image
       gives them, so that images on which a melanoma looks harmless can't hide the one that shows it. Within the
       malignant classes, and within the others, the ratios are those of the mean.
 
@@ -40,9 +44,10 @@ def combine(
         lesions: the lesion of each image `[N]`.
         rule: one of `LESION_RULES`.
         malignant: which classes are malignant `[C]`. None: unknown, then `most_suspicious` is the mean.
+        prevalence: the classes' shares π `[C]`, above 0, at which triage sums the malignant classes; None: equal.
 
     Raises:
-        ValueError: the rule is unknown, or `malignant` does not have C elements.
+        ValueError: the rule is unknown, or `malignant` or `prevalence` does not have C elements.
     """
     if rule not in LESION_RULES:
         raise ValueError(f"rule must be one of {', '.join(LESION_RULES)}, not {rule!r}")
@@ -57,20 +62,21 @@ def combine(
         merged = np.exp(merged)
     merged /= merged.sum(axis=1, keepdims=True)
     if rule == "most_suspicious" and malignant is not None:
-        merged = _with_highest_malignant_share(merged, p, lesion, np.asarray(malignant, dtype=bool))
+        shares = np.full(p.shape[1], 1 / p.shape[1]) if prevalence is None else np.asarray(prevalence, np.float64)
+        merged = _with_highest_malignant_share(merged, p, lesion, np.asarray(malignant, dtype=bool), shares)
     return np.where((images == 1)[lesion, None], p, merged[lesion])
 
 
 def _with_highest_malignant_share(
-    mean: Floats, p: Floats, lesion: npt.NDArray[np.intp], malignant: npt.NDArray[np.bool_]
+    mean: Floats, p: Floats, lesion: npt.NDArray[np.intp], malignant: npt.NDArray[np.bool_], shares: Floats
 ) -> Floats:
     """Returns the lesions' means `[L, C]`, scaled so that the malignant classes have the highest share of an image."""
     if malignant.shape != p.shape[1:]:
         raise ValueError(f"malignant must hold {p.shape[1]} truths, one for each class, not shape {malignant.shape}")
     highest = np.zeros(len(mean))
-    np.maximum.at(highest, lesion, p[:, malignant].sum(axis=1))
+    np.maximum.at(highest, lesion, at_prevalence(p, shares)[:, malignant].sum(axis=1))
     result = mean.copy()
     for group, target in ((malignant, np.minimum(highest, 1)), (~malignant, 1 - np.minimum(highest, 1))):
-        share = mean[:, group].sum(axis=1)
+        share = mean[:, group] @ shares[group]
         result[:, group] *= np.divide(target, share, out=np.zeros_like(share), where=share > 0)[:, None]
     return result / result.sum(axis=1, keepdims=True)

@@ -16,19 +16,21 @@ from dermrw.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 
-def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike) -> Floats:
+def at_prevalence(probabilities: npt.ArrayLike, prevalence: npt.ArrayLike | None) -> Floats:
     """Returns probabilities `[N, C]` at this `prevalence` `[C]`, from those at equal prevalence `[N, C]`.
 
-    Bayes' rule: p'_c is proportional to p_c pi_c. With pi_c = 1/C nothing changes.
+    Bayes' rule: p'_c is proportional to p_c pi_c. With pi_c = 1/C nothing changes; None stands for it.
 
     Raises:
         ValueError: the prevalence is not C finite, non-negative numbers that sum to 1 (within 1e-6), or it is 0 for
             every diagnosis to which an image gives any probability.
     """
     p = np.asarray(probabilities, dtype=np.float64)
-    pi = np.asarray(prevalence, dtype=np.float64)
     if p.ndim != 2:
         raise ValueError(f"probabilities must be [N, C], not of shape {p.shape}")
+    if prevalence is None:
+        return p
+    pi = np.asarray(prevalence, dtype=np.float64)
     if pi.shape != p.shape[1:]:
         raise ValueError(f"prevalence must hold {p.shape[1]} numbers, one for each class, not shape {pi.shape}")
     if not np.isfinite(pi).all():

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.lesion_rule import combine
+from dermrw.decisions.prevalence import at_prevalence
 from dermrw.decisions.refusal import fit_limits
 from dermrw.decisions.refusal import refusal as reason_to_refuse
 from dermrw.decisions.triage import (
@@ -55,7 +56,11 @@ class Predicted(NamedTuple):
 
 
 def fit_decisions(
-    valid: Predicted, classes: Classes, table_unit: str | None = None, refusal: Refusal | None = None
+    valid: Predicted,
+    classes: Classes,
+    table_unit: str | None = None,
+    refusal: Refusal | None = None,
+    prevalence: Sequence[float] | None = None,
 ) -> DecisionRules:
     """Thresholds and limits from the validation images.
 
@@ -68,8 +73,10 @@ def fit_decisions(
         classes: their classes.
         table_unit: of the groups of the user's own images, in the plural; None: HAM10000 or CIFAR-10.
         refusal: the limits from `refusal_fit.fit_refusal`; None: quantiles of the validation images' checks.
+        prevalence: each class's share of the training images `[C]`, for triage. None, or a share of 0: equal shares.
     """
     codes = classes.codes
+    triage_prevalence = None if prevalence is None or min(prevalence) <= 0 else list(prevalence)
     sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
     point, no_triage = None, None
     if classes.malignant is None:
@@ -77,7 +84,8 @@ def fit_decisions(
     elif not any(classes.malignant) or all(classes.malignant):
         no_triage = f"{'every' if all(classes.malignant) else 'no'} class is malignant"
     else:
-        positive, score = malignant(valid.probabilities, valid.labels, classes.malignant)
+        at = at_prevalence(valid.probabilities, triage_prevalence)
+        positive, score = malignant(at, valid.labels, classes.malignant)
         if table_unit is not None:
             no_triage = too_few_positive(valid.lesions[positive], table_unit)
         if positive.all():
@@ -89,6 +97,9 @@ def fit_decisions(
     return DecisionRules(
         thresholds=dict(zip(codes, sets.values.tolist(), strict=True)),
         triage_threshold=None if point is None else point.threshold,
+        triage_prevalence=None
+        if point is None or triage_prevalence is None
+        else dict(zip(codes, triage_prevalence, strict=True)),
         **({} if table_unit is None or no_triage is None else {"no_triage": no_triage}),
         limits=fit_limits(valid.checks, valid.lesions) if refusal is None else refusal[0],
         fitted=FittedDecisions(
@@ -163,7 +174,7 @@ def _by_tone(
     positive: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
     referred: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
     if rules.triage_threshold is not None:
-        positive, score = malignant(p, y, bad)
+        positive, score = malignant(at_prevalence(p, _triage_shares(rules)), y, bad)
         referred = score >= rules.triage_threshold
 
     def share(right: npt.NDArray[np.bool_], members: npt.NDArray[np.bool_]) -> ShareWithInterval | None:
@@ -193,7 +204,7 @@ def _by_lesion(
     one_of_each, several = first[images > 1], images[lesion] > 1
     if not len(one_of_each):
         return None
-    combined = combine(p, lesion, malignant=bad)
+    combined = combine(p, lesion, malignant=bad, prevalence=_triage_shares(rules))
     return ByLesion(
         together=_judge(rules, combined[one_of_each], y[one_of_each], lesions[one_of_each], bad),
         one_by_one=_judge(rules, p[several], y[several], lesions[several], bad),
@@ -207,10 +218,15 @@ def _judge(
     covered = prediction_sets(p, list(rules.thresholds.values()))[np.arange(len(y)), y]
     point = None
     if rules.triage_threshold is not None:
-        positive, score = malignant(p, y, bad)
+        positive, score = malignant(at_prevalence(p, _triage_shares(rules)), y, bad)
         if positive.any() and not positive.all():
             point = _point(measure(score, positive, lesions, rules.triage_threshold))
     return Judged(coverage=_share(share_of(covered, lesions)), triage=point)
+
+
+def _triage_shares(rules: DecisionRules) -> list[float] | None:
+    """The prevalence of triage `[C]`; None: equal."""
+    return None if rules.triage_prevalence is None else [rules.triage_prevalence[code] for code in rules.thresholds]
 
 
 def _share(share: Share) -> ShareWithInterval:

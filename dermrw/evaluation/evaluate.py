@@ -220,9 +220,11 @@ def fit_rules(
     probabilities = fitted.calibration(logits)
     table_unit = unit if config.data.name == "table" else None
     refusal = fit_refusal(predictor, fitted.calibration, config, splits, checks, unit, held_out)
-    decisions = fit_decisions(Predicted(probabilities, checks, valid.labels, lesions), classes, table_unit, refusal)
+    predicted = Predicted(probabilities, checks, valid.labels, lesions)
+    decisions = fit_decisions(predicted, classes, table_unit, refusal, prevalence.tolist())
+    shares = None if decisions.triage_prevalence is None else list(decisions.triage_prevalence.values())
     lesion_rule = compare_lesion_rules(
-        probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold
+        probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold, shares
     )
     if unit != "lesions":  # images of one patient or group do not show one lesion
         lesion_rule = compare_lesion_rules(probabilities, valid.labels, np.arange(len(valid)), None, None)
@@ -300,7 +302,8 @@ def _score(
     if shows_skin(classes, unit):
         tones = skin_tones(images.sources)
         table = table.assign(**{TONE_COLUMN: tones})
-    scored = ScoredSet(title, table, images.labels, images.sources, classes, probabilities, unit)
+    shares = fitted.decisions.triage_prevalence
+    scored = ScoredSet(title, table, images.labels, images.sources, classes, probabilities, unit, shares)
     predicted = Predicted(probabilities, checks, images.labels, images.table["lesion_id"].to_numpy())
     weights = score_weights(ids.to_numpy())
     decided = measure_decisions(fitted.decisions, predicted, weights, scored.classes, skin_tones=tones)

@@ -59,8 +59,8 @@ def combine_images(
     """Probabilities `[C]` at equal prevalence, and the verdict, of a lesion with N images.
 
     Refused images are left out. Prediction set, triage and ranking all follow from the combined probabilities. By
-    `LESION_RULE`, their malignant share is that of the most suspicious image, so that triage refers the lesion exactly
-    if it refers one of the images.
+    `LESION_RULE`, their malignant share, at the prevalence of triage, is that of the most suspicious image, so that
+    triage refers the lesion exactly if it refers one of the images.
 
     Args:
         probabilities: of the images `[N, C]`, at equal prevalence.
@@ -77,7 +77,8 @@ def combine_images(
         reason = verdicts[0].refused if len(verdicts) == 1 else f"each of the {len(verdicts)} pictures is refused"
         return None, Verdict(reason, (), None)
     images = np.asarray(probabilities, dtype=np.float64)[accepted]
-    combined = combine(images, [0] * len(accepted), malignant=info.malignant)[0]
+    shares = info.triage.shares(info.codes) if info.triage else None
+    combined = combine(images, [0] * len(accepted), malignant=info.malignant, prevalence=shares)[0]
     if len(accepted) == 1:
         return combined, verdicts[accepted[0]]
     lesion_verdict = decide(combined, info)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,7 @@ FIND = (
 )
 
 
+NEWEST = 3  # number of the newest format
 # fields that older model files lack
 ADDED_LATER = frozenset(
     {
@@ -84,6 +85,21 @@ class Triage(BaseModel):
     threshold: Share
     sensitivity: Proportion | None
     specificity: Proportion | None
+    prevalence: dict[str, Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        None, description="each class's share, at which the probabilities are summed; None: equal shares"
+    )
+
+    @property
+    def at(self) -> str:
+        """The prevalence in words, such as `at equal prevalence`."""
+        return "at equal prevalence" if self.prevalence is None else "at the training data’s prevalence"
+
+    def shares(self, codes: Sequence[str]) -> list[float] | None:
+        """The prevalence `[C]` in the order of `codes`; None: equal."""
+        if self.prevalence is None:
+            return None
+        total = sum(self.prevalence.values())
+        return [self.prevalence[code] / total for code in codes]
 
 
 class AveragedRun(BaseModel):
@@ -142,7 +158,9 @@ class ModelInfo(BaseModel):
     """The metadata of a model file; each field is an entry of the .onnx' `metadata_props`, as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-    format: Literal["dermrw 2"] = "dermrw 2"
+    format: Literal["dermrw 2", "dermrw 3"] = Field(
+        "dermrw 2", description="dermrw 3: triage states a prevalence, which older versions would overlook"
+    )
     name: str = Field(max_length=255, description="the run's name, a folder's")
     created: str = Field(max_length=40, description="date, UTC")
     version: str = Field(max_length=40, description="dermrw's")
@@ -220,6 +238,11 @@ class ModelInfo(BaseModel):
         for key, value in self:
             if any(CONTROL_CHARACTERS.search(text) for text in _texts(value)):
                 raise ValueError(f"{key} holds control characters")
+        if self.triage and self.triage.prevalence is not None:
+            if set(self.triage.prevalence) != set(self.codes):
+                raise ValueError("the prevalence of triage must name the classes of codes")
+            if self.format == "dermrw 2":
+                raise ValueError("a file of the format dermrw 2 must not state a prevalence of triage")
         if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
             raise ValueError("prevalence must be shares that sum to 1")
         return self
@@ -250,8 +273,12 @@ class ModelInfo(BaseModel):
         """From the entries of `metadata_props`.
 
         Raises:
-            UserError: they are not the metadata of a dermrw model.
+            UserError: they are not the metadata of a dermrw model, or of one of a newer version.
         """
+        if (newer := re.fullmatch(r'"dermrw (\d{1,4})"', props.get("format", ""))) and int(newer[1]) > NEWEST:
+            raise UserError(
+                f"{source} has the format dermrw {newer[1]}, which a newer version of dermrw reads: update it"
+            )
         try:
             absent = [key for key in cls.model_fields if key not in props and key not in ADDED_LATER]
             if absent:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermrw.decisions.conformal import prediction_sets
+from dermrw.decisions.prevalence import at_prevalence
 from dermrw.decisions.refusal import refusal, too_small
 from dermrw.inference.model_file import ModelInfo
 
@@ -56,12 +57,18 @@ def malignant_share(probabilities: npt.NDArray[np.floating], info: ModelInfo) ->
     return sum(float(p) for p, bad in zip(probabilities, malignant, strict=True) if bad)
 
 
+def triage_score(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> float:
+    """Returns the malignant share at the prevalence of triage, from probabilities at equal prevalence `[C]`."""
+    shares = info.triage.shares(info.codes) if info.triage else None
+    return malignant_share(at_prevalence(probabilities[None], shares)[0], info)
+
+
 def decide(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:
     """Prediction set and triage from probabilities at equal prevalence `[C]`, of an image or lesion not refused."""
     in_set = prediction_sets(probabilities[None], info.thresholds)[0]
     order = [c for c in np.argsort(-probabilities, kind="stable") if in_set[c]]
     refer = None
     if info.triage is not None:
-        refer = malignant_share(probabilities, info) >= info.triage.threshold
+        refer = triage_score(probabilities, info) >= info.triage.threshold
     malignant = tuple(info.codes[c] for c in order if info.malignant and info.malignant[c])
     return Verdict(None, tuple(info.codes[c] for c in order), refer, malignant)

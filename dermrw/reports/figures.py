@@ -20,7 +20,6 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from dermrw.diagnoses import DIAGNOSES, DX, Classes
 from dermrw.metrics import calibration_error as reliability
-from dermrw.metrics import classification as metrics
 from dermrw.reports.report_schema import Malignant
 
 Floats = npt.NDArray[np.float64]
@@ -154,15 +153,8 @@ def precision_recall(
     return draw("precision-recall", alt, HALF, paint)
 
 
-def malignant_roc(
-    probabilities: Floats,
-    labels: npt.NDArray[Any],
-    weights: Floats,
-    report: Malignant,
-    malignant: Sequence[bool] | None,
-) -> Markup | None:
+def malignant_roc(positive: npt.NDArray[np.bool_], score: Floats, weights: Floats, report: Malignant) -> Markup | None:
     """Malignant against the rest, with the report's two operating points; None if either side has no images."""
-    positive, score = metrics.malignant(probabilities, labels, malignant)
     curve = _roc(positive, score, weights)
     if curve is None:
         return None

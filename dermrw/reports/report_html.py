@@ -144,8 +144,7 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
         "undecided": any(row[-1] for row in counts),
         "roc": None if binary else figures.roc(p, y, weights, styles),
         "precision_recall": None if binary else figures.precision_recall(p, y, weights, styles),
-        "malignant_roc": report.malignant
-        and figures.malignant_roc(p, y, weights, report.malignant, scored.classes.malignant),
+        "malignant_roc": report.malignant and figures.malignant_roc(*scored.malignant(), weights, report.malignant),
         "reliability": [
             (name, figures.reliability_diagram(name, q, y, w, styles, BINS))
             for name, (q, w) in ({} if binary else panels).items()

@@ -1,7 +1,7 @@
 """The figures of report.json, computed from the probabilities and labels of a set of images."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,6 +53,14 @@ class ScoredSet(NamedTuple):
     classes: Classes
     probabilities: np.ndarray  # [N, C], for equal prevalence, as read back from predictions.csv
     unit: str = "lesions"  # of the split and of resampling
+    triage_prevalence: Mapping[str, float] | None = None  # at which triage sums the malignant classes; None: equal
+
+    def malignant(self) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each image is malignant `[N]`, and the score of triage `[N]`."""
+        given = self.triage_prevalence
+        shares = None if given is None else [given[code] for code in self.classes.codes]
+        at = at_prevalence(self.probabilities, shares)
+        return metrics.malignant(at, self.labels, self.classes.malignant)
 
 
 class OwnTable(NamedTuple):
@@ -139,7 +147,7 @@ def set_figures(
         "calibration_error": _calibration_error(p, y, weights, prevalence),
     }
     if scored.classes.malignant is not None:
-        figures["malignant"] = _malignant(p, y, lesions, weights, scored.classes)
+        figures["malignant"] = _malignant(scored, weights)
     if scored.classes.codes == DX or own or subgroup_columns(table):
         figures["groups"] = _groups(scored, weights, own)
     if own:
@@ -155,7 +163,7 @@ def _binary_set_figures(scored: ScoredSet, own: OwnTable) -> SetFigures:
     undefined = "not defined for malignant and benign labels"
     no_errors = dict.fromkeys(("top_label_ece", "classwise_ece", "brier", "nll"))
     replicates = replicates_for(len(weights), REPLICATES)
-    malignant = _malignant(scored.probabilities, scored.labels, groups, weights, scored.classes)
+    malignant = _malignant(scored, weights)
     figures: dict[str, Any] = {
         **unknown,
         "interval": f"percentile bootstrap over {own.unit}, {replicates} replicates, seed 0",
@@ -221,19 +229,19 @@ def at_own_prevalence(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tupl
     return at_prevalence(np.maximum(p, LEAST), shares / max(shares.sum(), LEAST)), weights
 
 
-def _malignant(
-    p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray, classes: Classes
-) -> dict[str, Any]:
-    positive, score = metrics.malignant(p, y, classes.malignant)
+def _malignant(scored: ScoredSet, weights: np.ndarray) -> dict[str, Any]:
+    classes, lesions = scored.classes, scored.table["lesion_id"].to_numpy()
+    positive, score = scored.malignant()
     curves = (np.stack([positive] * 2, axis=1), np.stack([score] * 2, axis=1), lesions, weights)
     names = ", ".join(name for name, bad in zip(classes.names, classes.malignant or (), strict=False) if bad)
-    replicates = replicates_for(len(y), REPLICATES)
+    replicates = replicates_for(len(score), REPLICATES)
     whole, partial_area = area_intervals(*curves, sensitivity=(0.0, PARTIAL), replicates=replicates)
     return {
         "what": f"{names} against the rest",
         **{name: measure(positive, score, weights) for name, measure in RANKING.items()},
         "auc_interval_95": list(whole),
         "partial_auc_interval_95": list(partial_area),
+        "summed_at": None if scored.triage_prevalence is None else "the training data's prevalence",
     }
 
 
@@ -252,11 +260,12 @@ def _groups(scored: ScoredSet, weights: np.ndarray, own: OwnTable | None = None)
     p, y, table, codes = scored.probabilities, scored.labels, scored.table, scored.classes.codes
     columns = subgroup_columns(table, own.subgroups if own else ())
     lesions = table["lesion_id"].to_numpy()
+    positive, score = scored.malignant() if own and own.binary else (np.empty(0), np.empty(0))
 
     def row(g: metrics.Group) -> dict[str, Any]:
         inside = g.rows
         if own and own.binary:
-            return _binary_group(g, p[inside], y[inside], lesions[inside], weights[inside], scored.classes)
+            return _binary_group(g, positive[inside], score[inside], lesions[inside], weights[inside])
         interval = score_intervals(p[inside], y[inside], lesions[inside], weights[inside], replicates=REPLICATES)
         return {
             "name": g.name,
@@ -275,11 +284,10 @@ def _groups(scored: ScoredSet, weights: np.ndarray, own: OwnTable | None = None)
 
 
 def _binary_group(
-    g: metrics.Group, p: np.ndarray, y: np.ndarray, lesions: np.ndarray, weights: np.ndarray, classes: Classes
+    g: metrics.Group, positive: np.ndarray, score: np.ndarray, lesions: np.ndarray, weights: np.ndarray
 ) -> dict[str, Any]:
-    positive, score = metrics.malignant(p, y, classes.malignant)
     sides = {"malignant": positive, "benign": ~positive}
-    replicates = replicates_for(len(y), REPLICATES)
+    replicates = replicates_for(len(score), REPLICATES)
     interval = area_intervals(positive[:, None], score[:, None], lesions, weights, replicates=replicates)[0]
     return {
         "name": g.name,
@@ -294,7 +302,12 @@ def _binary_group(
 
 
 def compare_lesion_rules(
-    p: np.ndarray, y: np.ndarray, lesions: np.ndarray, malignant: Sequence[bool] | None, threshold: float | None
+    p: np.ndarray,
+    y: np.ndarray,
+    lesions: np.ndarray,
+    malignant: Sequence[bool] | None,
+    threshold: float | None,
+    prevalence: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Compares the rules that combine the images of one lesion, on the validation lesions with several images.
 
@@ -307,6 +320,7 @@ def compare_lesion_rules(
         lesions: the lesion of each image `[N]`.
         malignant: which classes are malignant `[C]`; None: not stated.
         threshold: of triage; None without one.
+        prevalence: of triage `[C]`; None: equal.
     """
     _, first, lesion, views = np.unique(lesions, return_index=True, return_inverse=True, return_counts=True)
     several = first[views > 1]  # one image of each lesion that has several
@@ -316,9 +330,9 @@ def compare_lesion_rules(
     images = np.flatnonzero(views[lesion] > 1)
     candidates = {"each image alone": (p[images], y[images])}
     for rule in LESION_RULES:
-        candidates[rule] = (combine(p, lesions, rule, malignant)[several], y[several])
+        candidates[rule] = (combine(p, lesions, rule, malignant, prevalence)[several], y[several])
     for name, (q, truth) in candidates.items():
-        positive, score = metrics.malignant(q, truth, malignant or [False] * q.shape[1])
+        positive, score = metrics.malignant(at_prevalence(q, prevalence), truth, malignant or [False] * q.shape[1])
         referred = score >= (np.inf if threshold is None else threshold)
         sensitivity = float(referred[positive].mean()) if positive.any() else None
         specificity = float((~referred)[~positive].mean()) if not positive.all() else None

@@ -94,6 +94,7 @@ class Malignant(_Part):
     specificity_at_90_sensitivity: float | None = None
     partial_auc: float | None = None  # ISIC 2024's measure: above 80 % sensitivity, 0..0.2
     partial_auc_interval_95: Interval = (None, None)
+    summed_at: str | None = None  # the prevalence at which the probabilities are summed; None: equal
 
 
 class GroupRow(_Part):
@@ -263,6 +264,8 @@ class DecisionRules(_Part):
 
     thresholds: dict[str, float]
     triage_threshold: float | None
+    # each class's share, at which triage sums the malignant probabilities; None, and before 29 November 2026: equal
+    triage_prevalence: dict[str, float] | None = None
     no_triage: str | None = None  # why there is none, a phrase; only for data.name=table
     limits: dict[str, float]
     fitted: FittedDecisions

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
+from dermrw.decisions.prevalence import at_prevalence
 from dermrw.decisions.triage import LEAST_POSITIVE, LEAST_SENSITIVITY, Share, choose, measure, share_of
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
@@ -188,7 +189,8 @@ def fit(probabilities: Floats, images: Labelled, info: ModelInfo, planned: Plan)
     positive = _positive(images, info)
     score = np.zeros(len(y))
     if positive is not None and info.malignant is not None:
-        score = probabilities[:, np.array(info.malignant)].sum(axis=1)
+        kept = info.triage.shares(info.codes) if info.triage else None  # the refitted rule has the same prevalence
+        score = at_prevalence(probabilities, kept)[:, np.array(info.malignant)].sum(axis=1)
     refer, sets = np.zeros(len(y), dtype=bool), np.zeros(probabilities.shape, dtype=bool)
     points: list[float] = []
     for fold in range(FOLDS):
@@ -324,6 +326,7 @@ def refitted_info(
             threshold=fitted.triage_threshold or 0.0,
             sensitivity=_proportion(fitted.sensitivity) if complete else None,
             specificity=_proportion(fitted.specificity) if complete else None,
+            prevalence=info.triage.prevalence if info.triage else None,
         )
         if info.no_triage is not None:
             update["no_triage"] = None
@@ -339,11 +342,11 @@ def refitted_info(
             part = decided.refused
             update["refused"] = Proportion(share=part.share, interval_95=part.interval_95, images=part.images)
         if info.triage and not planned.triage:
-            update["triage"] = Triage(
-                threshold=info.triage.threshold,
-                sensitivity=_proportion(fitted.before.sensitivity),
-                specificity=_proportion(fitted.before.specificity),
-            )
+            old = {
+                "sensitivity": _proportion(fitted.before.sensitivity),
+                "specificity": _proportion(fitted.before.specificity),
+            }
+            update["triage"] = info.triage.model_copy(update=old)
     refit = Refit(
         created=time.strftime("%Y-%m-%d", time.gmtime()),
         source=title,

@@ -242,9 +242,12 @@ def score_rows(
         write_atomic(folder / FILES[2], csv_text([["image", "reason"], *left.items()]).encode())
 
     labels = table["target"].map(_label_numbers(truth.binary, info)).to_numpy(np.int64)
-    scored = ScoredSet(title, table, labels, table["path"].tolist(), classes, probabilities)
+    rules = _rules(info)
+    scored = ScoredSet(
+        title, table, labels, table["path"].tolist(), classes, probabilities, triage_prevalence=rules.triage_prevalence
+    )
     reasons = [_reason(v.refused) for v in verdicts]
-    decided = _decided(info, scored, reasons, truth.binary)
+    decided = _decided(info, rules, scored, reasons, truth.binary)
     own = OwnTable(unit, labelled.subgroups, truth.binary)
     prevalence = np.array([info.prevalence[code] for code in info.codes])
     about = _about(info, external)
@@ -361,13 +364,15 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
     return result, notes
 
 
-def _decided(info: ModelInfo, scored: ScoredSet, reasons: Sequence[str | None], binary: bool) -> Decided:
+def _decided(
+    info: ModelInfo, rules: DecisionRules, scored: ScoredSet, reasons: Sequence[str | None], binary: bool
+) -> Decided:
     """Refusal, prediction sets and triage on the set; no sets where the truth is malignant or benign."""
     checks = np.zeros((len(scored.labels), 8))  # not used, as the refusals are known
     predicted = Predicted(scored.probabilities, checks, scored.labels, scored.table["lesion_id"].to_numpy())
     weights = score_weights(scored.table["image_id"].to_numpy())
     tones = None if TONE_COLUMN not in scored.table else scored.table[TONE_COLUMN].tolist()
-    decided = measure_decisions(_rules(info), predicted, weights, info.classes, reasons, tones)
+    decided = measure_decisions(rules, predicted, weights, info.classes, reasons, tones)
     if not binary or decided.refused is None:
         return decided
     names = {info.codes[row]: name for name, row in _label_numbers(binary, info).items()}
@@ -378,9 +383,11 @@ def _decided(info: ModelInfo, scored: ScoredSet, reasons: Sequence[str | None], 
 
 def _rules(info: ModelInfo) -> DecisionRules:
     sets = FittedSets(coverage=info.coverage, validation_lesions={}, likely_coverage={})
+    shares = info.triage.shares(info.codes) if info.triage else None
     return DecisionRules(
         thresholds=dict(zip(info.codes, info.thresholds, strict=True)),
         triage_threshold=info.triage.threshold if info.triage else None,
+        triage_prevalence=None if shares is None else dict(zip(info.codes, shares, strict=True)),
         **({"no_triage": info.no_triage} if info.no_triage else {}),
         limits=info.limits,
         fitted=FittedDecisions(sets=sets, triage=None),

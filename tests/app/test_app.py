@@ -142,7 +142,8 @@ def test_refused_pictures_have_no_say(model: Path) -> None:
 def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
     engine = with_info(model)
     assert engine.info.triage is not None
-    engine = with_info(model, triage=engine.info.triage.model_copy(update={"threshold": 0.3}), thresholds=(0.2,) * 7)
+    equal = engine.info.triage.model_copy(update={"threshold": 0.3, "prevalence": None})
+    engine = with_info(model, triage=equal, thresholds=(0.2,) * 7)
     calm, alarming = (
         picture._replace(verdict=decide(picture.probabilities, engine.info))
         for picture in (explanation(engine, 0.001, 0.999), explanation(engine, 0.4, 0.6))
@@ -163,6 +164,8 @@ def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
 
 def test_what_depends_on_the_prevalence_changes_together(model: Path) -> None:
     engine = with_info(model)
+    assert engine.info.triage is not None
+    engine = with_info(model, triage=engine.info.triage.model_copy(update={"prevalence": None}))  # as in older files
     lesion = combine_explanations([explanation(engine, 0.9, 0.1)], engine.info)
     equal = result_page(engine, lesion, "a.jpg").replace("\N{NO-BREAK SPACE}", " ")
     assert "probability at equal prevalence" in equal and "depend on the prevalence" not in equal
@@ -175,7 +178,30 @@ def test_what_depends_on_the_prevalence_changes_together(model: Path) -> None:
     mel = 0.9 * 0.04 / (0.9 * 0.04 + 0.1 * 0.96)
     assert page.count(f"{100 * mel:.0f} %") >= 2  # the table, and the sum of the malignant diagnoses
     assert "Malignant and pre-malignant diagnoses, at equal prevalence: 90 %" in page  # what the decision uses
-    assert "Decision and differential do not depend on the prevalence." in page
+    assert "Decision and differential do not depend on the selected prevalence." in page
+
+
+def test_the_page_states_the_prevalence_of_triage(model: Path) -> None:
+    triage = with_info(model).info.triage
+    assert triage is not None and triage.prevalence is not None
+    shares = dict(zip(DX, (0.03, 0.05, 0.1, 0.01, 0.1, 0.7, 0.01), strict=True))
+    engine = with_info(model, triage=triage.model_copy(update={"prevalence": shares, "threshold": 0.5}))
+    one = explanation(engine, 0.9, 0.1)
+    one = one._replace(verdict=decide(one.probabilities, engine.info))
+    lesion = combine_explanations([one], engine.info)
+    mel, nv = 0.9 * shares["mel"], 0.1 * shares["nv"]
+    assert lesion.verdict.refer is (mel / (mel + nv) >= 0.5)
+    page = result_page(engine, lesion, "a.jpg").replace("\N{NO-BREAK SPACE}", " ")
+    line = f"Malignant and pre-malignant diagnoses, at the training data’s prevalence: {100 * mel / (mel + nv):.0f} %"
+    assert f"{line} (referral from 50 %)" in unescape(page)
+    assert "have a probability of 50 % or more at the training data’s prevalence." in unescape(page)
+    assert "triage always uses the training data’s prevalence, and the differential equal prevalence" in " ".join(
+        unescape(page).split()
+    )
+    chosen = lesion_result(lesion, ["a.jpg"], engine, "own", np.array(list(shares.values())))
+    assert "diagnoses, at the training" not in unescape(chosen)  # the probabilities shown are at that prevalence
+    answer = engine.answer(["a.jpg"], lesion, "equal", None)["thresholds"]
+    assert answer["triage"] == 0.5 and answer["triage_prevalence"] == pytest.approx(shares)
 
 
 def test_no_file_name_is_a_formula_in_the_csv() -> None:
@@ -296,7 +322,8 @@ def test_the_decision_in_words() -> None:
 def test_a_malignant_class_in_the_differential_does_not_reassure(model: Path) -> None:
     engine = with_info(model)
     assert engine.info.triage is not None
-    engine = with_info(model, triage=engine.info.triage.model_copy(update={"threshold": 0.9}), thresholds=(0.2,) * 7)
+    equal = engine.info.triage.model_copy(update={"threshold": 0.9, "prevalence": None})
+    engine = with_info(model, triage=equal, thresholds=(0.2,) * 7)
     one = explanation(engine, 0.3, 0.7)
     one = one._replace(verdict=decide(one.probabilities, engine.info))
     assert one.verdict.triage == "no reason to refer seen" and one.verdict.not_ruled_out == ("mel",)

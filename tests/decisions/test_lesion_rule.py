@@ -42,6 +42,31 @@ def test_the_most_suspicious_image_gives_the_malignant_share(seed: int, c: int, 
     )
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 7), st.integers(1, 6))
+def test_a_lesion_has_the_highest_score_of_its_images_at_the_prevalence_of_triage(
+    seed: int, c: int, images: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    malignant = np.arange(c) < rng.integers(1, c)
+    shares = rng.dirichlet(np.ones(c)) * 0.99 + 0.01 / c
+    p = rng.dirichlet(np.full(c, 0.5), images) * 0.99 + 0.01 / c
+    lesion = combine(p, [0] * images, LESION_RULE, malignant, shares)[0]
+
+    def score(row: np.ndarray) -> float:
+        return float((row * shares)[malignant].sum() / (row * shares).sum())
+
+    assert score(lesion) == pytest.approx(max(map(score, p)), rel=1e-9)
+    assert lesion.min() > 0 and lesion.sum() == pytest.approx(1, abs=1e-12)
+    if images > 1:
+        for group in (malignant, ~malignant):
+            np.testing.assert_allclose(
+                lesion[group] / lesion[group].sum(), (m := p.mean(0)[group]) / m.sum(), rtol=1e-9
+            )
+    equal = combine(p, [0] * images, LESION_RULE, malignant)
+    np.testing.assert_allclose(combine(p, [0] * images, LESION_RULE, malignant, np.full(c, 1 / c)), equal, rtol=1e-12)
+
+
 def test_one_confident_mistake_does_not_silence_the_others() -> None:
     """Melanoma, nevus, keratosis: one image is sure of the nevus, two suspect melanoma."""
     p = np.array([[0.0005, 0.999, 0.0005], [0.27, 0.68, 0.05], [0.46, 0.49, 0.05]])

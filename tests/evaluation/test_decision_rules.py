@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from dermrw.decisions.refusal import CHECKS
-from dermrw.decisions.triage import share_of
+from dermrw.decisions.triage import choose, share_of
 from dermrw.diagnoses import DX, HAM_CLASSES, Classes
 from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
 from dermrw.reports.report_schema import DecisionRules, FittedDecisions, FittedSets, Judged
@@ -98,6 +98,34 @@ def test_skin_tones_without_malignant_images_or_without_triage() -> None:
     for row in measure_decisions(without, data, np.ones(60), HAM_CLASSES, skin_tones=tones).by_skin_tone or ():
         assert row.sensitivity is None and row.specificity is None and row.refused.images == row.images
     assert measure_decisions(RULES, data, np.ones(60), HAM_CLASSES).by_skin_tone is None
+
+
+def test_triage_is_judged_at_the_training_prevalence() -> None:
+    data = seen()
+    checks = np.tile([100, 0, 20, 0.2, 5, 0.2, 0.2, 1], (60, 1)).astype(float)
+    shares = [0.03, 0.05, 0.1, 0.02, 0.1, 0.65, 0.05]
+    rules = fit_decisions(data._replace(checks=checks), HAM_CLASSES, prevalence=shares)
+    assert rules.triage_prevalence == dict(zip(DX, shares, strict=True)) and rules.triage_threshold is not None
+    joint = data.probabilities * shares
+    bad = np.isin(DX, ["mel", "bcc", "akiec"])
+    score, positive = joint[:, bad].sum(1) / joint.sum(1), bad[data.labels]
+    assert rules.triage_threshold == choose(score, positive, data.lesions).threshold
+    rules = rules.model_copy(update={"triage_threshold": float(np.quantile(score[positive], 0.3))})
+    decided = measure_decisions(rules, data, np.ones(60), HAM_CLASSES, skin_tones=["light"] * 60)
+    assert decided.triage and decided.by_lesion and decided.by_lesion.together.triage and decided.by_skin_tone
+    referred = score >= rules.triage_threshold
+    for found in (decided.triage, decided.by_skin_tone[0]):
+        assert found.sensitivity and found.sensitivity.share == pytest.approx(referred[positive].mean())
+        assert found.specificity and found.specificity.share == pytest.approx((~referred)[~positive].mean())
+    # a lesion is referred exactly if one of its images is
+    frame = pd.DataFrame({"lesion": data.lesions, "referred": referred, "positive": positive}).groupby("lesion")
+    lesions = frame.agg(referred=("referred", "max"), positive=("positive", "max"), images=("positive", "size"))
+    lesions = lesions[lesions["images"] > 1]
+    together = decided.by_lesion.together.triage
+    assert together.sensitivity.share == pytest.approx(lesions["referred"][lesions["positive"]].mean())
+    assert together.specificity.share == pytest.approx(1 - lesions["referred"][~lesions["positive"]].mean())
+    # a class without training images would never count: then the shares are equal
+    assert fit_decisions(data, HAM_CLASSES, prevalence=[0.0, *shares[1:]]).triage_prevalence is None
 
 
 def test_triage_of_ones_own_images_needs_enough_malignant_groups() -> None:

@@ -82,6 +82,13 @@ def test_unreadable_images_are_named_and_the_status_is_2(
     assert read(out)[0] == ["a", "b", "c"]
 
 
+def triage_shares(model_file: Path) -> list[float]:
+    """The prevalence of the model's triage `[C]`."""
+    triage = Classifier(model_file, "cpu").info.triage
+    assert triage is not None and triage.prevalence is not None
+    return [triage.prevalence[code] for code in DX]
+
+
 def test_prevalence_and_lesions(model_file: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lesions, out = pictures / "lesions.csv", pictures / "out.csv"
     lesions.write_text("image,lesion_id,more\na,L1,x\nb,L2,\nc,L1,\nz,L9,\n")
@@ -93,7 +100,7 @@ def test_prevalence_and_lesions(model_file: Path, pictures: Path, monkeypatch: p
     equal = read(out)[1]
     assert not any(row["refused"] for row in decisions(out).values())  # a refused picture would not be combined
     command(monkeypatch, *arguments, "--lesions", str(lesions), "--prevalence", text)
-    combined = combine(equal, ["L1", "L2", "L1"], malignant=HAM_CLASSES.malignant)
+    combined = combine(equal, ["L1", "L2", "L1"], malignant=HAM_CLASSES.malignant, prevalence=triage_shares(model_file))
     expected = at_prevalence(combined, list(shares.values()))
     np.testing.assert_allclose(read(out)[1], expected, rtol=1e-6, atol=1e-9)
     command(monkeypatch, *arguments, "--prevalence", "training")
@@ -129,9 +136,11 @@ def test_refusal_set_and_triage_lie_beside_the_probabilities(
     (pictures / "lesions.csv").write_text("image,lesion_id\n" + "".join(f"{name},L1\n" for name in ids))
     command(monkeypatch, *arguments, "--lesions", str(pictures / "lesions.csv"))
     together = read(out)[1]
-    accepted = [i for i, name in enumerate(ids) if not found[name]["refused"]]
+    accepted, shares = [i for i, name in enumerate(ids) if not found[name]["refused"]], triage_shares(model_file)
     for i in range(len(ids)):
-        expected = combine(alone[accepted], ["L1"] * len(accepted), malignant=HAM_CLASSES.malignant)[0]
+        expected = combine(alone[accepted], ["L1"] * len(accepted), malignant=HAM_CLASSES.malignant, prevalence=shares)[
+            0
+        ]
         np.testing.assert_allclose(together[i], expected if i in accepted else alone[i], rtol=1e-6)
 
 
@@ -182,7 +191,13 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     said = verdict(p, fine, 300, 200, info)
     first, second = sorted(by_code, key=lambda c: -by_code[c])[:2]
     assert said.refused is None and said.classes == (first, second)
-    assert said.refer == (sum(by_code[c] for c in ("mel", "bcc", "akiec")) >= 0.25)
+    shares = dict(zip(info.codes, triage_shares(model_file), strict=True))
+    joint = {code: by_code[code] * shares[code] for code in info.codes}
+    assert said.refer == (sum(joint[c] for c in ("mel", "bcc", "akiec")) / sum(joint.values()) >= 0.25)
+    assert info.triage is not None
+    equal = info.triage.model_copy(update={"prevalence": None})  # of older files
+    of_equal = verdict(p, fine, 300, 200, info.model_copy(update={"triage": equal}))
+    assert of_equal.refer == (sum(by_code[c] for c in ("mel", "bcc", "akiec")) >= 0.25) != said.refer
     assert said.triage in ("refer", "no reason to refer seen")
     assert (verdict(p, fine, 20, 13, info.model_copy(update={"smallest": 14})).refused or "").startswith(
         "it is too small: 20 × 13 pixels"
@@ -196,7 +211,7 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     assert calm.triage == "no reason to refer seen" and calm.not_ruled_out == tuple(
         code for code in (first, second) if code in ("mel", "bcc", "akiec")
     )
-    assert said.not_ruled_out == ()
+    assert of_equal.not_ruled_out == () and said.not_ruled_out == calm.not_ruled_out
     assert verdict(p, fine, 300, 200, info.model_copy(update={"triage": None})).refer is None
 
 

@@ -27,7 +27,10 @@ BAD = np.array(HAM_CLASSES.malignant)
 
 @pytest.fixture(scope="module")
 def info() -> ModelInfo:
-    return Classifier(SHIPPED, "cpu").info
+    """The shipped model's metadata, with triage at equal prevalence."""
+    info = Classifier(SHIPPED, "cpu").info
+    assert info.triage is not None
+    return info.model_copy(update={"triage": info.triage.model_copy(update={"prevalence": None})})
 
 
 def drawn(per_class: int = 60, classes: int = 7) -> tuple[np.ndarray, Labelled]:
@@ -98,6 +101,18 @@ def test_too_few_groups_are_named(info: ModelInfo) -> None:
         plan(benign_only, info)
     with pytest.raises(UserError, match="states no malignant classes"):
         plan(benign_only, info.model_copy(update={"malignant": None}))
+
+
+def test_triage_keeps_its_prevalence(info: ModelInfo) -> None:
+    p, images = drawn()
+    assert info.triage is not None
+    shares = np.array([0.03, 0.05, 0.1, 0.02, 0.1, 0.65, 0.05])
+    triage = info.triage.model_copy(update={"prevalence": dict(zip(DX, shares.tolist(), strict=True))})
+    info = info.model_copy(update={"format": "dermrw 3", "triage": triage})
+    score = (p * shares)[:, BAD].sum(1) / (p * shares).sum(1)
+    fitted = fit(p, images, info, plan(images, info))
+    assert fitted.triage_threshold == choose(score, BAD[images.labels], images.groups).threshold
+    assert fitted.prevalence != triage.prevalence  # of the file, which is refitted
 
 
 def test_binary_labels_refit_triage_alone(info: ModelInfo) -> None:

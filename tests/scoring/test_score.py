@@ -180,10 +180,13 @@ def test_binary_truth_has_no_figures_of_classes(unlisted: Path, pictures: Path, 
     found, p = stored(tmp_path / "out"), probabilities(tmp_path / "out")
     bad = np.array(HAM_CLASSES.malignant)
     positive = [name.partition("-")[0] in MALIGNANT_CODES for name in p]
-    suspicion = np.array(list(p.values()))[:, bad].sum(1)
+    info = Classifier(unlisted, "cpu").info
+    joint = np.array(list(p.values())) * [info.prevalence[code] for code in info.codes]  # at the training prevalence
+    suspicion = joint[:, bad].sum(1) / joint.sum(1)
+    assert found["malignant"]["summed_at"] == "the training data's prevalence"
     assert found["malignant"]["auc"] == pytest.approx(roc_auc_score(positive, suspicion), abs=1e-12)
     assert found["classes"] == {} and found["balanced_accuracy"] is None and found["decided"]["sets"] is None
-    threshold = Classifier(unlisted, "cpu").info.triage
+    threshold = info.triage
     assert threshold is not None
     sensitivity = np.mean(suspicion[np.array(positive)] >= threshold.threshold)
     assert found["decided"]["triage"]["sensitivity"]["share"] == pytest.approx(sensitivity)
