@@ -20,7 +20,7 @@ from dermrw.files import require_writable, write_atomic
 from dermrw.inference.model_file import Precision
 from dermrw.training.device import Placement, choose_device
 from dermrw.training.run_data import classes_of, run_splits
-from dermrw.training.run_folder import open_run
+from dermrw.training.run_folder import AVERAGED_RUNS, open_run
 
 from .__main__ import checked_file, checks_of, info_of
 from .card import model_card
@@ -28,8 +28,6 @@ from .diagram import reliability_diagram
 from .network import Averaged, Exported
 from .report import official_reports, parsed_report, report_of
 from .training_images import known_images
-
-RUNS = "averaged_runs.json"
 
 
 def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], weights: Precision = "fp32") -> Path:
@@ -48,7 +46,7 @@ def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], w
     folder = path.parent
     if path.suffix != ".onnx":
         raise UserError(f"-o {path} must end in .onnx, such as -o {path / 'model.onnx'}")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / RUNS).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / AVERAGED_RUNS).is_file():
         raise UserError(
             f"the reports of the average are written next to its model file, but {folder} holds other files: name a "
             f"file in a folder of its own, such as -o {folder / 'average' / path.name}"
@@ -60,7 +58,7 @@ def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], w
     _require_equal_maps(runs, parts, config.data.size)
     folder.mkdir(parents=True, exist_ok=True)
     require_writable(path)
-    write_atomic(folder / RUNS, json.dumps([str(run.resolve()) for run in runs], indent=1).encode())
+    write_atomic(folder / AVERAGED_RUNS, json.dumps([str(run.resolve()) for run in runs], indent=1).encode())
     views = f"{config.data.views} views" if config.data.views > 1 else "one view"
     print(f"Evaluating the average of {', '.join(str(run) for run in runs)}, {views} of each image", flush=True)
     report = parsed_report(json.dumps(evaluate_average(members, folder)).encode(), classes)
@@ -114,18 +112,3 @@ def _require_equal_maps(runs: Sequence[Path], parts: Sequence[Exported], size: i
                 f"{runs[0]} and {run} can't be averaged, because their activation maps have {sizes[0][0]} × "
                 f"{sizes[0][1]} and {found[0]} × {found[1]} positions: name runs of one model.backbone"
             )
-
-
-def averaged_runs(folder: Path) -> list[Path] | None:
-    """Returns the folders of the runs whose average was exported into `folder`; None if it holds no average.
-
-    Raises:
-        UserError: the list can't be read.
-    """
-    path = folder / RUNS
-    if not path.is_file():
-        return None
-    try:
-        return [Path(run) for run in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} can't be read ({error}): export the average again") from None

@@ -22,9 +22,8 @@ from dermrw.images.preprocess import read_image
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.verdict import Verdict
 from dermrw.training.run_data import classes_of, run_splits
-from dermrw.training.run_folder import latest_run, open_run
+from dermrw.training.run_folder import averaged_runs, latest_run, open_run
 
-from .average import averaged_runs
 from .card import model_card
 from .damages import DAMAGES
 from .foreign_pictures import composed, from_lesions, shipped

@@ -24,6 +24,7 @@ from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import Validated, fit_rules, score_test_sets
 from dermrw.evaluation.predict import Predictor
 from dermrw.evaluation.refusal_fit import pictures_to_refuse
+from dermrw.reports.predictions_csv import write_lesions, write_predictions
 from dermrw.reports.report_html import TrainingHistory
 from dermrw.reports.report_schema import AveragedRun, DefinedReport
 from dermrw.training.run_folder import unit_of
@@ -147,6 +148,7 @@ def require_alike(members: Sequence[Member]) -> None:
 def evaluate_average(members: Sequence[Member], folder: Path) -> dict[str, Any]:
     """Writes the reports and predictions of the average of several runs into `folder`; returns report.json's content.
 
+    Labels and lesions, which a run's split.csv holds, are written next to the predictions: `dermrw compare` needs them.
     Calibration and thresholds are fitted on the validation images of all runs. Each is predicted by the runs that were
     not trained on its lesion: by all, if the runs share one split; by one, if they are folds of a cross-validation.
     """
@@ -169,7 +171,8 @@ def evaluate_average(members: Sequence[Member], folder: Path) -> dict[str, Any]:
         "runs": [
             AveragedRun(
                 run=member.run.resolve().name,
-                **member.report.model_dump(include=AveragedRun.model_fields.keys() - {"run"}),
+                seed=member.config.train.seed,
+                **member.report.model_dump(include=AveragedRun.model_fields.keys() - {"run", "seed"}),
             )
             for member in members
         ],
@@ -188,5 +191,9 @@ def evaluate_average(members: Sequence[Member], folder: Path) -> dict[str, Any]:
     unit = unit_of(members[0].run, config)
     held_out = pictures_to_refuse(config.data.refuse).held_out if checks.shape[1] == len(ALL_CHECKS) else ()
     fitted = fit_rules(folder, config, unit, splits, average, Validated(logits, checks), prevalence, about, held_out)
+    for images, suffix in ((splits.validation, "_validation"), (splits.test, "")):
+        truth = np.eye(len(splits.classes.codes))[images.labels]
+        write_predictions(folder / f"ground_truth{suffix}.csv", images.table["image_id"], splits.classes, truth)
+        write_lesions(folder / f"lesions{suffix}.csv", images.table)
     root = resolve_root(config.data)
     return score_test_sets(folder, config, root, splits, average, fitted, TrainingHistory()).to_dict()

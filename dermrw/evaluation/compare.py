@@ -18,7 +18,7 @@ from dermrw.formatting import percent
 from dermrw.labelled.folder import read_frame
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.paired import Difference, paired_difference
-from dermrw.training.run_folder import open_run, read_split, unit_of
+from dermrw.training.run_folder import averaged_runs, open_run, read_split, unit_of
 
 # (title, the file of predictions in a run folder)
 SETS = (
@@ -58,7 +58,7 @@ def compare(paths: Sequence[Path], truth: Path | None = None, lesions: Path | No
     """Compares each run or file of predictions with the first one, on each set that both predicted.
 
     Args:
-        paths: run folders, or CSV files in the format of predictions.csv.
+        paths: folders of runs or of averages of runs, or CSV files in the format of predictions.csv.
         truth: a CSV in the same format with 1 for the true class of each image; default: the files of the run.
         lesions: a CSV with the columns image and lesion_id; default: the files of the run.
 
@@ -90,15 +90,26 @@ def compare(paths: Sequence[Path], truth: Path | None = None, lesions: Path | No
 
 
 def config_differences(paths: Sequence[Path]) -> dict[str, list[str]]:
-    """Returns the config keys in which each run differs from the first, as `train.epochs: 5, was 30`, by run."""
+    """Returns the config keys in which each run differs from the first, as `train.epochs: 5, was 30`, by run.
+
+    An average of runs has no config of its own: it is named with its runs.
+    """
     runs = [path for path in paths if path.is_dir()]
-    configs = {run: _as_evaluated(run) for run in runs}
-    return {
-        str(run): [
-            line for line in differences(configs[run], configs[runs[0]]) if line.partition(":")[0] not in NOT_COMPARED
+    averages = {run: averaged for run in runs if (averaged := averaged_runs(run)) is not None}
+    configs = {run: _as_evaluated(run) for run in runs if run not in averages}
+
+    def lines(run: Path) -> list[str]:
+        stated = [
+            f"{path} is the average of {', '.join(part.name for part in averages[path])}"
+            for path in (runs[0], run)
+            if path in averages
         ]
-        for run in runs[1:]
-    }
+        if stated:
+            return stated
+        found = differences(configs[run], configs[runs[0]])
+        return [line for line in found if line.partition(":")[0] not in NOT_COMPARED]
+
+    return {str(run): lines(run) for run in runs[1:]}
 
 
 def _as_evaluated(run: Path) -> Config:
@@ -111,6 +122,16 @@ def _as_evaluated(run: Path) -> Config:
     return config if views is None else with_views(config, views)
 
 
+def _unit(run: Path) -> str:
+    """Returns the unit of the split of a run, or of an average of runs."""
+    if averaged_runs(run) is None:
+        return unit_of(run, open_run(run))
+    try:
+        return str(json.loads((run / "report.json").read_text(encoding="utf-8")).get("unit") or "lesions")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{run / 'report.json'} can't be read ({error}): export the average again") from None
+
+
 def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: Path | None = None) -> None:
     """Prints the differences of the configs, and a table of balanced accuracies."""
     rows = compare(paths, truth, lesions)
@@ -119,7 +140,7 @@ def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: 
         print(f"Config of {run}, compared with that of {first}:")
         print("".join(f"  {line}\n" for line in lines or ["no difference that affects a result"]))
     print(f"Balanced accuracy, and its difference from that of {first}:\n")
-    unit = next((unit_of(path, open_run(path)) for path in paths if path.is_dir()), "lesions")
+    unit = next((_unit(path) for path in paths if path.is_dir()), "lesions")
     heading = (
         "set",
         "run",
@@ -167,7 +188,8 @@ def _sets_of(paths: Sequence[Path]) -> list[tuple[str, dict[Path, Path]]]:
             raise UserError(f"there is no run or file {path}: name a folder such as runs/NAME, or a predictions.csv")
     runs = [path for path in paths if path.is_dir()]
     for run in runs:
-        open_run(run)
+        if averaged_runs(run) is None:
+            open_run(run)
         if not any((run / name).is_file() for _, name in SETS):
             raise UserError(f"{run} has not been evaluated: run `dermrw eval {run}` first")
     if not files:

@@ -30,7 +30,7 @@ from dermrw.files import require_writable, write_atomic
 from dermrw.images.skin_tone import TONE_COLUMN, skin_tones
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.intervals import score_intervals
-from dermrw.reports.predictions_csv import read_predictions, write_predictions
+from dermrw.reports.predictions_csv import read_predictions, write_lesions, write_predictions
 from dermrw.reports.report_html import TrainingHistory, write_html
 from dermrw.reports.report_json import ScoredSet, build_report, compare_lesion_rules
 from dermrw.reports.report_schema import DecisionRules, Report, TrainingSource
@@ -292,8 +292,7 @@ def _score(
     as_trained = softmax(logits)
     write_predictions(run / f"predictions{suffix}_as_trained.csv", ids, classes, as_trained)
     if suffix:  # split.csv holds the lesions of the run's own images; `dermrw compare` needs them
-        lesions = images.table[["image_id", "lesion_id"]].rename(columns={"image_id": "image"})
-        write_atomic(run / f"lesions{suffix}.csv", lesions.to_csv(index=False, lineterminator="\n").encode())
+        write_lesions(run / f"lesions{suffix}.csv", images.table)
 
     probabilities = read_predictions(path, ids, classes)
     unit = fitted.about.get("unit", "lesions")

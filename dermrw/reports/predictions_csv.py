@@ -19,3 +19,9 @@ def read_predictions(path: Path, image_ids: pd.Series, classes: Classes) -> np.n
     # as text first: pandas' own fast parser may miss a number by its last digit
     table = pd.read_csv(path, dtype=str, keep_default_na=False).set_index("image")
     return table.loc[image_ids.tolist(), list(classes.columns)].to_numpy(str).astype(np.float64)
+
+
+def write_lesions(path: Path, images: pd.DataFrame) -> None:
+    """Writes the columns image and lesion_id of a table with image_id and lesion_id."""
+    lesions = images[["image_id", "lesion_id"]].rename(columns={"image_id": "image"})
+    write_atomic(path, lesions.to_csv(index=False, lineterminator="\n").encode())

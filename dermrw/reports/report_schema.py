@@ -353,6 +353,7 @@ class AveragedRun(_Part):
     epochs: int
     training_images: int
     checkpoint_sha256: str
+    seed: int | None = None  # train.seed; absent from reports of dermrw before 29 November 2026
 
 
 class Report(SetFigures):

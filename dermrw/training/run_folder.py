@@ -22,6 +22,7 @@ from dermrw.strict_yaml import read_yaml
 
 RUNS = Path("runs")
 LEFT_OUT = "extra_left_out.csv"
+AVERAGED_RUNS = "averaged_runs.json"  # in the folder of an average
 
 
 def new_run(name: str) -> Path:
@@ -53,6 +54,21 @@ def open_run(path: Path) -> Config:
     if absent:
         raise UserError(f"{path / 'config.yaml'} lacks {', '.join(sorted(absent))}: restore it, or name another run")
     return load_config(path / "config.yaml")
+
+
+def averaged_runs(folder: Path) -> list[Path] | None:
+    """Returns the folders of the runs whose average was exported into `folder`; None if it holds no average.
+
+    Raises:
+        UserError: the list can't be read.
+    """
+    path = folder / AVERAGED_RUNS
+    if not path.is_file():
+        return None
+    try:
+        return [Path(run) for run in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} can't be read ({error}): export the average again") from None
 
 
 @contextmanager

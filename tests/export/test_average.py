@@ -19,6 +19,7 @@ from dermrw.decisions.refusal import ALL_CHECKS
 from dermrw.errors import UserError
 from dermrw.evaluation.average import Average, joint_splits, require_alike
 from dermrw.evaluation.calibration import EqualPrevalence
+from dermrw.evaluation.compare import compare, config_differences, print_comparison
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Familiarity, Watch, describe, middle
 from dermrw.evaluation.photograph_detector import PhotographDetector
@@ -28,9 +29,9 @@ from dermrw.models import build_model
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement
 from dermrw.training.run_data import run_splits
-from dermrw.training.run_folder import open_run, read_split
+from dermrw.training.run_folder import averaged_runs, open_run, read_split
 from export.__main__ import export, main
-from export.average import _member, averaged_runs, export_average
+from export.average import _member, export_average
 from export.card import model_card
 from export.encoder import encoder_of_model_file
 from export.network import Averaged, Exported
@@ -105,6 +106,7 @@ def test_the_file_is_the_average_of_the_files_of_two_folds(
     assert set(single[0].info.to_props()) == set(info.to_props())
     assert "by the 1 to 2 of 2 runs that were not trained on its lesion" in report["notes"][0]
     card = (path.parent / "MODEL_CARD.md").read_text()
+    assert [part["seed"] for part in report["runs"]] == [0, 0] and " epochs, seed 0;" in card
     assert all(c.info.digest in card for c in single) and average.digest in card and report["notes"][0] in card
     images = sum(part["split"].eq("validation").sum() for part in (read_split(run), read_split(other)))
     both = set.intersection(*(set(read_split(r).query("split == 'validation'")["image_id"]) for r in (run, other)))
@@ -114,6 +116,16 @@ def test_the_file_is_the_average_of_the_files_of_two_folds(
     far = [(2**64 - 1, 2**64 - 1)] * len(read_split(run))
     matched = known.match(read_split(run)["image_id"].tolist(), far)
     assert matched.tolist() == (read_split(run)["split"] != "test").tolist()
+    for first, second in ((run, path.parent), (path.parent, run)):
+        rows = compare([first, second])
+        assert [row.title for row in rows] == ["validation, as trained", "test split"]
+        assert all(row.lesions is not None and row.lesions <= row.images for row in rows)
+        stated = config_differences([first, second])[str(second)]
+        assert stated == [f"{path.parent} is the average of {run.name}, other"]
+        print_comparison([first, second])
+    validation = read_split(other).query("split == 'validation'").set_index("image_id")
+    written = pd.read_csv(path.parent / "lesions_validation.csv").set_index("image")["lesion_id"]
+    assert (written[validation.index] == validation["lesion_id"]).all()
     assert averaged_runs(path.parent) == [run.resolve(), other.resolve()] and averaged_runs(run) is None
     with pytest.raises(UserError, match=r"merged batch norm .*: write the encoder from the run"):
         encoder_of_model_file(path, run / "e.safetensors")
