@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.diagnoses import ABOUT
 from dermrw.errors import UserError
@@ -30,7 +30,7 @@ from .presets import presets
 from .region import data_uri, jpeg, seen_part
 from .words import HAM10000, MOST_LISTED, Words, listed
 
-TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 CASE_SIDE = 200  # pixels, of a labelled case on the page
 SPACE = "\N{NO-BREAK SPACE}"
 NAMED = 0.1  # probability from which a malignant class is named though it is not in the prediction set
@@ -283,6 +283,7 @@ def lesion_result(
         others_sum=percent(1 - sum(float(row["width"]) for row in shown) / 100),
         malignant_sum=percent(malignant_share(probabilities, info)),
         referral=compared(triage_score(lesion.at(None), info), info.triage.threshold) if info.triage else ("", ""),
+        equal=shares is None,
         same=_same(shares, info.triage.shares(info.codes) if info.triage else None),
         prevalence=phrase,
         count=len(accepted),

@@ -225,6 +225,7 @@ def _render(engine: Engine, name: str, report: "Report", without_row: Sequence[s
         for code, row in present
     ]  # fmt: skip
     return TEMPLATES.get_template("score.html.jinja").render(
+        error="",
         name=name,
         images=report.images,
         groups=f"{report.lesions:,} {external.unit}" if external.unit != "images" else "",
@@ -232,6 +233,7 @@ def _render(engine: Engine, name: str, report: "Report", without_row: Sequence[s
         figures=_figures(report),
         worse=[row.sentence for row in external.card if row.sentence],
         compared=bool(external.card),
+        triage=info.triage,
         card=evaluation_set(info),
         classes=classes[:MOST_LISTED],
         other_classes=classes[MOST_LISTED:],
@@ -276,9 +278,12 @@ def _figures(report: "Report") -> list[dict[str, Any]]:
                       report.malignant.auc, report.malignant.auc_interval_95))  # fmt: skip
     at = 0 if report.external.binary else 1
     rows[at:at] = [
-        {"name": name, "here": number(value), "interval": _interval(ends, number), "card": "", "card_interval": ""}
+        {
+            "name": name, "here": number(value), "interval": _interval(ends, number),
+            "card": "", "card_interval": "", "worse": False,
+        }
         for name, value, ends in areas
-    ]
+    ]  # fmt: skip
     return rows
 
 

@@ -95,10 +95,12 @@ def test_thresholds_and_heat_map_are_the_models(client: TestClient, model: Path,
     info, explanation = classifier.info, classifier.explain(path)
     form = {"heat_map": "bkl"}
     answer = client.post("/classify", files=[("image", (path.name, path.read_bytes()))], data=form).json()
+    assert info.triage is not None and info.triage.prevalence is not None
+    assert answer["thresholds"].pop("triage_prevalence") == pytest.approx(info.triage.prevalence)
     assert answer["thresholds"] == {
         "set": dict(zip(info.codes, info.thresholds, strict=True)),
         "coverage": info.coverage,
-        "triage": info.triage.threshold if info.triage else None,
+        "triage": info.triage.threshold,
     }
     evidence = np.maximum(explanation.activation_map[info.codes.index("bkl")], 0)
     np.testing.assert_allclose(answer["pictures"][0]["heat_map"], evidence / (evidence.max() or 1), atol=0.003)

@@ -137,7 +137,7 @@ def test_another_prevalence_and_another_picture_of_it(visit: Visit, lesion: Path
         page.wait_for_selector(f"#result caption:has-text('{preset.phrase}')")
         expected = at_prevalence(p, preset.shares)[0]
         assert unfolded_rows(visit) == {n: percent(q) for n, q in zip(classifier.info.names, expected, strict=True)}
-        assert "Decision and differential do not depend on the prevalence." in page.inner_text("#result")
+        assert "Decision and differential do not depend on the selected prevalence." in page.inner_text("#result")
         assert preset.source in page.text_content("#one-prevalence .source")
     # a slider keeps the sum at 100 %
     page.click("#one-prevalence summary")
