@@ -109,7 +109,7 @@ class Engine:
             UserError: the prevalence is 0 for every diagnosis with a probability above 0.
         """
         verdict, codes, triage = lesion.verdict, self.info.codes, self.info.triage
-        shares_of_triage = None if triage is None else triage.shares(codes)
+        shares_of_triage = None if triage is None else self.info.triage_shares
         return {
             "refused": verdict.refused,
             "triage": verdict.triage or None,

@@ -34,7 +34,7 @@ def presets(info: ModelInfo) -> tuple[Preset, ...]:
         Preset(EQUAL, "Equal", f"Each {category} is equally frequent.", "at equal prevalence", None),
         Preset(
             TRAINING,
-            "Training data",
+            "Training data" if info.prevalence_images == "the training data" else "Refitted",
             f"{100 * training[common]:.0f} % {info.names[common]}, as in {info.prevalence_images}.",
             f"at {info.prevalence_images}’s prevalence",
             training,

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.diagnoses import ABOUT
 from dermrw.errors import UserError
+from dermrw.formatting import decimals
 from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case
@@ -45,11 +46,14 @@ def percent(value: float) -> str:
 
 def compared(share: float, threshold: float) -> tuple[str, str]:
     """Formats a share and the threshold that it is compared with: with decimals if they would read the same."""
-    for digits in (0, 1, 2):
+    least = decimals(100 * threshold)
+    if percent(share) != percent(threshold):
+        return percent(share), f"{100 * threshold:.{least}f}{SPACE}%"
+    for digits in range(least, least + 6):
         first, second = (f"{100 * value:.{digits}f}{SPACE}%" for value in (share, threshold))
         if first != second:
             break
-    return (percent(share), percent(threshold)) if digits == 0 else (first, second)
+    return first, second
 
 
 def interval(proportion: Proportion) -> str:
@@ -284,11 +288,11 @@ def lesion_result(
         malignant_sum=percent(malignant_share(probabilities, info)),
         referral=compared(triage_score(lesion.at(None), info), info.triage.threshold) if info.triage else ("", ""),
         equal=shares is None,
-        same=_same(shares, info.triage.shares(info.codes) if info.triage else None),
+        summed_at_training=info.triage_prevalence is not None,
+        same=_same(shares, info.triage_shares),
         prevalence=phrase,
         count=len(accepted),
         cases=[case_for_page(case, info) for case in engine.cases(lesion)],
-        percent=percent,
         interval=interval,
         evaluation_set=evaluation_set(info),
         **shared,

@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="runs or files such as predictions.csv; the first is the baseline",
+        help="runs, folders of averages, or files such as predictions.csv; the first is the baseline",
     )
     compare.add_argument(
         "--truth", type=Path, help="the true classes of the images in files, as a CSV in the ISIC format"

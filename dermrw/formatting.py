@@ -13,6 +13,20 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
+def decimals(value: float, least: int = 0) -> int:
+    """Decimals, at least `least`, with which a number in 0..100 keeps 5 % of its distance from the nearer end."""
+    room = min(value, 100 - value)
+    digits = least
+    while digits < 12 and room > 0 and abs(round(value, digits) - value) > 0.05 * room:
+        digits += 1
+    return digits
+
+
+def threshold(value: float | None) -> str:
+    """A threshold in 0..1 with at least three decimals, more near 0 and 1: `0.159`, `0.00031`."""
+    return number(value) if value is None else number(value, 2 + decimals(100 * value, 1))
+
+
 def duration(seconds: float, space: str = " ") -> str:
     """A time in seconds below 90 s, in minutes below 90 min and in hours above: `45 s`, `12 min`, `3.4 h`."""
     if seconds < 90:

@@ -185,10 +185,10 @@ def export_encoder(model: Path, out: Path) -> None:
 def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) -> ModelInfo:
     """Returns the metadata of the model file of a run, or of an average that was evaluated in the folder `run`."""
     no_triage = no_triage_reason(report)
-    triage = None if no_triage else _triage(report)
     try:
+        triage = None if no_triage else _triage(report)
         return ModelInfo(
-            format="dermrw 3" if triage and triage.prevalence else "dermrw 2",
+            format="dermrw 2" if report.decisions.triage_prevalence is None else "dermrw 3",
             name=run.resolve().name,
             created=time.strftime("%Y-%m-%d", time.gmtime()),
             version=dermrw.__version__,

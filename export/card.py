@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.config import NOT_PART_OF_A_RESULT, Config, with_views, without_folders
 from dermrw.diagnoses import DX, HAM_CLASSES
-from dermrw.formatting import percent
+from dermrw.formatting import percent, threshold
 from dermrw.inference.model_file import ModelInfo
 from dermrw.reports.report_schema import DefinedReport, Report
 from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE, report_unit
@@ -78,7 +78,7 @@ def model_card(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=percent, range=_range, part=_part, md=_markdown)
+    environment.filters.update(percent=percent, threshold=threshold, range=_range, part=_part, md=_markdown)
     template = environment.get_template("card.md.jinja")
     unit = report_unit(report)
     text = template.render(

@@ -123,6 +123,8 @@ def parsed_report(text: bytes, classes: Classes) -> DefinedReport:
         raise ValueError(f"its classes are not {', '.join(codes)}")
     if tuple(report.decisions.thresholds) != codes:
         raise ValueError(f"decisions.thresholds: its classes are not {', '.join(codes)}")
+    if report.decisions.triage_prevalence is not None and set(report.decisions.triage_prevalence) != set(codes):
+        raise ValueError(f"decisions.triage_prevalence: its classes are not {', '.join(codes)}")
     if len(report.calibration.offsets) != len(codes):
         raise ValueError(f"calibration.offsets: {len(report.calibration.offsets)} for {len(codes)} classes")
     return report

@@ -52,6 +52,10 @@ def combine(
     if rule not in LESION_RULES:
         raise ValueError(f"rule must be one of {', '.join(LESION_RULES)}, not {rule!r}")
     p = np.asarray(probabilities, dtype=np.float64)
+    if prevalence is not None and np.shape(prevalence) != p.shape[1:]:
+        raise ValueError(
+            f"prevalence must hold {p.shape[1]} shares, one for each class, not shape {np.shape(prevalence)}"
+        )
     _, lesion = np.unique(np.asarray(lesions), return_inverse=True)
     images = np.bincount(lesion)
     values = np.log(np.maximum(p, LEAST)) if rule == "geometric" else p

@@ -2,8 +2,8 @@
 
 The score is the summed probability of melanoma, basal cell carcinoma and actinic keratosis / intraepithelial carcinoma
 at the training data's prevalence. At equal prevalence, a rare benign diagnosis counts as much as nevi do, and a rare
-malignant one as much as melanoma. On validation images, and on those of other sources, that score has a lower AUC
-(docs/results_in_detail.md has the figures).
+malignant one as much as melanoma. On validation images that score has a lower AUC (docs/results_in_detail.md has the
+figures).
 
 The operating point is chosen on validation so that the lower end of the sensitivity's 95 % confidence interval reaches
 the target. If only the estimate reached it, the true sensitivity would be below the target half of the time.

@@ -137,7 +137,8 @@ def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: 
     rows = compare(paths, truth, lesions)
     first = str(paths[0])
     for run, lines in config_differences(paths).items():
-        print(f"Config of {run}, compared with that of {first}:")
+        averages = any(averaged_runs(Path(path)) is not None for path in (run, first))
+        print(f"{run} and {first}:" if averages else f"Config of {run}, compared with that of {first}:")
         print("".join(f"  {line}\n" for line in lines or ["no difference that affects a result"]))
     print(f"Balanced accuracy, and its difference from that of {first}:\n")
     unit = next((_unit(path) for path in paths if path.is_dir()), "lesions")
@@ -191,7 +192,8 @@ def _sets_of(paths: Sequence[Path]) -> list[tuple[str, dict[Path, Path]]]:
         if averaged_runs(run) is None:
             open_run(run)
         if not any((run / name).is_file() for _, name in SETS):
-            raise UserError(f"{run} has not been evaluated: run `dermrw eval {run}` first")
+            fix = f"run `dermrw eval {run}` first" if averaged_runs(run) is None else "export the average again"
+            raise UserError(f"{run} has not been evaluated: {fix}")
     if not files:
         return [(title, {run: run / name for run in runs if (run / name).is_file()}) for title, name in SETS]
     # a run next to a file: the run's file of the same name
@@ -232,7 +234,8 @@ def _agreed_labels(first: Predictions, other: Predictions, shared: pd.Index) -> 
     known = [p.labels.reindex(shared) for p in (first, other) if p.labels is not None]
     if not known:
         raise UserError(
-            f"the true classes of {first.path} are not known: name a file with --truth, or use a run's predictions.csv"
+            f"the true classes of {first.path} are not known: name a file with --truth, use a run's predictions.csv, "
+            "or export the average of runs again"
         )
     labels = known[0] if len(known) == 1 else known[0].fillna(known[1])
     if labels.isna().any():

@@ -76,7 +76,8 @@ def fit_decisions(
         prevalence: each class's share of the training images `[C]`, for triage. None, or a share of 0: equal shares.
     """
     codes = classes.codes
-    triage_prevalence = None if prevalence is None or min(prevalence) <= 0 else list(prevalence)
+    divided = classes.malignant is not None and any(classes.malignant) and not all(classes.malignant)
+    triage_prevalence = list(prevalence) if divided and prevalence is not None and min(prevalence) > 0 else None
     sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
     point, no_triage = None, None
     if classes.malignant is None:
@@ -97,9 +98,7 @@ def fit_decisions(
     return DecisionRules(
         thresholds=dict(zip(codes, sets.values.tolist(), strict=True)),
         triage_threshold=None if point is None else point.threshold,
-        triage_prevalence=None
-        if point is None or triage_prevalence is None
-        else dict(zip(codes, triage_prevalence, strict=True)),
+        triage_prevalence=None if triage_prevalence is None else dict(zip(codes, triage_prevalence, strict=True)),
         **({} if table_unit is None or no_triage is None else {"no_triage": no_triage}),
         limits=fit_limits(valid.checks, valid.lesions) if refusal is None else refusal[0],
         fitted=FittedDecisions(

@@ -77,8 +77,7 @@ def combine_images(
         reason = verdicts[0].refused if len(verdicts) == 1 else f"each of the {len(verdicts)} pictures is refused"
         return None, Verdict(reason, (), None)
     images = np.asarray(probabilities, dtype=np.float64)[accepted]
-    shares = info.triage.shares(info.codes) if info.triage else None
-    combined = combine(images, [0] * len(accepted), malignant=info.malignant, prevalence=shares)[0]
+    combined = combine(images, [0] * len(accepted), malignant=info.malignant, prevalence=info.triage_shares)[0]
     if len(accepted) == 1:
         return combined, verdicts[accepted[0]]
     lesion_verdict = decide(combined, info)

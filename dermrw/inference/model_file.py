@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -94,13 +94,6 @@ class Triage(BaseModel):
         """The prevalence in words, such as `at equal prevalence`."""
         return "at equal prevalence" if self.prevalence is None else "at the training data’s prevalence"
 
-    def shares(self, codes: Sequence[str]) -> list[float] | None:
-        """The prevalence `[C]` in the order of `codes`; None: equal."""
-        if self.prevalence is None:
-            return None
-        total = sum(self.prevalence.values())
-        return [self.prevalence[code] / total for code in codes]
-
 
 class AveragedRun(BaseModel):
     """One of the runs that a model file averages."""
@@ -159,7 +152,8 @@ class ModelInfo(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
     format: Literal["dermrw 2", "dermrw 3"] = Field(
-        "dermrw 2", description="dermrw 3: triage states a prevalence, which older versions would overlook"
+        "dermrw 2",
+        description="dermrw 3: malignant probabilities are not summed at equal prevalence, as older versions do",
     )
     name: str = Field(max_length=255, description="the run's name, a folder's")
     created: str = Field(max_length=40, description="date, UTC")
@@ -243,6 +237,10 @@ class ModelInfo(BaseModel):
                 raise ValueError("the prevalence of triage must name the classes of codes")
             if self.format == "dermrw 2":
                 raise ValueError("a file of the format dermrw 2 must not state a prevalence of triage")
+            if not 0.99 < sum(self.triage.prevalence.values()) < 1.01:
+                raise ValueError("the prevalence of triage must be shares that sum to 1")
+        if self.format == "dermrw 3" and min(self.prevalence.values()) <= 0:
+            raise ValueError("prevalence must be shares above 0 in a file of the format dermrw 3")
         if min(self.prevalence.values()) < 0 or not 0.99 < sum(self.prevalence.values()) < 1.01:
             raise ValueError("prevalence must be shares that sum to 1")
         return self
@@ -253,6 +251,24 @@ class ModelInfo(BaseModel):
         if self.refit and "prevalence" in self.refit.fields:
             return f"{self.refit.source} (refitted)"
         return "the training data"
+
+    @property
+    def triage_prevalence(self) -> dict[str, float] | None:
+        """Each class's share, at which the malignant probabilities are summed; None: equal shares.
+
+        Without triage it is what triage would use: the shares of the training images, if they are known.
+        """
+        if self.triage is not None or self.format == "dermrw 2":
+            return self.triage.prevalence if self.triage else None
+        refitted = self.refit is not None and "prevalence" in self.refit.fields
+        return None if refitted else self.prevalence
+
+    @property
+    def triage_shares(self) -> list[float] | None:
+        """`triage_prevalence` `[C]` in the order of the outputs; None: equal."""
+        prevalence = self.triage_prevalence
+        total = sum((prevalence or {}).values())
+        return None if prevalence is None else [prevalence[code] / total for code in self.codes]
 
     @property
     def is_ham10000(self) -> bool:

@@ -58,9 +58,8 @@ def malignant_share(probabilities: npt.NDArray[np.floating], info: ModelInfo) ->
 
 
 def triage_score(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> float:
-    """Returns the malignant share at the prevalence of triage, from probabilities at equal prevalence `[C]`."""
-    shares = info.triage.shares(info.codes) if info.triage else None
-    return malignant_share(at_prevalence(probabilities[None], shares)[0], info)
+    """Returns the malignant share at `info.triage_shares`, from probabilities at equal prevalence `[C]`."""
+    return malignant_share(at_prevalence(probabilities[None], info.triage_shares)[0], info)
 
 
 def decide(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:

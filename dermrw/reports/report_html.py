@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from dermrw.diagnoses import DX
 from dermrw.files import write_atomic
-from dermrw.formatting import NO_BREAK, duration, number, percent
+from dermrw.formatting import NO_BREAK, duration, number, percent, threshold
 from dermrw.images.skin_tone import TONE_COLUMN
 from dermrw.images.thumbnail import thumbnail
 from dermrw.metrics import classification as metrics
@@ -91,8 +91,8 @@ def write_html(path: Path, report: Report, scored: ScoredSet, training: Training
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        percent=partial(percent, space=NO_BREAK), number=number, duration=partial(duration, space=NO_BREAK),
-        width=lambda v: f"{100 * v:.2f}%",
+        percent=partial(percent, space=NO_BREAK), number=number, threshold=threshold,
+        duration=partial(duration, space=NO_BREAK), width=lambda v: f"{100 * v:.2f}%",
     )  # fmt: skip
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     values = {**context(report, scored, training, official), "json_file": path.with_suffix(".json").name}

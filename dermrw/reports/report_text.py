@@ -72,7 +72,8 @@ def report_unit(report: Report) -> str:
 def _print_external(console: Console, report: Report, external: External) -> None:
     if report.malignant:
         low, high = (number(end) for end in report.malignant.auc_interval_95)
-        console.print(f"Malignant against the rest: AUC {number(report.malignant.auc)} ({low} to {high})")
+        at = f", probabilities summed at {report.malignant.summed_at}" if report.malignant.summed_at else ""
+        console.print(f"Malignant against the rest: AUC {number(report.malignant.auc)} ({low} to {high}){at}")
     table = Table(title="Next to the model's card")
     for heading in ("figure", "here", "95 % interval", "card", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")

@@ -20,7 +20,7 @@ from dermrw.decisions.prevalence import at_prevalence
 from dermrw.decisions.triage import LEAST_POSITIVE, LEAST_SENSITIVITY, Share, choose, measure, share_of
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
-from dermrw.formatting import percent
+from dermrw.formatting import percent, threshold
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, Hashes
 from dermrw.inference.model_file import CONTROL_CHARACTERS, OUTPUTS, ModelInfo, Proportion, Refit, Score, Triage
@@ -189,8 +189,7 @@ def fit(probabilities: Floats, images: Labelled, info: ModelInfo, planned: Plan)
     positive = _positive(images, info)
     score = np.zeros(len(y))
     if positive is not None and info.malignant is not None:
-        kept = info.triage.shares(info.codes) if info.triage else None  # the refitted rule has the same prevalence
-        score = at_prevalence(probabilities, kept)[:, np.array(info.malignant)].sum(axis=1)
+        score = at_prevalence(probabilities, info.triage_shares)[:, np.array(info.malignant)].sum(axis=1)
     refer, sets = np.zeros(len(y), dtype=bool), np.zeros(probabilities.shape, dtype=bool)
     points: list[float] = []
     for fold in range(FOLDS):
@@ -326,7 +325,7 @@ def refitted_info(
             threshold=fitted.triage_threshold or 0.0,
             sensitivity=_proportion(fitted.sensitivity) if complete else None,
             specificity=_proportion(fitted.specificity) if complete else None,
-            prevalence=info.triage.prevalence if info.triage else None,
+            prevalence=info.triage_prevalence,
         )
         if info.no_triage is not None:
             update["no_triage"] = None
@@ -406,7 +405,7 @@ def _card(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=percent, share=share_text)
+    environment.filters.update(percent=percent, share=share_text, threshold=threshold)
     counts = np.bincount(images.labels, minlength=len(info.codes)).tolist()
     groups = [len(np.unique(images.groups[images.labels == c])) for c in range(len(info.codes))]
     return environment.get_template("refit_card.md.jinja").render(

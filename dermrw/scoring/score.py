@@ -383,7 +383,7 @@ def _decided(
 
 def _rules(info: ModelInfo) -> DecisionRules:
     sets = FittedSets(coverage=info.coverage, validation_lesions={}, likely_coverage={})
-    shares = info.triage.shares(info.codes) if info.triage else None
+    shares = info.triage_shares
     return DecisionRules(
         thresholds=dict(zip(info.codes, info.thresholds, strict=True)),
         triage_threshold=info.triage.threshold if info.triage else None,

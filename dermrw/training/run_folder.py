@@ -66,8 +66,11 @@ def averaged_runs(folder: Path) -> list[Path] | None:
     if not path.is_file():
         return None
     try:
-        return [Path(run) for run in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError) as error:
+        runs = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+            raise ValueError("it is not a list of folders")
+        return [Path(run) for run in runs]
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}): export the average again") from None
 
 

@@ -31,7 +31,7 @@ from app.page_cache import MAX_PAGES, LatestCalls, PageCache
 from app.presets import presets
 from app.region import UNCHANGED, Edit, seen_part
 from app.render import compared, error_box, fixed_part, lesion_result, outside_note, percent
-from app.table import _cell
+from app.table import _cell, _table
 from app.uploads import Uploads
 from dermrw.config import load_config
 from dermrw.datasets.sample_drawing import draw_lesion
@@ -171,6 +171,11 @@ def test_what_depends_on_the_prevalence_changes_together(model: Path) -> None:
     assert "probability at equal prevalence" in equal and "depend on the selected prevalence.<" not in equal
     assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in compared(0.219, 0.221)] == ["21.9 %", "22.1 %"]
     assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in compared(0.004, 0.221)] == ["< 1 %", "22 %"]
+    for share, threshold, texts in (
+        (0.2, 0.0031, ["20 %", "0.3 %"]), (0.9, 0.997, ["90 %", "99.7 %"]), (0.00004, 0.0001, ["0.00 %", "0.01 %"]),
+        (0.03091, 0.0311, ["3.09 %", "3.11 %"]), (0.6, 0.034, ["60 %", "3.4 %"]),
+    ):  # fmt: skip
+        assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in compared(share, threshold)] == texts
     key, shares = Ask(prevalence="mel=0.04,nv=0.96,bcc=0,akiec=0,bkl=0,df=0,vasc=0").shares(engine.info)
     page = lesion_result(lesion, ["a.jpg"], engine, key, shares).replace("\N{NO-BREAK SPACE}", " ")
     assert "probability at your own prevalence<" in page
@@ -200,6 +205,13 @@ def test_the_page_states_the_prevalence_of_triage(model: Path) -> None:
     )
     chosen = lesion_result(lesion, ["a.jpg"], engine, "own", np.array(list(shares.values())))
     assert "diagnoses, at the training" not in unescape(chosen)  # the probabilities shown are at that prevalence
+    captions = {
+        True: "Triage always uses the training data’s prevalence, and the differential equal prevalence.",
+        False: "Triage and differential always use equal prevalence.",
+    }
+    for stated, caption in captions.items():
+        asked = with_info(model, triage=triage.model_copy(update={"prevalence": shares if stated else None}))
+        assert caption in " ".join(unescape(_table(asked, [], 0, 0, "equal", None)).split())
     answer = engine.answer(["a.jpg"], lesion, "equal", None)["thresholds"]
     assert answer["triage"] == 0.5 and answer["triage_prevalence"] == pytest.approx(shares)
 

@@ -6,6 +6,7 @@ from dermrw.decisions.refusal import CHECKS
 from dermrw.decisions.triage import choose, share_of
 from dermrw.diagnoses import DX, HAM_CLASSES, Classes
 from dermrw.evaluation.decision_rules import Predicted, fit_decisions, measure_decisions
+from dermrw.reports.report_json import compare_lesion_rules
 from dermrw.reports.report_schema import DecisionRules, FittedDecisions, FittedSets, Judged
 
 THRESHOLDS = np.array([0.2, 0.3, 0.25, 0.2, 0.15, 0.4, 0.35])
@@ -126,6 +127,24 @@ def test_triage_is_judged_at_the_training_prevalence() -> None:
     assert together.specificity.share == pytest.approx(1 - lesions["referred"][~lesions["positive"]].mean())
     # a class without training images would never count: then the shares are equal
     assert fit_decisions(data, HAM_CLASSES, prevalence=[0.0, *shares[1:]]).triage_prevalence is None
+
+
+def test_the_rules_of_combining_images_are_compared_at_the_prevalence_of_triage() -> None:
+    data = seen()
+    shares = np.array([0.03, 0.05, 0.1, 0.02, 0.1, 0.65, 0.05])
+    bad = np.isin(DX, ["mel", "bcc", "akiec"])
+    score = (data.probabilities * shares)[:, bad].sum(1) / (data.probabilities * shares).sum(1)
+    frame = pd.DataFrame({"lesion": data.lesions, "score": score, "positive": bad[data.labels]})
+    lesions = frame.groupby("lesion").agg(score=("score", "max"), positive=("positive", "max"), n=("score", "size"))
+    lesions = lesions[lesions["n"] > 1]
+    threshold = float(lesions["score"].sort_values().iloc[6:8].mean())  # between two lesions: rounding decides nothing
+    found = compare_lesion_rules(
+        data.probabilities, data.labels, data.lesions, HAM_CLASSES.malignant, threshold, shares.tolist()
+    )["compared"]
+    for name, rows in (("most_suspicious", lesions), ("each image alone", frame[frame["lesion"].isin(lesions.index)])):
+        refer, positive = rows["score"] >= threshold, rows["positive"]
+        assert found[name]["specificity"] == pytest.approx((~refer)[~positive].mean())
+        assert found[name]["sensitivity"] == pytest.approx(refer[positive].mean())
 
 
 def test_triage_of_ones_own_images_needs_enough_malignant_groups() -> None:

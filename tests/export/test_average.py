@@ -123,6 +123,20 @@ def test_the_file_is_the_average_of_the_files_of_two_folds(
         stated = config_differences([first, second])[str(second)]
         assert stated == [f"{path.parent} is the average of {run.name}, other"]
         print_comparison([first, second])
+        printed = capsys.readouterr().out
+        assert f"{second} and {first}:" in printed and "Config of" not in printed and "unknown" not in printed
+    alone = Path(shutil.copytree(path.parent, run.parent / "copy"))
+    assert [(row.title, row.paired.difference) for row in compare([path.parent, alone])] == [
+        ("validation, as trained", 0.0), ("test split", 0.0)
+    ]  # fmt: skip
+    assert all(row.lesions is not None for row in compare([path.parent, alone]))
+    for name in ("ground_truth_validation.csv", "ground_truth.csv"):
+        (alone / name).unlink()
+        (path.parent / name).rename(path.parent / f"kept-{name}")
+    with pytest.raises(UserError, match="export the average of runs again"):
+        compare([path.parent, alone])
+    for name in ("ground_truth_validation.csv", "ground_truth.csv"):
+        (path.parent / f"kept-{name}").rename(path.parent / name)
     validation = read_split(other).query("split == 'validation'").set_index("image_id")
     written = pd.read_csv(path.parent / "lesions_validation.csv").set_index("image")["lesion_id"]
     assert (written[validation.index] == validation["lesion_id"]).all()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.conformal import fit_thresholds
-from dermrw.decisions.triage import choose
+from dermrw.decisions.triage import choose, measure
 from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
@@ -112,7 +112,13 @@ def test_triage_keeps_its_prevalence(info: ModelInfo) -> None:
     score = (p * shares)[:, BAD].sum(1) / (p * shares).sum(1)
     fitted = fit(p, images, info, plan(images, info))
     assert fitted.triage_threshold == choose(score, BAD[images.labels], images.groups).threshold
-    assert fitted.prevalence != triage.prevalence  # of the file, which is refitted
+    assert fitted.before.sensitivity == measure(score, BAD[images.labels], images.groups, triage.threshold).sensitivity
+    # the same for a file without triage, whose training prevalence is known
+    untold = info.model_copy(update={"triage": None, "prevalence": triage.prevalence})
+    assert fit(p, images, untold, plan(images, untold)).triage_threshold == fitted.triage_threshold
+    older = untold.model_copy(update={"format": "dermrw 2"})
+    equal = choose(p[:, BAD].sum(1), BAD[images.labels], images.groups).threshold
+    assert fit(p, images, older, plan(images, older)).triage_threshold == equal
 
 
 def test_binary_labels_refit_triage_alone(info: ModelInfo) -> None:
@@ -170,6 +176,7 @@ def test_the_new_file_has_the_same_network(
     same = set(ModelInfo.model_fields) - changed - {"refit"}
     assert all(getattr(info, key) == getattr(old, key) for key in same)
     assert info.prevalence == pytest.approx(dict.fromkeys(DX, 1 / 7)) and info.triage and info.triage.sensitivity
+    assert old.triage and old.triage.prevalence and info.triage.prevalence == old.triage.prevalence != info.prevalence
     assert info.score.scored_on == "mine.csv, thresholds out of fold" and info.covered == info.refit.covered
     assert (old.prevalence_images, info.prevalence_images) == ("the training data", "mine.csv (refitted)")
     card = new.with_suffix(".md").read_text()
@@ -214,5 +221,6 @@ def test_figures_of_replaced_thresholds_are_deleted_where_classes_are_absent(
     assert info.refit and info.refit.fields == ("covered", "thresholds") and info.refit.classes == ("mel", "nv")
     assert info.thresholds[2:] == old.thresholds[2:] and info.covered is None and info.refit.covered
     assert (info.score, info.triage, info.prevalence) == (old.score, old.triage, old.prevalence)
+    assert info.triage and info.triage.prevalence
     card = new.with_suffix(".md").read_text()
     assert "triage threshold |" not in card and "malignant images have 12 groups, and 25 are needed" in card
