@@ -40,8 +40,16 @@ from dermrw.training.device import Placement, choose_device, environment, keep_f
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
-# keys that eval accepts
-MOVABLE = ("data.root", "data.images", "data.extra", "data.extra_images", "data.refuse", "data.views", "train.device")
+# keys that eval accepts, with the kind of their value
+MOVABLE = {
+    "data.root": "FOLDER",
+    "data.images": "FOLDER",
+    "data.extra": "TABLE",
+    "data.extra_images": "FOLDER",
+    "data.refuse": "FOLDER",
+    "data.views": "NUMBER",
+    "train.device": "NAME",
+}
 # objectives that use the meta set
 USES_META_SET = (
     "reweight",
@@ -349,9 +357,6 @@ def with_overrides(config: Config, run: Path, overrides: Sequence[str], program:
     """
     for item in overrides:
         if item.partition("=")[0] not in MOVABLE:
-            raise UserError(
-                f"{program} can't change {item} of a run: override only data.root=FOLDER, data.images=FOLDER, "
-                "data.extra=TABLE, data.extra_images=FOLDER, data.refuse=FOLDER, data.views=NUMBER and "
-                "train.device=NAME"
-            )
+            *others, last = (f"{key}={value}" for key, value in MOVABLE.items())
+            raise UserError(f"{program} can't change {item} of a run: override only {', '.join(others)} and {last}")
     return load_config(run / "config.yaml", overrides) if overrides else config

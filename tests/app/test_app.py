@@ -200,6 +200,8 @@ def test_the_page_states_the_prevalence_of_triage(model: Path) -> None:
     line = f"Malignant and pre-malignant diagnoses, at the training data’s prevalence: {100 * mel / (mel + nv):.0f} %"
     assert f"{line} (referral from 50 %)" in unescape(page)
     assert "have a probability of 50 % or more at the training data’s prevalence." in unescape(page)
+    both = f"together at equal prevalence: 90 %; at the training data’s prevalence, which triage uses: {line[-4:]}."
+    assert both in unescape(page)
     assert "triage always uses the training data’s prevalence, and the differential equal prevalence" in " ".join(
         unescape(page).split()
     )
