@@ -270,6 +270,7 @@ def lesion_result(
             {"index": int(c), "name": info.names[c]} for c in [mapped, *(c for c in order.tolist() if c != mapped)]
         ],
     }
+    referral = compared(triage_score(lesion.at(None), info), info.triage.threshold) if info.triage else ("", "")
     return TEMPLATES.get_template("answer.html.jinja").render(
         data=json.dumps(data),
         rule=info.triage,
@@ -286,10 +287,10 @@ def lesion_result(
         own_shares=own_shares(prevalence, shares, info),
         others_sum=percent(1 - sum(float(row["width"]) for row in shown) / 100),
         malignant_sum=percent(malignant_share(probabilities, info)),
-        referral=compared(triage_score(lesion.at(None), info), info.triage.threshold) if info.triage else ("", ""),
+        referral=referral,
+        score=[text.removesuffix(f"{SPACE}%") for text in referral],
         equal=shares is None,
         summed_at_training=info.triage_prevalence is not None,
-        same=_same(shares, info.triage_shares),
         prevalence=phrase,
         count=len(accepted),
         cases=[case_for_page(case, info) for case in engine.cases(lesion)],
@@ -297,13 +298,6 @@ def lesion_result(
         evaluation_set=evaluation_set(info),
         **shared,
     )
-
-
-def _same(shares: npt.NDArray[np.float64] | None, other: Sequence[float] | None) -> bool:
-    """Whether two prevalences `[C]` are the same; None stands for equal shares."""
-    if shares is None or other is None:
-        return shares is None and other is None
-    return bool(np.allclose(shares, other))
 
 
 def error_box(message: str, name: str = "", title: str = "Cannot be judged", call: int = 0, code: str = "") -> str:
