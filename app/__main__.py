@@ -143,7 +143,10 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
         clear_stale()
         index = find_index(classifier)
         info = classifier.info
-        print(f"Model {info.name} of {info.created}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}")
+        refit = f", thresholds refitted on {info.refit.source}" if info.refit else ""
+        print(
+            f"Model {info.name} of {info.created}{refit}, SHA-256 {classifier.digest[:12]}, on the {classifier.device}"
+        )
         if info.warning:
             print(info.warning)
         if classifier.quantized:

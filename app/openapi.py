@@ -53,6 +53,13 @@ def openapi(info: ModelInfo, max_batch: int) -> dict[str, Any]:
         {
             "refused": {**_text_or_null, "description": "why no picture can be judged; null: at least one is judged"},
             "triage": {**_text_or_null, "enum": ["refer", "no reason to refer seen", None]},
+            "malignancy_score": {
+                "type": ["number", "null"],
+                "minimum": 0,
+                "maximum": 100,
+                "description": "100 times the summed probability of the malignant classes, at triage_prevalence; refer "
+                "from 100 times the threshold of triage on; null: refused, or no triage",
+            },
             "no_triage": {**_text, "description": "why the model has no triage"},
             "set": {"type": "array", "items": _text, "description": "prediction set, the most probable class first"},
             "not_ruled_out": {

@@ -289,6 +289,8 @@ def lesion_result(
         malignant_sum=percent(malignant_share(probabilities, info)),
         referral=referral,
         score=[text.removesuffix(f"{SPACE}%") for text in referral],
+        mostly=_most_probable_malignant(lesion.at(None), info),
+        refit=info.refit,
         equal=shares is None,
         summed_at_training=info.triage_prevalence is not None,
         prevalence=phrase,
@@ -298,6 +300,14 @@ def lesion_result(
         evaluation_set=evaluation_set(info),
         **shared,
     )
+
+
+def _most_probable_malignant(probabilities: npt.NDArray[np.float64], info: ModelInfo) -> str:
+    """Returns the name of the malignant class with the highest share of the malignancy score, from those `[C]`."""
+    if not info.malignant or info.triage_shares is None:
+        return ""
+    joint = np.where(info.malignant, probabilities * info.triage_shares, -1.0)
+    return info.names[int(joint.argmax())]
 
 
 def error_box(message: str, name: str = "", title: str = "Cannot be judged", call: int = 0, code: str = "") -> str:

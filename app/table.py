@@ -20,7 +20,7 @@ from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.messages import adapted
 from dermrw.inference.verdict import Verdict
 
-from .decision import DECISIONS, REFER, REFUSED, decision_of
+from .decision import DECISIONS, NOT_RULED_OUT, REFER, REFUSED, decision_of
 from .engine import MAX_IMAGES, Engine, Picture, plain_name
 from .region import THUMBNAIL, data_uri, jpeg
 from .render import TEMPLATES, now, own_shares, percent, prevalence_phrase
@@ -170,7 +170,9 @@ def _table(
         info=info, digest=engine.classifier.digest, now=now(),
         words=engine.words, score=Markup(score),
         decisions=DECISIONS if info.triage else (REFUSED,), classes=list(zip(info.codes, info.names, strict=True)),
-        referred=sum(row["decision"] is REFER for row in shown), refused=sum(bool(row["fault"]) for row in shown),
+        referred=sum(row["decision"] is REFER for row in shown),
+        not_ruled_out=sum(row["decision"] is NOT_RULED_OUT for row in shown),
+        refused=sum(bool(row["fault"]) for row in shown),
     )  # fmt: skip
 
 

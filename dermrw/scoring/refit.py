@@ -159,6 +159,8 @@ def plan(images: Labelled, info: ModelInfo) -> Plan:
         if absent:
             kept.append(f"The prevalence is kept, because no image shows {', '.join(absent)}.")
     if not triage and not chosen:
+        if prevalence:
+            kept.append("The prevalence alone is not refitted: give it with --prevalence.")
         raise UserError("nothing can be refitted on these images: " + " ".join(kept))
     kept.append(
         "The refusal limits are kept: they describe the images that the network was trained on, and images of poor "

@@ -333,9 +333,11 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
         ("Refused in error", refused, info.refused, False),
     ]
     if triage and info.triage:
+        # a refitted file may have figures out of fold alone
+        rule = info.refit if info.refit is not None and info.triage.sensitivity is None else info.triage
         shares[:0] = [
-            ("Triage sensitivity", triage.sensitivity, info.triage.sensitivity, True),
-            ("Triage specificity", triage.specificity, info.triage.specificity, True),
+            ("Triage sensitivity", triage.sensitivity, rule.sensitivity, True),
+            ("Triage specificity", triage.specificity, rule.specificity, True),
         ]
     rows += [(name, part.share, part.interval_95, other, up) for name, part, other, up in shares if part]
     result = []

@@ -67,7 +67,7 @@ def averaged_runs(folder: Path) -> list[Path] | None:
         return None
     try:
         runs = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+        if not isinstance(runs, list) or not runs or not all(isinstance(run, str) and run for run in runs):
             raise ValueError("it is not a list of folders")
         return [Path(run) for run in runs]
     except (OSError, ValueError) as error:

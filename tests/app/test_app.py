@@ -198,7 +198,8 @@ def test_the_page_states_the_prevalence_of_triage(model: Path) -> None:
     assert lesion.verdict.refer is (mel / (mel + nv) >= 0.5)
     page = result_page(engine, lesion, "a.jpg").replace("\N{NO-BREAK SPACE}", " ")
     said = " ".join(re.sub("<[^>]*>", " ", unescape(page)).split())
-    assert f"Malignancy score {100 * mel / (mel + nv):.0f} of 100 (referral from 50)." in said
+    line = f"Malignancy score {100 * mel / (mel + nv):.0f} of 100, mostly melanoma (referral from 50)."
+    assert line in said
     assert (
         "in per cent, of the malignant and pre-malignant diagnoses together, at the training data’s prevalence." in said
     )
@@ -207,7 +208,7 @@ def test_the_page_states_the_prevalence_of_triage(model: Path) -> None:
         unescape(page).split()
     )
     chosen = lesion_result(lesion, ["a.jpg"], engine, "own", np.array(list(shares.values())))
-    assert f"Malignancy score {100 * mel / (mel + nv):.0f} of 100 (referral from 50)." in unescape(chosen)
+    assert line in unescape(chosen)
     captions = {
         True: "Triage always uses the training data’s prevalence, and the differential equal prevalence.",
         False: "Triage and differential always use equal prevalence.",
@@ -215,7 +216,9 @@ def test_the_page_states_the_prevalence_of_triage(model: Path) -> None:
     for stated, caption in captions.items():
         asked = with_info(model, triage=triage.model_copy(update={"prevalence": shares if stated else None}))
         assert caption in " ".join(unescape(_table(asked, [], 0, 0, "equal", None)).split())
-    answer = engine.answer(["a.jpg"], lesion, "equal", None)["thresholds"]
+    full = engine.answer(["a.jpg"], lesion, "equal", None)
+    assert full["malignancy_score"] == pytest.approx(100 * mel / (mel + nv), rel=1e-6)
+    answer = full["thresholds"]
     assert answer["triage"] == 0.5 and answer["triage_prevalence"] == pytest.approx(shares)
 
 

@@ -141,6 +141,10 @@ def test_the_file_is_the_average_of_the_files_of_two_folds(
     written = pd.read_csv(path.parent / "lesions_validation.csv").set_index("image")["lesion_id"]
     assert (written[validation.index] == validation["lesion_id"]).all()
     assert averaged_runs(path.parent) == [run.resolve(), other.resolve()] and averaged_runs(run) is None
+    for broken in ("[]", '[""]', '{"a": 1}', "[3]", "not JSON"):
+        (alone / "averaged_runs.json").write_text(broken)
+        with pytest.raises(UserError, match=r"averaged_runs\.json can't be read .*: export the average again"):
+            averaged_runs(alone)
     with pytest.raises(UserError, match=r"merged batch norm .*: write the encoder from the run"):
         encoder_of_model_file(path, run / "e.safetensors")
 

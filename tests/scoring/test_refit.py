@@ -8,6 +8,8 @@ import pytest
 from conftest import exit_status
 from PIL import Image
 
+from app.engine import Engine
+from app.render import fixed_part
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.conformal import fit_thresholds
 from dermrw.decisions.triage import choose, measure
@@ -93,7 +95,8 @@ def test_too_few_groups_are_named(info: ModelInfo) -> None:
     assert "no image shows bcc, akiec, bkl, df, vasc" in " ".join(planned.kept)
     _, images = drawn(per_class=10)
     with pytest.raises(
-        UserError, match=r"nothing can be refitted .*malignant images have 15 groups.*images of mel have 5"
+        UserError,
+        match=r"nothing can be refitted .*malignant images have 15 groups.*images of mel have 5.*The prevalence alone",
     ):
         plan(images, info)
     benign_only = Labelled(np.zeros(100, np.int64), np.arange(100).astype(str), True)
@@ -179,6 +182,8 @@ def test_the_new_file_has_the_same_network(
     assert old.triage and old.triage.prevalence and info.triage.prevalence == old.triage.prevalence != info.prevalence
     assert info.score.scored_on == "mine.csv, thresholds out of fold" and info.covered == info.refit.covered
     assert (old.prevalence_images, info.prevalence_images) == ("the training data", "mine.csv (refitted)")
+    assert "thresholds refitted on mine.csv" in fixed_part("foot", Engine(after))
+    assert "refitted" not in fixed_part("foot", Engine(before))
     card = new.with_suffix(".md").read_text()
     for text in (
         after.digest, before.digest, "84 labelled images", "| mel | 12 | 12 |", "triage threshold", "mine.csv",
