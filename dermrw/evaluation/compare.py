@@ -189,10 +189,11 @@ def _sets_of(paths: Sequence[Path]) -> list[tuple[str, dict[Path, Path]]]:
             raise UserError(f"there is no run or file {path}: name a folder such as runs/NAME, or a predictions.csv")
     runs = [path for path in paths if path.is_dir()]
     for run in runs:
+        fix = "export the average again"
         if averaged_runs(run) is None:
             open_run(run)
+            fix = f"run `dermrw eval {run}` first"
         if not any((run / name).is_file() for _, name in SETS):
-            fix = f"run `dermrw eval {run}` first" if averaged_runs(run) is None else "export the average again"
             raise UserError(f"{run} has not been evaluated: {fix}")
     if not files:
         return [(title, {run: run / name for run in runs if (run / name).is_file()}) for title, name in SETS]

@@ -76,17 +76,15 @@ def fit_decisions(
         prevalence: each class's share of the training images `[C]`, for triage. None, or a share of 0: equal shares.
     """
     codes = classes.codes
-    divided = classes.malignant is not None and any(classes.malignant) and not all(classes.malignant)
-    triage_prevalence = list(prevalence) if divided and prevalence is not None and min(prevalence) > 0 else None
     sets = fit_thresholds(valid.probabilities, valid.labels, valid.lesions)
-    point, no_triage = None, None
+    point, no_triage, shares = None, None, None
     if classes.malignant is None:
         no_triage = "the data does not state which classes are malignant"
     elif not any(classes.malignant) or all(classes.malignant):
         no_triage = f"{'every' if all(classes.malignant) else 'no'} class is malignant"
     else:
-        at = at_prevalence(valid.probabilities, triage_prevalence)
-        positive, score = malignant(at, valid.labels, classes.malignant)
+        shares = prevalence if prevalence is not None and min(prevalence) > 0 else None
+        positive, score = malignant(at_prevalence(valid.probabilities, shares), valid.labels, classes.malignant)
         if table_unit is not None:
             no_triage = too_few_positive(valid.lesions[positive], table_unit)
         if positive.all():
@@ -98,7 +96,7 @@ def fit_decisions(
     return DecisionRules(
         thresholds=dict(zip(codes, sets.values.tolist(), strict=True)),
         triage_threshold=None if point is None else point.threshold,
-        triage_prevalence=None if triage_prevalence is None else dict(zip(codes, triage_prevalence, strict=True)),
+        triage_prevalence=None if shares is None else dict(zip(codes, shares, strict=True)),
         **({} if table_unit is None or no_triage is None else {"no_triage": no_triage}),
         limits=fit_limits(valid.checks, valid.lesions) if refusal is None else refusal[0],
         fitted=FittedDecisions(
@@ -173,7 +171,7 @@ def _by_tone(
     positive: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
     referred: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
     if rules.triage_threshold is not None:
-        positive, score = malignant(at_prevalence(p, _triage_shares(rules)), y, bad)
+        positive, score = malignant(at_prevalence(p, rules.triage_shares), y, bad)
         referred = score >= rules.triage_threshold
 
     def share(right: npt.NDArray[np.bool_], members: npt.NDArray[np.bool_]) -> ShareWithInterval | None:
@@ -203,7 +201,7 @@ def _by_lesion(
     one_of_each, several = first[images > 1], images[lesion] > 1
     if not len(one_of_each):
         return None
-    combined = combine(p, lesion, malignant=bad, prevalence=_triage_shares(rules))
+    combined = combine(p, lesion, malignant=bad, prevalence=rules.triage_shares)
     return ByLesion(
         together=_judge(rules, combined[one_of_each], y[one_of_each], lesions[one_of_each], bad),
         one_by_one=_judge(rules, p[several], y[several], lesions[several], bad),
@@ -217,15 +215,10 @@ def _judge(
     covered = prediction_sets(p, list(rules.thresholds.values()))[np.arange(len(y)), y]
     point = None
     if rules.triage_threshold is not None:
-        positive, score = malignant(at_prevalence(p, _triage_shares(rules)), y, bad)
+        positive, score = malignant(at_prevalence(p, rules.triage_shares), y, bad)
         if positive.any() and not positive.all():
             point = _point(measure(score, positive, lesions, rules.triage_threshold))
     return Judged(coverage=_share(share_of(covered, lesions)), triage=point)
-
-
-def _triage_shares(rules: DecisionRules) -> list[float] | None:
-    """The prevalence of triage `[C]`; None: equal."""
-    return None if rules.triage_prevalence is None else [rules.triage_prevalence[code] for code in rules.thresholds]
 
 
 def _share(share: Share) -> ShareWithInterval:

@@ -230,9 +230,8 @@ def fit_rules(
     refusal = fit_refusal(predictor, fitted.calibration, config, splits, checks, unit, held_out)
     predicted = Predicted(probabilities, checks, valid.labels, lesions)
     decisions = fit_decisions(predicted, classes, table_unit, refusal, prevalence.tolist())
-    shares = None if decisions.triage_prevalence is None else list(decisions.triage_prevalence.values())
     lesion_rule = compare_lesion_rules(
-        probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold, shares
+        probabilities, valid.labels, lesions, classes.malignant, decisions.triage_threshold, decisions.triage_shares
     )
     if unit != "lesions":  # images of one patient or group do not show one lesion
         lesion_rule = compare_lesion_rules(probabilities, valid.labels, np.arange(len(valid)), None, None)
@@ -309,7 +308,7 @@ def _score(
     if shows_skin(classes, unit):
         tones = skin_tones(images.sources)
         table = table.assign(**{TONE_COLUMN: tones})
-    shares = fitted.decisions.triage_prevalence
+    shares = fitted.decisions.triage_shares
     scored = ScoredSet(title, table, images.labels, images.sources, classes, probabilities, unit, shares)
     predicted = Predicted(probabilities, checks, images.labels, images.table["lesion_id"].to_numpy())
     weights = score_weights(ids.to_numpy())

@@ -144,6 +144,9 @@ def context(report: Report, scored: ScoredSet, training: TrainingHistory, offici
         "undecided": any(row[-1] for row in counts),
         "roc": None if binary else figures.roc(p, y, weights, styles),
         "precision_recall": None if binary else figures.precision_recall(p, y, weights, styles),
+        "summed_at": f" at {report.malignant.summed_at}".replace("'", "’")
+        if report.malignant and report.malignant.summed_at
+        else "",
         "malignant_roc": report.malignant and figures.malignant_roc(*scored.malignant(), weights, report.malignant),
         "reliability": [
             (name, figures.reliability_diagram(name, q, y, w, styles, BINS))

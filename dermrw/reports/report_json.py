@@ -1,7 +1,7 @@
 """The figures of report.json, computed from the probabilities and labels of a set of images."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,13 +53,11 @@ class ScoredSet(NamedTuple):
     classes: Classes
     probabilities: np.ndarray  # [N, C], for equal prevalence, as read back from predictions.csv
     unit: str = "lesions"  # of the split and of resampling
-    triage_prevalence: Mapping[str, float] | None = None  # at which triage sums the malignant classes; None: equal
+    triage_shares: Sequence[float] | None = None  # [C], at which triage sums the malignant classes; None: equal
 
     def malignant(self) -> tuple[np.ndarray, np.ndarray]:
         """Whether each image is malignant `[N]`, and the score of triage `[N]`."""
-        given = self.triage_prevalence
-        shares = None if given is None else [given[code] for code in self.classes.codes]
-        at = at_prevalence(self.probabilities, shares)
+        at = at_prevalence(self.probabilities, self.triage_shares)
         return metrics.malignant(at, self.labels, self.classes.malignant)
 
 
@@ -241,7 +239,7 @@ def _malignant(scored: ScoredSet, weights: np.ndarray) -> dict[str, Any]:
         **{name: measure(positive, score, weights) for name, measure in RANKING.items()},
         "auc_interval_95": list(whole),
         "partial_auc_interval_95": list(partial_area),
-        "summed_at": None if scored.triage_prevalence is None else "the training data's prevalence",
+        "summed_at": None if scored.triage_shares is None else "the training data's prevalence",
     }
 
 

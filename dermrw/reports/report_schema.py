@@ -270,6 +270,11 @@ class DecisionRules(_Part):
     limits: dict[str, float]
     fitted: FittedDecisions
 
+    @property
+    def triage_shares(self) -> list[float] | None:
+        """`triage_prevalence` `[C]` in the order of `thresholds`; None: equal."""
+        return None if self.triage_prevalence is None else [self.triage_prevalence[code] for code in self.thresholds]
+
 
 class LesionRuleFigures(_Part):
     """A rule for combining the images of a lesion, on validation."""

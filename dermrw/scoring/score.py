@@ -244,7 +244,7 @@ def score_rows(
     labels = table["target"].map(_label_numbers(truth.binary, info)).to_numpy(np.int64)
     rules = _rules(info)
     scored = ScoredSet(
-        title, table, labels, table["path"].tolist(), classes, probabilities, triage_prevalence=rules.triage_prevalence
+        title, table, labels, table["path"].tolist(), classes, probabilities, triage_shares=rules.triage_shares
     )
     reasons = [_reason(v.refused) for v in verdicts]
     decided = _decided(info, rules, scored, reasons, truth.binary)
