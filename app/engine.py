@@ -15,7 +15,6 @@ from dermrw.inference.case_index import Case, Index
 from dermrw.inference.classifier import Classifier, Explanation
 from dermrw.inference.lesion import Lesion, adjust_prevalence
 from dermrw.inference.messages import adapted
-from dermrw.inference.verdict import triage_score
 
 from .heatmap import relative_evidence
 from .region import PREVIEW, UNCHANGED, Edit, chosen_box, jpeg, turned
@@ -114,7 +113,7 @@ class Engine:
         return {
             "refused": verdict.refused,
             "triage": verdict.triage or None,
-            "malignancy_score": self._malignancy_score(lesion),
+            "malignancy_score": verdict.malignancy_score,
             **({"no_triage": self.info.no_triage} if self.info.no_triage else {}),
             "set": list(verdict.classes),
             "not_ruled_out": list(verdict.not_ruled_out),
@@ -144,12 +143,6 @@ class Engine:
             "warning": self.info.warning,
             "note": NOTE,
         }
-
-    def _malignancy_score(self, lesion: Lesion) -> float | None:
-        """Returns the page's malignancy score, 0 to 100; None without triage, or if every image is refused."""
-        if self.info.triage is None or lesion.probabilities is None:
-            return None
-        return 100 * triage_score(lesion.probabilities, self.info)
 
     def _heat_map(self, picture: Explanation, code: str) -> list[list[float]]:
         """Returns the rows of the relative evidence for a class, 0 to 1."""

@@ -56,6 +56,13 @@ def compared(share: float, threshold: float) -> tuple[str, str]:
     return first, second
 
 
+def score_of_100(score: float | None, info: ModelInfo) -> str:
+    """Formats a malignancy score, 0 to 100: with decimals if it would read like the threshold."""
+    if score is None or info.triage is None:
+        return ""
+    return compared(score / 100, info.triage.threshold)[0].removesuffix(f"{SPACE}%")
+
+
 def interval(proportion: Proportion) -> str:
     """Formats a share with its confidence interval: `97 % (95 % CI 91 % to 99 %)`."""
     low, high = map(percent, proportion.interval_95)

@@ -14,7 +14,7 @@ from PIL import Image
 from dermrw.errors import UserError
 from dermrw.files import csv_text
 from dermrw.inference.classifier import Explanation
-from dermrw.inference.image_rows import ImageRow, decision_cells
+from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
 from dermrw.inference.known_images import ImageHash, image_hash
 from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.messages import adapted
@@ -23,7 +23,7 @@ from dermrw.inference.verdict import Verdict
 from .decision import DECISIONS, NOT_RULED_OUT, REFER, REFUSED, decision_of
 from .engine import MAX_IMAGES, Engine, Picture, plain_name
 from .region import THUMBNAIL, data_uri, jpeg
-from .render import TEMPLATES, now, own_shares, percent, prevalence_phrase
+from .render import TEMPLATES, now, own_shares, percent, prevalence_phrase, score_of_100
 from .score_table import LabelTable, is_table, score_box, take_table
 from .words import MOST_IN_CELL, MOST_LISTED, listed
 
@@ -194,11 +194,16 @@ def _cells(engine: Engine, row: Row, shares: Shares, place: int, done: bool) -> 
     name_of = dict(zip(info.codes, info.names, strict=True))
     verdict, best = row.lesion.verdict, int(np.argmax(probabilities))
     decision = decision_of(verdict)
+    rank = float(DECISIONS.index(decision)) if decision in DECISIONS else 0.0
+    score = verdict.malignancy_score
+    if score is not None:
+        rank += (100 - score) / 101  # below 1: within a decision, the most suspicious image is the first
     most = MOST_LISTED if len(info.codes) <= MOST_LISTED else MOST_IN_CELL
     return cells | {
         "fault": "",
         "decision": decision,
-        "rank": DECISIONS.index(decision) if decision in DECISIONS else 0,
+        "rank": f"{rank:.6f}",
+        "score": score_of_100(score, info),
         "share": f"{float(probabilities[best]):.4f}",
         "set": list(verdict.classes),
         "not_ruled_out": listed([name_of[code] for code in verdict.not_ruled_out], most),
@@ -208,14 +213,14 @@ def _cells(engine: Engine, row: Row, shares: Shares, place: int, done: bool) -> 
 
 
 def _csv(engine: Engine, rows: list[Row], prevalence: str, shares: Shares) -> bytes:
-    """Returns a CSV file with a row for each image: the columns of `dermrw predict`, then refusal, set and triage."""
+    """Returns a CSV file with a row for each image: the columns of both files of `dermrw predict`."""
     if shares is not None and prevalence != "training":  # in the form that `dermrw predict --prevalence` accepts
         prevalence = ",".join(f"{code}={share:.6g}" for code, share in zip(engine.info.codes, shares, strict=True))
-    table = [["image", *engine.info.columns, "refused", "set", "triage", "not_ruled_out", "prevalence", "model_sha256"]]
+    table = [["image", *engine.info.columns, *DECISION_COLUMNS, "prevalence", "model_sha256"]]
     for row in rows:
         probabilities, fault = row.at(shares)
         if row.lesion is None or probabilities is None:
-            values, decisions = [""] * len(engine.info.codes), ["", "", ""]
+            values, decisions = [""] * len(engine.info.codes), [""] * (len(DECISION_COLUMNS) - 1)
         else:
             verdict = row.lesion.verdict
             values = [repr(p) for p in probabilities.tolist()]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Results may differ in the last digits with the number of images in one call of the network. So each call has `BATCH`
 # neighbours in the list of files, for any number of processes and wherever an interrupted run stopped.
 BATCH = 32
-DECISION_COLUMNS = ("refused", "set", "triage", "not_ruled_out")
+DECISION_COLUMNS = ("refused", "set", "triage", "not_ruled_out", "malignancy_score")
 
 
 class ImageRow(NamedTuple):
@@ -100,13 +100,16 @@ def classify_table(classifier: "Classifier", table: Mapping[str, Any]) -> dict[s
 
 
 def decision_cells(image_verdict: Verdict) -> list[str]:
-    """The cells of `DECISION_COLUMNS`; the last three are empty if the image is refused.
+    """The cells of `DECISION_COLUMNS`; all but the first are empty if the image is refused.
 
-    Codes are separated by spaces. A code with a space is quoted, as `shlex.split` reads it.
+    Codes are separated by spaces. A code with a space is quoted, as `shlex.split` reads it. The malignancy score has
+    all digits, since rounding could move it across the threshold.
     """
+    score = image_verdict.malignancy_score
     return [
         image_verdict.refused or "",
         shlex.join(image_verdict.classes),
         image_verdict.triage,
         shlex.join(image_verdict.not_ruled_out),
+        "" if score is None else repr(score),
     ]

@@ -20,7 +20,8 @@ try:
 except ImportError:  # Windows: two runs into one file are not noticed there
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = "dermrw predict, unfinished, 1"
+PROGRAM = "dermrw predict, unfinished"
+FORMAT = f"{PROGRAM}, 2"
 SYNC_SECONDS = 5.0  # between two syncs to the disk: more could be lost only by a power cut
 
 
@@ -67,7 +68,7 @@ class RowFile:
         if first == header:
             self._keep_whole_batches(image_ids)
             return
-        if first and not (first.startswith(f'{{"format": "{FORMAT}"'.encode()) or header.startswith(first)):
+        if first and not (first.startswith(f'{{"format": "{PROGRAM}'.encode()) or header.startswith(first)):
             self._file.close()
             raise UserError(f"{self.path} was not written by dermrw: move it, or {self._fix}")
         self.other = bool(first.endswith(b"\n"))
@@ -130,12 +131,13 @@ class RowFile:
 
 def _encode(row: ImageRow) -> bytes:
     v = row.verdict
-    cells = [row.image_id, row.probabilities, v.refused, v.classes, v.refer, v.malignant, row.notes, row.error]
+    decisions = (v.refused, v.classes, v.refer, v.malignant, v.malignancy_score)
+    cells = [row.image_id, row.probabilities, *decisions, row.notes, row.error]
     return json.dumps([*cells, row.hashes] if row.hashes else cells).encode() + b"\n"
 
 
 def _decode(line: bytes) -> ImageRow:
-    image_id, probabilities, refused, classes, refer, malignant, notes, error, *hashes = json.loads(line)
-    image_verdict = Verdict(refused, tuple(classes), refer, tuple(malignant))
+    image_id, probabilities, refused, classes, refer, malignant, score, notes, error, *hashes = json.loads(line)
+    image_verdict = Verdict(refused, tuple(classes), refer, tuple(malignant), score)
     known = [(first, second) for first, second in hashes]
     return ImageRow(image_id, tuple(probabilities), image_verdict, tuple(notes), error, known[0] if known else None)

@@ -17,12 +17,13 @@ REFER, NO_REASON = "refer", "no reason to refer seen"
 
 
 class Verdict(NamedTuple):
-    """Refusal, prediction set and triage. A refused image has neither set nor triage."""
+    """Refusal, prediction set and triage. A refused image has only the reason."""
 
     refused: str | None  # the reason, such as `it is blurred`
     classes: tuple[str, ...]  # the prediction set, the most probable first; empty if refused
     refer: bool | None  # None: refused, or the model has no triage rule
     malignant: tuple[str, ...] = ()  # malignant and pre-malignant classes in the prediction set
+    malignancy_score: float | None = None  # 0 to 100, `triage_score` in per cent; None: refused, or no triage rule
 
     @property
     def triage(self) -> str:
@@ -66,8 +67,9 @@ def decide(probabilities: npt.NDArray[np.floating], info: ModelInfo) -> Verdict:
     """Prediction set and triage from probabilities at equal prevalence `[C]`, of an image or lesion not refused."""
     in_set = prediction_sets(probabilities[None], info.thresholds)[0]
     order = [c for c in np.argsort(-probabilities, kind="stable") if in_set[c]]
-    refer = None
+    refer = score = None
     if info.triage is not None:
-        refer = triage_score(probabilities, info) >= info.triage.threshold
+        share = triage_score(probabilities, info)
+        refer, score = share >= info.triage.threshold, min(100.0, 100 * share)
     malignant = tuple(info.codes[c] for c in order if info.malignant and info.malignant[c])
-    return Verdict(None, tuple(info.codes[c] for c in order), refer, malignant)
+    return Verdict(None, tuple(info.codes[c] for c in order), refer, malignant, score)

@@ -17,6 +17,7 @@ from conftest import draw
 from PIL import Image
 from tools.serving import Server, Visit
 
+from app.decision import DECISIONS, decision_of
 from app.engine import MAX_PICTURES
 from app.presets import presets
 from app.render import percent
@@ -237,6 +238,8 @@ def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path,
         assert [float(row[c]) for c in classifier.info.columns] == classifier(path)[0].astype(float).tolist()
         verdict = classifier.explain(path).verdict
         assert (row["set"], row["triage"]) == (" ".join(verdict.classes), verdict.triage)
+        assert float(row["malignancy_score"]) == verdict.malignancy_score
+    assert rows[2]["malignancy_score"] == "" == rows[3]["malignancy_score"]
     assert "dark" in rows[2]["refused"] and "not an image" in rows[3]["refused"] and rows[3]["MEL"] == ""
     with page.expect_download() as download:
         page.click("#table a[download]")
@@ -251,6 +254,11 @@ def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path,
             page.click("#table [data-sort=name]")
             assert page.inner_text("#table tbody tr:first-child bdi") == name
             assert page.get_attribute("#table th:has([data-sort=name])", "aria-sort") == order
+        page.click("#table [data-sort=rank]")  # within a decision, the highest malignancy score is the first
+        verdicts = {path.name: classifier.explain(path).verdict for path in given[:2]}
+        order_of = {n: (DECISIONS.index(decision_of(v)), -(v.malignancy_score or 0)) for n, v in verdicts.items()}
+        expected = sorted(verdicts, key=lambda name: order_of[name])
+        assert page.locator("#table tbody bdi").all_inner_texts() == [*expected, "dark.png", "letter.jpg"]
     # another prevalence and another image need no new upload of the first ones
     page.select_option("#many-prevalence select", "training")
     page.wait_for_selector("#table caption:has-text('at the training data’s prevalence')")

@@ -77,7 +77,8 @@ def test_predict_of_any_classes(
     assert not re.search("lesion|HAM10000|skin|refer|malignan|seven", printed)
     table, decisions = out.read_text().splitlines(), (tmp_path / "out_decisions.csv").read_text().splitlines()
     assert table[0] == "image,A,B,C" and table[1].partition(",")[2] == table[2].partition(",")[2]
-    assert decisions[0] == "image,refused,set,triage,not_ruled_out" and decisions[1].endswith(",,")
+    assert decisions[0] == "image,refused,set,triage,not_ruled_out,malignancy_score"
+    assert decisions[1].endswith(",,,")
     reason = "only 2 malignant images in validation; at least 45 are needed"
     write_model(model, model_info(("a", "b", "c"), malignant=(True, False, False), no_triage=reason))
     with pytest.raises(SystemExit):

@@ -194,6 +194,8 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     shares = dict(zip(info.codes, triage_shares(model_file), strict=True))
     joint = {code: by_code[code] * shares[code] for code in info.codes}
     assert said.refer == (sum(joint[c] for c in ("mel", "bcc", "akiec")) / sum(joint.values()) >= 0.25)
+    share = sum(joint[c] for c in ("mel", "bcc", "akiec")) / sum(joint.values())
+    assert said.malignancy_score == pytest.approx(100 * share, rel=1e-12)
     assert info.triage is not None
     equal = info.triage.model_copy(update={"prevalence": None})  # of older files
     of_equal = verdict(p, fine, 300, 200, info.model_copy(update={"triage": equal}))
@@ -205,6 +207,7 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
     strange = verdict(p, np.array([150, 0, 20, 0.2, 5.0, 0.0, 0.0, 3.1]), 300, 200, info)
     assert "isn't like" in (strange.refused or "")
     assert (strange.classes, strange.refer, strange.triage, strange.not_ruled_out) == ((), None, "", ())
+    assert strange.malignancy_score is None
     assert info.triage is not None
     least = info.triage.model_copy(update={"threshold": 0.99})
     calm = verdict(p, fine, 300, 200, info.model_copy(update={"triage": least}))
@@ -212,7 +215,8 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
         code for code in (first, second) if code in ("mel", "bcc", "akiec")
     )
     assert of_equal.not_ruled_out == () and said.not_ruled_out == calm.not_ruled_out
-    assert verdict(p, fine, 300, 200, info.model_copy(update={"triage": None})).refer is None
+    without = verdict(p, fine, 300, 200, info.model_copy(update={"triage": None}))
+    assert without.refer is None and without.malignancy_score is None
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])

@@ -186,7 +186,7 @@ def test_a_foreign_file_and_a_run_in_progress_are_respected(
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:
     rows = [
-        ImageRow("a", (0.1, 0.2, 1 / 3), Verdict(None, ("mel", "nv"), True), ("a note",)),
+        ImageRow("a", (0.1, 0.2, 1 / 3), Verdict(None, ("mel", "nv"), True, ("mel",), 100 / 3), ("a note",)),
         ImageRow("b \u2603\n", (), Verdict(None, (), None), error="bad\udce9.jpg is damaged"),
         ImageRow("c", (1.0, 0.0, 5e-324), Verdict("it is too dark", (), None)),
         ImageRow("h", (0.5,), Verdict(None, (), False), hashes=(2**64 - 1, 7)),
@@ -356,7 +356,7 @@ def same_rows(answer: pd.DataFrame, out: Path, classifier: Classifier, tolerance
     columns = list(classifier.info.columns)
     assert readable["image"].tolist() == expected["image"].tolist()
     np.testing.assert_allclose(readable[columns], expected[columns].astype(float), rtol=0, atol=tolerance)
-    for column in ("refused", "set", "triage", "not_ruled_out"):
+    for column in ("refused", "set", "triage", "not_ruled_out", "malignancy_score"):
         assert readable[column].astype(object).fillna("").tolist() == decisions[column].tolist()
 
 
