@@ -19,7 +19,6 @@ from dermrw.decisions.triage import (
     OperatingPoint,
     Share,
     choose,
-    measure,
     share_of,
     too_few_positive,
 )
@@ -36,6 +35,7 @@ from dermrw.reports.report_schema import (
     FittedSets,
     FittedTriage,
     Judged,
+    MeasuredTriage,
     Refused,
     Sets,
     ShareWithInterval,
@@ -168,16 +168,13 @@ def _by_tone(
     tones: npt.NDArray[Any],
 ) -> list[DecidedGroup]:
     """Refusal and triage of each group of skin tone that has images, from the lightest to the darkest."""
-    positive: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
-    referred: npt.NDArray[np.bool_] = np.zeros(len(y), bool)
-    if rules.triage_threshold is not None:
-        positive, score = malignant(at_prevalence(p, rules.triage_shares), y, bad)
-        referred = score >= rules.triage_threshold
 
-    def share(right: npt.NDArray[np.bool_], members: npt.NDArray[np.bool_]) -> ShareWithInterval | None:
-        if rules.triage_threshold is None or not members.any():
-            return None
-        return _share(share_of(right[members], lesions[members]))
+    def triage(inside: npt.NDArray[np.bool_]) -> dict[str, ShareWithInterval | None]:
+        measured = _triage(rules, p[inside], y[inside], lesions[inside], bad)
+        return {
+            "sensitivity": measured.sensitivity if measured else None,
+            "specificity": measured.specificity if measured else None,
+        }
 
     return [
         DecidedGroup(
@@ -185,8 +182,7 @@ def _by_tone(
             images=int(inside.sum()),
             lesions=len(np.unique(lesions[inside])),
             refused=_share(share_of(refused[inside], lesions[inside])),
-            sensitivity=share(referred, inside & positive),
-            specificity=share(~referred, inside & ~positive),
+            **triage(inside),
         )
         for name in ORDER
         if (inside := tones == name).any()
@@ -211,14 +207,28 @@ def _by_lesion(
 def _judge(
     rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], bad: Sequence[bool] | None
 ) -> Judged:
-    """Coverage of the sets, and triage; no triage where all or no images are malignant."""
+    """Coverage of the sets, and triage."""
     covered = prediction_sets(p, list(rules.thresholds.values()))[np.arange(len(y)), y]
-    point = None
-    if rules.triage_threshold is not None:
-        positive, score = malignant(at_prevalence(p, rules.triage_shares), y, bad)
-        if positive.any() and not positive.all():
-            point = _point(measure(score, positive, lesions, rules.triage_threshold))
-    return Judged(coverage=_share(share_of(covered, lesions)), triage=point)
+    return Judged(coverage=_share(share_of(covered, lesions)), triage=_triage(rules, p, y, lesions, bad))
+
+
+def _triage(
+    rules: DecisionRules, p: Floats, y: npt.NDArray[np.int64], lesions: npt.NDArray[Any], bad: Sequence[bool] | None
+) -> MeasuredTriage | None:
+    """Sensitivity, if an image is malignant, and specificity, if one is not; None without triage."""
+    if rules.triage_threshold is None:
+        return None
+    positive, score = malignant(at_prevalence(p, rules.triage_shares), y, bad)
+    referred = score >= rules.triage_threshold
+
+    def share(right: npt.NDArray[np.bool_], members: npt.NDArray[np.bool_]) -> ShareWithInterval | None:
+        return _share(share_of(right[members], lesions[members])) if members.any() else None
+
+    return MeasuredTriage(
+        threshold=rules.triage_threshold,
+        sensitivity=share(referred, positive),
+        specificity=share(~referred, ~positive),
+    )
 
 
 def _share(share: Share) -> ShareWithInterval:

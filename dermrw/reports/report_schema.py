@@ -136,11 +136,19 @@ class TriagePoint(_Part):
     specificity: ShareWithInterval
 
 
+class MeasuredTriage(_Part):
+    """Sensitivity and specificity of triage on a set, which may have only malignant or only benign images."""
+
+    threshold: float
+    sensitivity: ShareWithInterval | None  # None: no malignant images
+    specificity: ShareWithInterval | None  # None: no benign images
+
+
 class Judged(_Part):
     """Coverage of the prediction sets, and triage."""
 
     coverage: ShareWithInterval
-    triage: TriagePoint | None
+    triage: MeasuredTriage | None  # None: the model has no triage
 
 
 class ByLesion(_Part):
@@ -166,7 +174,7 @@ class Decided(_Part):
 
     refused: Refused | None
     sets: Sets | None
-    triage: TriagePoint | None
+    triage: MeasuredTriage | None
     by_lesion: ByLesion | None
     # None for images that do not show skin; absent from reports of dermrw before 28 November 2026
     by_skin_tone: list[DecidedGroup] | None = None

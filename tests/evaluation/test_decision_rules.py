@@ -46,7 +46,7 @@ def test_lesions_of_several_images_are_judged_by_what_pandas_makes_of_them() -> 
     assert together.coverage.images == together.coverage.lesions == 15
     bad = [DX.index(code) for code in ("mel", "bcc", "akiec")]
     positive, score = np.isin(y, bad), p[:, bad].sum(1)
-    assert together.triage is not None
+    assert together.triage and together.triage.sensitivity and together.triage.specificity
     assert together.triage.sensitivity.share == pytest.approx((score[positive] >= 0.3).mean())
     assert together.triage.specificity.share == pytest.approx((score[~positive] < 0.3).mean())
 
@@ -123,6 +123,7 @@ def test_triage_is_judged_at_the_training_prevalence() -> None:
     lesions = frame.agg(referred=("referred", "max"), positive=("positive", "max"), images=("positive", "size"))
     lesions = lesions[lesions["images"] > 1]
     together = decided.by_lesion.together.triage
+    assert together.sensitivity and together.specificity
     assert together.sensitivity.share == pytest.approx(lesions["referred"][lesions["positive"]].mean())
     assert together.specificity.share == pytest.approx(1 - lesions["referred"][~lesions["positive"]].mean())
     # a class without training images would never count: then the shares are equal
@@ -168,3 +169,16 @@ def test_triage_of_ones_own_images_needs_enough_malignant_groups() -> None:
     unstated = fitted(50, "images", classes._replace(malignant=None))
     assert unstated.no_triage == "the data does not state which classes are malignant"
     assert fitted(50, "images", classes._replace(malignant=(False, False))).no_triage == "no class is malignant"
+
+
+@pytest.mark.parametrize("malignant", [True, False])
+def test_triage_is_measured_on_images_of_one_side(malignant: bool) -> None:
+    data = seen()
+    positive = np.isin(DX, ["mel", "bcc", "akiec"])[data.labels]
+    both = measure_decisions(RULES, data, np.ones(60), HAM_CLASSES).triage
+    one = measure_decisions(RULES, data, (positive == malignant).astype(float), HAM_CLASSES).triage
+    assert both and both.sensitivity and both.specificity and one
+    assert one.sensitivity == (both.sensitivity if malignant else None)
+    assert one.specificity == (None if malignant else both.specificity)
+    without = RULES.model_copy(update={"triage_threshold": None})
+    assert measure_decisions(without, data, np.ones(60), HAM_CLASSES).triage is None

@@ -30,10 +30,10 @@ from dermrw.reports.report_json import ScoredSet, build_report
 from dermrw.reports.report_schema import (
     Decided,
     DecidedGroup,
+    MeasuredTriage,
     Refused,
     Report,
     ShareWithInterval,
-    TriagePoint,
 )
 from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE
 from dermrw.training.run_folder import read_log
@@ -225,7 +225,7 @@ def test_figures_by_skin_tone(tmp_path: Path) -> None:
     decided = Decided(
         refused=Refused(**share.model_dump(), reasons={}, by_class={}),
         sets=None,
-        triage=TriagePoint(threshold=0.3, sensitivity=share, specificity=share),
+        triage=MeasuredTriage(threshold=0.3, sensitivity=share, specificity=share),
         by_lesion=None,
         by_skin_tone=[row],
     )

@@ -197,6 +197,23 @@ def test_binary_truth_has_no_figures_of_classes(unlisted: Path, pictures: Path, 
     assert "Malignant against benign" in text and "Confusion" not in text and "Balanced accuracy" not in text
 
 
+def test_a_table_of_malignant_images_alone_has_a_sensitivity(
+    unlisted: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    melanomas = [row for row in rows() if row["label"] == "mel"]
+    score(unlisted, write(tmp_path / "mine.csv", melanomas), images=pictures, out=tmp_path / "out", device="cpu")
+    triage = stored(tmp_path / "out")["decided"]["triage"]
+    info = Classifier(unlisted, "cpu").info
+    assert info.triage is not None
+    joint = np.array(list(probabilities(tmp_path / "out").values())) * [info.prevalence[code] for code in info.codes]
+    suspicion = joint[:, np.array(HAM_CLASSES.malignant)].sum(1) / joint.sum(1)
+    assert triage["sensitivity"]["share"] == pytest.approx(np.mean(suspicion >= info.triage.threshold))
+    assert triage["specificity"] is None
+    assert "Triage sensitivity" in capsys.readouterr().out
+    text = " ".join(page(tmp_path / "out").split())
+    assert re.search(r"Sensitivity \d.* %\)\. Every image is \S.*, so there is no specificity\.", text)
+
+
 def test_known_images_and_their_groups_do_not_count(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
     """One image is known by its id, and one by its pixels: it is a smaller, recompressed copy under another name."""
     size = Classifier(unlisted, "cpu").info.size
