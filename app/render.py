@@ -120,9 +120,9 @@ def prevalence_phrase(prevalence: str, shares: npt.NDArray[np.float64] | None, i
     return presets(info)[0].phrase if shares is None else "at your own prevalence"
 
 
-def own_shares(prevalence: str, shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
-    """Returns the shares `[C]` of the user's own prevalence in words, for users to check; empty for a preset."""
-    if shares is None or any(preset.key == prevalence for preset in presets(info)):
+def shares_in_words(shares: npt.NDArray[np.float64] | None, info: ModelInfo) -> str:
+    """Returns the shares `[C]` of a prevalence in words, for users to check; empty for equal prevalence."""
+    if shares is None:
         return ""
     stated = [f"{name} {100 * share:.3g}{SPACE}%" for name, share in zip(info.names, shares, strict=True)]
     return ", ".join(stated) if info.is_ham10000 else listed([stated[c] for c in np.argsort(-shares, kind="stable")])
@@ -291,7 +291,7 @@ def lesion_result(
         rows=shown,
         other_rows=others,
         suspected=listed(suspected),
-        own_shares=own_shares(prevalence, shares, info),
+        prevalence_shares=shares_in_words(shares, info),
         others_sum=percent(1 - sum(float(row["width"]) for row in shown) / 100),
         malignant_sum=percent(malignant_share(probabilities, info)),
         referral=referral,

@@ -22,8 +22,9 @@ from dermrw.inference.verdict import Verdict
 
 from .decision import DECISIONS, NOT_RULED_OUT, REFER, REFUSED, decision_of
 from .engine import MAX_IMAGES, Engine, Picture, plain_name
+from .presets import OWN
 from .region import THUMBNAIL, data_uri, jpeg
-from .render import TEMPLATES, now, own_shares, percent, prevalence_phrase, score_of_100
+from .render import TEMPLATES, now, percent, prevalence_phrase, score_of_100, shares_in_words
 from .score_table import LabelTable, is_table, score_box, take_table
 from .words import MOST_IN_CELL, MOST_LISTED, listed
 
@@ -165,7 +166,8 @@ def _table(
     shown = [_cells(engine, row, shares, place, done) for place, row in enumerate(rows)]
     return TEMPLATES.get_template("table.html.jinja").render(
         rows=shown, total=total, done=done, left_out=left_out, limit=MAX_IMAGES,
-        prevalence=prevalence_phrase(prevalence, shares, info), own_shares=own_shares(prevalence, shares, info),
+        prevalence=prevalence_phrase(prevalence, shares, info),
+        own_shares=shares_in_words(shares, info) if prevalence == OWN else "",
         csv=base64.b64encode(_csv(engine, rows, prevalence, shares)).decode() if done else "",
         info=info, digest=engine.classifier.digest, now=now(),
         words=engine.words, score=Markup(score),

@@ -179,8 +179,11 @@ def test_what_depends_on_the_prevalence_changes_together(model: Path) -> None:
     key, shares = Ask(prevalence="mel=0.04,nv=0.96,bcc=0,akiec=0,bkl=0,df=0,vasc=0").shares(engine.info)
     page = lesion_result(lesion, ["a.jpg"], engine, key, shares).replace("\N{NO-BREAK SPACE}", " ")
     assert "probability at your own prevalence<" in page
-    assert "Your own prevalence: melanoma 4 %, melanocytic nevus 96 %, basal cell carcinoma 0 %" in page
+    assert "Shares at your own prevalence: melanoma 4 %, melanocytic nevus 96 %, basal cell carcinoma 0 %" in page
     mel = 0.9 * 0.04 / (0.9 * 0.04 + 0.1 * 0.96)
+    preset = lesion_result(lesion, ["a.jpg"], engine, *Ask(prevalence="screening").shares(engine.info))
+    assert "Shares at a screening prevalence: melanoma 1.76 %, " in preset.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Shares at" not in lesion_result(lesion, ["a.jpg"], engine, *Ask().shares(engine.info))
     assert page.count(f"{100 * mel:.0f} %") >= 2  # the table, and the sum of the malignant diagnoses
     assert "Malignant and pre-malignant diagnoses, at equal prevalence: 90 %" in page  # what the decision uses
     assert "Decision and differential do not depend on the selected prevalence." in page

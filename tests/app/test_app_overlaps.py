@@ -128,7 +128,8 @@ def test_few_words_at_an_own_prevalence(visit: Visit, lesion: Path) -> None:
     page.locator("#one-prevalence [data-share='0']").press("ArrowRight")
     page.wait_for_selector("#result caption:has-text('your own prevalence')")
     assert len(page.inner_text("#result").split()) < len(text.split()) + 15
-    assert "Your own prevalence: melanoma 1" in page.text_content("#result .basis")  # printed, and seen on request
+    # printed, and seen on request
+    assert "Shares at your own prevalence: melanoma 1" in page.text_content("#result .basis")
 
 
 def test_uploads_of_the_table_that_overlap(visit: Visit, lesion: Path, other: Path) -> None:
