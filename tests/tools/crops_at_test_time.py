@@ -1,0 +1,123 @@
+"""Compares crops with quarter turns at test time: `PYTHONPATH=. python tests/tools/crops_at_test_time.py RUN …`.
+
+For runs with `data.crop=whole`. Predicts their validation images from the whole picture in four quarter turns, from the
+middle crop in two, and from four overlapping corner crops, each crop with 80 % of both sides. For each combination it
+prints the class-balanced loss at the best temperature, balanced accuracy, and AUC of malignant against the rest at the
+training data's prevalence. With several runs, the figures are of their average. `--table CSV --images FOLDER` adds the
+AUC on a table with the columns image_id, dx and challenge (`dermrw.datasets.hold_out --validation`).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from dermrw.config import load_config
+from dermrw.decisions.prevalence import at_prevalence
+from dermrw.evaluation.predict import load_best
+from dermrw.images.field_of_view import Box
+from dermrw.images.preprocess import Framing, content, cut, network_pixels
+from dermrw.metrics import classification as metrics
+from dermrw.metrics.resampling import bootstrap_counts, interval_of
+from dermrw.models import pixel_statistics, to_input, views
+from dermrw.training.run_data import run_splits
+
+SHARE = 0.8  # of a crop's sides
+COMBINATIONS = {  # columns of `logits_of`
+    "whole": [0], "whole, 2 turns": [0, 2], "whole, 4 turns": [0, 1, 2, 3], "middle, 2 turns": [4, 5],
+    "whole, 2 turns, and middle, 2 turns": [0, 2, 4, 5], "corners": [6, 7, 8, 9], "whole and corners": [0, 6, 7, 8, 9],
+    "whole, 4 turns, and corners": [0, 1, 2, 3, 6, 7, 8, 9], "all": list(range(10)),
+}  # fmt: skip
+
+
+def boxes(width: int, height: int) -> list[Box]:
+    """The whole picture, its middle, and its corners."""
+    a, b = round(width * SHARE), round(height * SHARE)
+    x, y = width - a, height - b
+    places = [(x // 2, y // 2), (0, 0), (x, 0), (0, y), (x, y)]
+    return [Box(0, 0, width, height), *(Box(left, top, left + a, top + b) for left, top in places)]
+
+
+def crops(image: Image.Image, size: int, framing: Framing) -> list[np.ndarray]:
+    """Pixels uint8 `[size, size, 3]` of each box."""
+    return [network_pixels(cut(image, box), size, framing) for box in boxes(*image.size)]
+
+
+@torch.inference_mode()
+def logits_of(
+    models: Sequence[torch.nn.Module], paths: Sequence[Path], size: int, framing: Framing, batch: int = 32
+) -> np.ndarray:
+    """Logits `[M, N, 10, C]`: the whole picture in four quarter turns, the middle in two, and each corner in one."""
+    parts = []
+    for start in range(0, len(paths), batch):
+        pixels = np.array([crops(content(path, framing), size, framing) for path in paths[start : start + batch]])
+        outputs = []
+        for model in models:
+            statistics, cpu = pixel_statistics(model), torch.device("cpu")
+            x = [to_input(torch.from_numpy(part), cpu, True, statistics) for part in pixels.swapaxes(0, 1)]
+            seen = [*views(x[0], 4), *views(x[1], 4)[:2], *(views(x[2 + turn], 4)[turn] for turn in range(4))]
+            outputs.append(torch.stack([model(view) for view in seen], 1).numpy())
+        parts.append(np.stack(outputs))
+        print(f"{start + len(pixels)} of {len(paths)} images", flush=True)
+    return np.concatenate(parts, 1).astype(np.float64)
+
+
+def averaged(logits: np.ndarray, columns: Sequence[int]) -> np.ndarray:
+    """Logarithms of the probabilities `[N, C]`: the mean of the networks' probabilities, each of its mean logits."""
+    mean = torch.from_numpy(logits[:, :, list(columns)].mean(2))
+    log_mean: np.ndarray = torch.softmax(mean, -1).mean(0).log().numpy()
+    return log_mean
+
+
+def difference(positive: np.ndarray, one: np.ndarray, other: np.ndarray, groups: np.ndarray) -> str:
+    """The interval of the AUC of `one` minus that of `other`, both `[N]`, paired, over groups `[N]`."""
+    _, group = np.unique(groups, return_inverse=True)
+    counts = np.concatenate(list(bootstrap_counts(int(group.max()) + 1, 1000)))
+    pairs = [metrics.auc(positive, one, w) - metrics.auc(positive, other, w) for w in counts[:, group]]
+    return "{:+.4f} to {:+.4f}".format(*interval_of(pairs))
+
+
+def main() -> None:
+    """Predicts and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--images", type=Path)
+    options = parser.parse_args()
+    configs = [load_config(run / "config.yaml") for run in options.runs]
+    splits, data = run_splits(options.runs[0], configs[0]), configs[0].data
+    models = [load_best(run, c, splits.classes)[0].eval() for run, c in zip(options.runs, configs, strict=True)]
+    framing, labels = Framing.of(data), np.asarray(splits.validation.labels)
+    logits = logits_of(models, splits.validation.sources, data.size, framing)
+    bad = np.array(splits.classes.malignant)
+    counts = np.bincount(splits.train.labels, minlength=len(bad))[: len(bad)]
+    sets = {"validation": (bad[labels], splits.validation.table["lesion_id"].to_numpy(), logits)}
+    if options.table:
+        table, found = pd.read_csv(options.table), {path.stem: path for path in options.images.iterdir()}
+        for name, rows in table.groupby("challenge"):
+            paths = [found[image] for image in rows["image_id"]]
+            groups = rows["patient_id"].fillna(rows["image_id"]).astype(str).to_numpy()
+            sets[str(name)] = (rows["dx"].to_numpy() == "mel", groups, logits_of(models, paths, data.size, framing))
+    scores = {
+        (name, key): at_prevalence(np.exp(averaged(values, columns)), counts)[:, bad].sum(1)
+        for key, (_, _, values) in sets.items()
+        for name, columns in COMBINATIONS.items()
+    }
+    print(f"{'crops':36}n  class-balanced loss, balanced accuracy, AUC of {', '.join(sets)}")
+    for name, columns in COMBINATIONS.items():
+        log_p = averaged(logits, columns)
+        loss = min(metrics.balanced_loss(log_p / t, labels) for t in np.arange(0.6, 1.6, 0.02))
+        figures = [loss, metrics.balanced_accuracy(np.exp(log_p), labels)]
+        figures += [metrics.auc(positive, scores[name, key]) for key, (positive, _, _) in sets.items()]
+        print(f"{name:36}{len(columns):3}", *(f"{value:.4f}" for value in figures))
+    for key, (positive, groups, _) in sets.items():
+        interval = difference(positive, scores["corners", key], scores["whole, 4 turns", key], groups)
+        print(f"AUC of corners minus whole, 4 turns, {key}: {interval}")
+
+
+if __name__ == "__main__":
+    main()
