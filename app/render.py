@@ -57,10 +57,17 @@ def compared(share: float, threshold: float) -> tuple[str, str]:
 
 
 def score_of_100(score: float | None, info: ModelInfo) -> str:
-    """Formats a malignancy score, 0 to 100: with decimals if it would read like the threshold."""
+    """Formats a malignancy score, 0 to 100, with one decimal, or more if it would read like the threshold."""
     if score is None or info.triage is None:
         return ""
-    return compared(score / 100, info.triage.threshold)[0].removesuffix(f"{SPACE}%")
+    threshold = 100 * info.triage.threshold
+    for digits in range(1, 7):
+        if f"{score:.{digits}f}" != f"{threshold:.{digits}f}":
+            break
+    least = 10.0**-digits
+    if 0 < score < least / 2:
+        return f"<{SPACE}{least:.{digits}f}"
+    return f">{SPACE}{100 - least:.{digits}f}" if 100 - least / 2 < score < 100 else f"{score:.{digits}f}"
 
 
 def interval(proportion: Proportion) -> str:

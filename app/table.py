@@ -167,6 +167,7 @@ def _table(
     return TEMPLATES.get_template("table.html.jinja").render(
         rows=shown, total=total, done=done, left_out=left_out, limit=MAX_IMAGES,
         prevalence=prevalence_phrase(prevalence, shares, info),
+        referral=f"{100 * info.triage.threshold:.2f}" if info.triage else "",
         own_shares=shares_in_words(shares, info) if prevalence == OWN else "",
         csv=base64.b64encode(_csv(engine, rows, prevalence, shares)).decode() if done else "",
         info=info, digest=engine.classifier.digest, now=now(),

@@ -186,8 +186,9 @@ class Classifier:
         """Probabilities `[N, C]` at equal prevalence of N pictures: files, PIL images or arrays uint8 `[H, W, 3]`.
 
         A table with the column `path`, as Ray Data's `map_batches` passes it, is returned with the columns of
-        `dermrw predict`: `image`, one per class, `refused`, `set`, `triage`, `not_ruled_out`,
-        `malignancy_score`, and `error`. A file that can't be read has an error, and nan as its probabilities.
+        `dermrw predict`: `image`, one per class, `refused`, `set`, `triage`, `not_ruled_out`, `malignancy_score`, and
+        `error`. A file that can't be read has an error, and nan as its probabilities and score. The score is also nan
+        for a refused image, and without triage.
 
         Raises:
             UserError: a picture can't be read.

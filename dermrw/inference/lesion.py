@@ -81,8 +81,9 @@ def combine_images(
     if len(accepted) == 1:
         return combined, verdicts[accepted[0]]
     lesion_verdict = decide(combined, info)
-    if lesion_verdict.refer is False and any(verdicts[i].refer for i in accepted):
-        lesion_verdict = lesion_verdict._replace(refer=True)  # rounding, at the threshold
+    if lesion_verdict.refer is False and any(verdicts[i].refer for i in accepted):  # rounding, at the threshold
+        scores = [score for i in accepted if (score := verdicts[i].malignancy_score) is not None]
+        lesion_verdict = lesion_verdict._replace(refer=True, malignancy_score=max(scores, default=None))
     return combined, lesion_verdict
 
 

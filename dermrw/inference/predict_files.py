@@ -295,7 +295,7 @@ def predict(
     print(f"Refusals ({written.refused:,}){',' * bool(info.triage)} {decisions} into {decisions_out}")
     if not info.triage:
         reason = f" ({info.no_triage})" if info.no_triage else ""
-        print(f"The model has no triage{reason}, so the column triage is empty")
+        print(f"The model has no triage{reason}, so the columns from triage on are empty")
     for note in written.notes:
         print(note)
     if written.all_notes > MOST_NOTES:
@@ -328,7 +328,10 @@ def open_rows(classifier: Classifier, images: Mapping[str, Path], path: Path, op
         if len(file):
             print(f"Continuing after {len(file):,} of {len(images):,} images, which are in {path}", flush=True)
         elif file.other:
-            print(f"{path} is of another model or of other images: starting again", flush=True)
+            print(
+                f"{path} is of another model, of other images or of another version of dermrw: starting again",
+                flush=True,
+            )
         yield file
 
 

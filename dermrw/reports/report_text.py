@@ -73,7 +73,9 @@ def _print_external(console: Console, report: Report, external: External) -> Non
     if report.malignant:
         low, high = (number(end) for end in report.malignant.auc_interval_95)
         at = f", probabilities summed at {report.malignant.summed_at}" if report.malignant.summed_at else ""
-        console.print(f"Malignant against the rest: AUC {number(report.malignant.auc)} ({low} to {high}){at}")
+        rest = "benign" if external.binary else "the rest"
+        if report.malignant.auc is not None:  # else a note says why
+            console.print(f"Malignant against {rest}: AUC {number(report.malignant.auc)} ({low} to {high}){at}")
     table = Table(title="Next to the model's card")
     for heading in ("figure", "here", "95 % interval", "card", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.prevalence import at_prevalence
-from dermrw.decisions.triage import LEAST_POSITIVE, LEAST_SENSITIVITY, Share, choose, measure, share_of
+from dermrw.decisions.triage import LEAST_POSITIVE, LEAST_SENSITIVITY, Share, choose, share_of
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
 from dermrw.formatting import percent, threshold
@@ -209,9 +209,13 @@ def fit(probabilities: Floats, images: Labelled, info: ModelInfo, planned: Plan)
     covered, by_class, mean_size = _coverage(sets, images, info.codes)
     old_sets = prediction_sets(probabilities, info.thresholds)
     old_covered, old_by_class, old_size = _coverage(old_sets, images, info.codes)
-    old = None
-    if info.triage and positive is not None and positive.any() and not positive.all():
-        old = measure(score, positive, groups, info.triage.threshold)
+    old_sensitivity, old_specificity = None, None
+    if info.triage and positive is not None:
+        referred = score >= info.triage.threshold
+        if positive.any():
+            old_sensitivity = share_of(referred[positive], groups[positive])
+        if not positive.all():
+            old_specificity = share_of(~referred[~positive], groups[~positive])
     shares = np.bincount(y, minlength=len(info.codes)) / len(y)
     return Fitted(
         prevalence=dict(zip(info.codes, shares.tolist(), strict=True)) if planned.prevalence else info.prevalence,
@@ -223,9 +227,7 @@ def fit(probabilities: Floats, images: Labelled, info: ModelInfo, planned: Plan)
         by_class=by_class,
         mean_size=mean_size,
         fold_thresholds=(min(points), max(points)) if points else None,
-        before=Before(
-            old.sensitivity if old else None, old.specificity if old else None, old_covered, old_by_class, old_size
-        ),
+        before=Before(old_sensitivity, old_specificity, old_covered, old_by_class, old_size),
     )
 
 

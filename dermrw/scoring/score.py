@@ -325,6 +325,7 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
     """Returns the headline figures next to those of the model's card, and notes on how comparable they are."""
     triage, sets, refused = report.decided.triage, report.decided.sets, report.decided.refused
     card = Proportion(share=info.score.balanced_accuracy, interval_95=info.score.interval_95, images=info.score.images)
+    present = sum(row.images > 0 for row in report.classes.values())
     rows: list[tuple[str, float | None, Any, Proportion | None, bool]] = []
     if report.balanced_accuracy is not None:
         rows.append(("Balanced accuracy", report.balanced_accuracy, report.interval_95, card, True))
@@ -345,6 +346,8 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
         if other is None or here is None:
             continue
         worse = bool(high < other.share) if higher_is_better else bool(low > other.share)
+        if name == "Balanced accuracy" and present < len(info.codes):
+            worse = False  # of other classes
         verb = "lower" if higher_is_better else "higher"
         sentence = (
             f"Worse than on the card: {name[0].lower()}{name[1:]} is {percent(here)} here (95 % interval "
@@ -356,13 +359,17 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
                 worse=worse, sentence=sentence if worse else None,
             )
         )  # fmt: skip
-    present = sum(row.images > 0 for row in report.classes.values())
     notes = []
     if report.classes and present < len(info.codes):
+        over = f"the mean over the {present} classes that are present" if present > 1 else "the recall of one class"
         notes.append(
-            f"Balanced accuracy is the mean over the {present} classes that are present, and the card's is over "
-            f"{len(info.codes)}: the two are not directly comparable."
+            f"Balanced accuracy is {over}, and the card's is over {len(info.codes)}: the two are not directly "
+            "comparable."
         )
+    if triage and triage.sensitivity is None:
+        notes.append("No image is malignant, so triage has no sensitivity here, and there is no AUC.")
+    if triage and triage.specificity is None:
+        notes.append("Every image is malignant, so triage has no specificity here, and there is no AUC.")
     return result, notes
 
 

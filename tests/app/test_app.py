@@ -31,7 +31,7 @@ from app.page_cache import MAX_PAGES, LatestCalls, PageCache
 from app.presets import presets
 from app.region import UNCHANGED, Edit, seen_part
 from app.render import compared, error_box, fixed_part, lesion_result, outside_note, percent
-from app.table import _cell, _table
+from app.table import Row, _cell, _table
 from app.uploads import Uploads
 from dermrw.config import load_config
 from dermrw.datasets.sample_drawing import draw_lesion
@@ -151,6 +151,7 @@ def test_one_suspicious_picture_is_not_lost_among_others(model: Path) -> None:
     lesion = combine_explanations([calm, calm, calm, alarming], engine.info)
     assert calm.verdict.refer is False and combine_explanations([calm, calm], engine.info).verdict.refer is False
     assert lesion.verdict.refer and lesion.probabilities is not None
+    assert lesion.verdict.malignancy_score == pytest.approx(40) and calm.verdict.malignancy_score == pytest.approx(0.1)
     assert lesion.verdict.classes == ("nv", "mel") and lesion.probabilities[DX.index("mel")] == pytest.approx(0.4)
     page = result_page(engine, lesion, "a.jpg", "b.jpg", "c.jpg", "d.jpg").replace("\N{NO-BREAK SPACE}", " ")
     assert "4 images, combined as one lesion" in page
@@ -213,16 +214,39 @@ def test_the_page_states_the_prevalence_of_triage(model: Path) -> None:
     chosen = lesion_result(lesion, ["a.jpg"], engine, "own", np.array(list(shares.values())))
     assert line in unescape(chosen)
     captions = {
-        True: "Triage always uses the training data’s prevalence, and the differential equal prevalence.",
-        False: "Triage and differential always use equal prevalence.",
+        True: "The differential always uses equal prevalence, triage the training data’s.",
+        False: "The differential always uses equal prevalence, triage too.",
     }
     for stated, caption in captions.items():
         asked = with_info(model, triage=triage.model_copy(update={"prevalence": shares if stated else None}))
-        assert caption in " ".join(unescape(_table(asked, [], 0, 0, "equal", None)).split())
+        table = " ".join(unescape(_table(asked, [], 0, 0, "equal", None)).split())
+        assert f"{caption} Triage refers from a malignancy score of {100 * triage.threshold:.2f} of 100 on." in table
     full = engine.answer(["a.jpg"], lesion, "equal", None)
     assert full["malignancy_score"] == pytest.approx(100 * mel / (mel + nv), rel=1e-6)
     answer = full["thresholds"]
     assert answer["triage"] == 0.5 and answer["triage_prevalence"] == pytest.approx(shares)
+
+
+def test_the_table_ranks_by_decision_and_then_by_score(model: Path) -> None:
+    engine = with_info(model)
+    assert engine.info.triage is not None
+    engine = with_info(model, triage=engine.info.triage.model_copy(update={"threshold": 0.25}))
+    p = np.full(7, 1 / 7)
+
+    def row(name: str, refer: bool, score: float, malignant: tuple[str, ...] = ()) -> Row:
+        return Row(name, Lesion((), p, Verdict(None, ("nv", *malignant), refer, malignant, score)), "")
+
+    in_order = [
+        row("a", True, 99.97), row("b", True, 60.04), row("c", True, 25.03), row("d", False, 24.97, ("mel",)),
+        row("e", False, 2, ("mel",)), row("f", False, 24.5), row("g", False, 0.0008),
+        Row("h", Lesion((), None, Verdict("it is blurred", (), None)), ""), Row("i", None, "i is no image"),
+    ]  # fmt: skip
+    table = _table(engine, in_order, 9, 0, "equal", None)
+    ranks = [float(rank) for rank in re.findall(r'data-rank="([^"]*)"', table)]
+    assert len(ranks) == 9 and ranks[:8] == sorted(set(ranks)) and ranks[8] == ranks[7]
+    shown = [unescape(text) for text in re.findall(r"<small>malignancy score ([^<]*)</small>", table)]
+    expected = ["> 99.9", "60.0", "25.03", "24.97", "2.0", "24.5", "< 0.1"]  # with decimals next to the threshold
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in shown] == expected
 
 
 def test_no_file_name_is_a_formula_in_the_csv() -> None:

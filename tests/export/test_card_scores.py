@@ -55,6 +55,26 @@ def test_the_card_shows_scores_of_its_own_file(scored: Path, model: Path) -> Non
     assert "## Images of other sources" not in model_card(report, classifier.info, "0" * 64, load_config(None))
 
 
+@pytest.mark.parametrize("malignant", [True, False])
+def test_scores_of_one_side_alone(scored: Path, model: Path, tmp_path: Path, malignant: bool) -> None:
+    assert HAM_CLASSES.malignant
+    lines = (scored / "classes.csv").read_text().splitlines()
+    kept = [line for line in lines[1:] if HAM_CLASSES.malignant[DX.index(line.rpartition(",")[2])] is malignant]
+    table, run = tmp_path / "one.csv", tmp_path / "run"
+    table.write_text("\n".join([lines[0], *kept]))
+    score(model, table, out=run / "scores/one side", device="cpu", workers=1)
+    classifier = Classifier(model)
+    report: DefinedReport = parsed_report(model.with_name("report.json").read_bytes(), HAM_CLASSES)
+    scores = score_reports(run, classifier.digest)
+    card = model_card(report, classifier.info, classifier.digest, load_config(None), scores=scores)
+    (row,) = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| one side")]
+    triage = scores["one side"].decided.triage
+    assert triage is not None
+    shown = [f"{100 * part.share:.1f} %" if part else "–" for part in (triage.sensitivity, triage.specificity)]
+    assert row[1:4] == [str(len(kept)), str(len(kept) if malignant else 0), "–"]
+    assert row[4].startswith(shown[0]) and row[5].startswith(shown[1]) and shown.index("–") == malignant
+
+
 def test_scores_of_another_file_are_left_out_and_named(scored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert score_reports(scored, "0" * 64) == {}
     assert "binary/report.json is of another model file and does not enter the card" in capsys.readouterr().out

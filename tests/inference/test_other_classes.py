@@ -83,7 +83,7 @@ def test_predict_of_any_classes(
     write_model(model, model_info(("a", "b", "c"), malignant=(True, False, False), no_triage=reason))
     with pytest.raises(SystemExit):
         command(monkeypatch, *arguments)
-    assert f"The model has no triage ({reason}), so the column triage is empty" in capsys.readouterr().out
+    assert f"The model has no triage ({reason}), so the columns from triage on are empty" in capsys.readouterr().out
     assert (tmp_path / "out_decisions.csv").read_text().splitlines()[1].endswith(",,")
     groups.write_text("image,group\none,G1\n")
     with pytest.raises(SystemExit):

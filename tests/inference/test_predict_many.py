@@ -162,9 +162,21 @@ def test_rows_of_other_images_are_not_taken(
     Image.new("RGB", (90, 70), (200, 120, 90)).save(folder / "00001.png")
     capsys.readouterr()
     assert predict(folder, out, "--workers", "1") == 2
-    assert f"{partial_file(out)} is of another model or of other images: starting again" in capsys.readouterr().out
+    said = f"{partial_file(out)} is of another model, of other images or of another version of dermrw: starting again"
+    assert said in capsys.readouterr().out
     assert predict(folder, tmp_path / "whole.csv", "--workers", "1") == 2
     assert contents(out) == contents(tmp_path / "whole.csv")
+
+
+def test_rows_of_an_older_version_are_not_taken(
+    predict: Callable[..., int], tmp_path: Path, few: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = folder_of_images(tmp_path / "images", 3), tmp_path / "out.csv"
+    older = '{"format": "dermrw predict, unfinished, 1", "digest": "0"}\n["00000", [1], null, [], null, [], [], ""]\n'
+    partial_file(out).write_text(older)
+    assert predict(folder, out, "--workers", "1") == 2  # an unreadable image
+    assert "of another version of dermrw: starting again" in capsys.readouterr().out
+    assert out.read_text().count("\n") == 3 and not partial_file(out).exists()
 
 
 def test_a_foreign_file_and_a_run_in_progress_are_respected(
@@ -356,8 +368,11 @@ def same_rows(answer: pd.DataFrame, out: Path, classifier: Classifier, tolerance
     columns = list(classifier.info.columns)
     assert readable["image"].tolist() == expected["image"].tolist()
     np.testing.assert_allclose(readable[columns], expected[columns].astype(float), rtol=0, atol=tolerance)
-    for column in ("refused", "set", "triage", "not_ruled_out", "malignancy_score"):
+    for column in ("refused", "set", "triage", "not_ruled_out"):
         assert readable[column].astype(object).fillna("").tolist() == decisions[column].tolist()
+    assert readable["malignancy_score"].dtype == np.float64
+    scores = decisions["malignancy_score"].replace("", "nan").astype(float)
+    np.testing.assert_allclose(readable["malignancy_score"], scores, rtol=0, atol=100 * tolerance)
 
 
 @pytest.mark.slow

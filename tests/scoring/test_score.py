@@ -209,9 +209,15 @@ def test_a_table_of_malignant_images_alone_has_a_sensitivity(
     suspicion = joint[:, np.array(HAM_CLASSES.malignant)].sum(1) / joint.sum(1)
     assert triage["sensitivity"]["share"] == pytest.approx(np.mean(suspicion >= info.triage.threshold))
     assert triage["specificity"] is None
-    assert "Triage sensitivity" in capsys.readouterr().out
-    text = " ".join(page(tmp_path / "out").split())
-    assert re.search(r"Sensitivity \d.* %\)\. Every image is \S.*, so there is no specificity\.", text)
+    said = " ".join(capsys.readouterr().out.split())
+    missing = "Every image is malignant, so triage has no specificity here, and there is no AUC."
+    assert "Triage sensitivity" in said and missing in said and "Malignant against" not in said
+    assert "Balanced accuracy is the recall of one class" in said and "balanced accuracy is" not in said
+    assert missing in page(tmp_path / "out")
+    nevi = [row for row in rows() if row["label"] == "nv"]
+    score(unlisted, write(tmp_path / "nv.csv", nevi), images=pictures, out=tmp_path / "nv", device="cpu")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Triage specificity" in said and "No image is malignant, so triage has no sensitivity here" in said
 
 
 def test_known_images_and_their_groups_do_not_count(unlisted: Path, pictures: Path, tmp_path: Path) -> None:

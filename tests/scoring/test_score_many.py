@@ -105,4 +105,4 @@ def test_rows_of_something_else_are_not_used(
         content = (folder / "listed.onnx").read_bytes()
         (folder / "listed.onnx").write_bytes(add_list(content, KnownImages.of(["005"], [])))
     assert run_score("out", "--workers", "1") == 2
-    assert f"{folder / 'out' / score.PARTIAL} is of another model or of other images" in capsys.readouterr().out
+    assert f"{folder / 'out' / score.PARTIAL} is of another model, of other images or" in capsys.readouterr().out
