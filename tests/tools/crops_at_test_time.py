@@ -95,6 +95,7 @@ def main() -> None:
     logits = logits_of(models, splits.validation.sources, data.size, framing)
     bad = np.array(splits.classes.malignant)
     counts = np.bincount(splits.train.labels, minlength=len(bad))[: len(bad)]
+    prevalence = counts / counts.sum()
     sets = {"validation": (bad[labels], splits.validation.table["lesion_id"].to_numpy(), logits)}
     if options.table:
         table, found = pd.read_csv(options.table), {path.stem: path for path in options.images.iterdir()}
@@ -103,7 +104,7 @@ def main() -> None:
             groups = rows["patient_id"].fillna(rows["image_id"]).astype(str).to_numpy()
             sets[str(name)] = (rows["dx"].to_numpy() == "mel", groups, logits_of(models, paths, data.size, framing))
     scores = {
-        (name, key): at_prevalence(np.exp(averaged(values, columns)), counts)[:, bad].sum(1)
+        (name, key): at_prevalence(np.exp(averaged(values, columns)), prevalence)[:, bad].sum(1)
         for key, (_, _, values) in sets.items()
         for name, columns in COMBINATIONS.items()
     }
