@@ -101,6 +101,8 @@
                     || (category && !JSON.parse(row.dataset.set).includes(category));
                 shown += !row.hidden;
             });
+            const sort = find("#sort-rows");  // not in a table that still grows
+            if (sort) sort.value = ["rank", "name"].includes(this.order) && !this.down ? this.order : "";
             const count = find("#filter-count");
             if (count) count.textContent = shown === rows.length ? "" : `${shown} of ${rows.length} shown`;
             all("#table th[aria-sort]").forEach((head) => {
@@ -138,6 +140,10 @@
                 else if (target.id === "many-clear") this.clear();
             });
             document.addEventListener("change", ({ target }) => {
+                if (target.id === "sort-rows") {
+                    [this.order, this.down] = [target.value || "place", false];
+                    this.arrange();
+                }
                 if (!["filter-decision", "filter-class"].includes(target.id)) return;
                 this.filters[target.id] = target.value;
                 this.arrange();

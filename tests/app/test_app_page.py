@@ -259,6 +259,18 @@ def test_many_images(visit: Visit, server: Server, lesion: Path, tmp_path: Path,
         order_of = {n: (DECISIONS.index(decision_of(v)), -(v.malignancy_score or 0)) for n, v in verdicts.items()}
         expected = sorted(verdicts, key=lambda name: order_of[name])
         assert page.locator("#table tbody bdi").all_inner_texts() == [*expected, "dark.png", "letter.jpg"]
+    # on a narrow screen, a field sorts instead of the headings
+    narrow = page.viewport_size
+    assert narrow is not None
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.is_visible("#sort-rows")
+    page.select_option("#sort-rows", "name")
+    assert page.text_content("#table tbody tr:first-child bdi") == "=two.png"
+    page.select_option("#sort-rows", "")
+    assert page.text_content("#table tbody tr:first-child bdi") == "mrs-smith.jpg"
+    page.set_viewport_size({"width": 1000, "height": 844})
+    assert not page.is_visible("#sort-rows")
+    page.set_viewport_size(narrow)
     # another prevalence and another image need no new upload of the first ones
     page.select_option("#many-prevalence select", "training")
     page.wait_for_selector("#table caption:has-text('at the training data’s prevalence')")
