@@ -10,7 +10,7 @@ the target. If only the estimate reached it, the true sensitivity would be below
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,22 @@ def _validated(
     return s, event, lesion_of
 
 
+def sensitivity_and_specificity(
+    referred: npt.NDArray[np.bool_], positive: npt.NDArray[np.bool_], lesions: npt.NDArray[Any]
+) -> tuple[Share | None, Share | None]:
+    """Both figures of a set that may have only malignant or only benign images; None for a side without images.
+
+    Args:
+        referred: `[N]`.
+        positive: `[N]`, malignant or pre-malignant.
+        lesions: `[N]`.
+    """
+    return (
+        share_of(referred[positive], lesions[positive]) if positive.any() else None,
+        share_of(~referred[~positive], lesions[~positive]) if not positive.all() else None,
+    )
+
+
 def measure(score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLike, threshold: float) -> OperatingPoint:
     """Sensitivity and specificity of this threshold on a set.
 
@@ -88,8 +104,9 @@ def measure(score: npt.ArrayLike, positive: npt.ArrayLike, lesions: npt.ArrayLik
         threshold: refer if the score is at least this.
     """
     s, event, lesion_of = _validated(score, positive, lesions)
-    sensitivity = share_of(s[event] >= threshold, lesion_of[event])
-    return OperatingPoint(threshold, sensitivity, share_of(s[~event] < threshold, lesion_of[~event]))
+    sensitivity, specificity = sensitivity_and_specificity(s >= threshold, event, lesion_of)
+    assert sensitivity is not None and specificity is not None  # both sides have images
+    return OperatingPoint(threshold, sensitivity, specificity)
 
 
 def too_few_positive(lesions: npt.ArrayLike, unit: str) -> str | None:

@@ -19,6 +19,7 @@ from dermrw.decisions.triage import (
     OperatingPoint,
     Share,
     choose,
+    sensitivity_and_specificity,
     share_of,
     too_few_positive,
 )
@@ -219,15 +220,11 @@ def _triage(
     if rules.triage_threshold is None:
         return None
     positive, score = malignant(at_prevalence(p, rules.triage_shares), y, bad)
-    referred = score >= rules.triage_threshold
-
-    def share(right: npt.NDArray[np.bool_], members: npt.NDArray[np.bool_]) -> ShareWithInterval | None:
-        return _share(share_of(right[members], lesions[members])) if members.any() else None
-
+    sensitivity, specificity = sensitivity_and_specificity(score >= rules.triage_threshold, positive, lesions)
     return MeasuredTriage(
         threshold=rules.triage_threshold,
-        sensitivity=share(referred, positive),
-        specificity=share(~referred, ~positive),
+        sensitivity=_share(sensitivity) if sensitivity else None,
+        specificity=_share(specificity) if specificity else None,
     )
 
 

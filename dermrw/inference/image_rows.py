@@ -90,14 +90,13 @@ def classify_table(classifier: "Classifier", table: Mapping[str, Any]) -> dict[s
     absent = (np.nan,) * len(info.codes)
     probabilities = np.clip([row.probabilities or absent for row in rows], 0, 1).reshape(len(rows), len(info.codes))
     texts = np.array([[*decision_cells(row.verdict), row.error] for row in rows], dtype=object)
-    scores = [np.nan if (score := row.verdict.malignancy_score) is None else score for row in rows]
     columns = zip((*DECISION_COLUMNS, "error"), texts.reshape(len(rows), len(DECISION_COLUMNS) + 1).T, strict=True)
     return {
         **table,
         "image": np.array(ids, dtype=object),
         **dict(zip(info.columns, probabilities.T, strict=True)),
         **dict(columns),
-        "malignancy_score": np.array(scores, dtype=np.float64),
+        "malignancy_score": np.array([row.verdict.malignancy_score for row in rows], dtype=np.float64),  # None: nan
     }
 
 

@@ -17,7 +17,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dermrw.decisions.conformal import fit_thresholds, prediction_sets
 from dermrw.decisions.prevalence import at_prevalence
-from dermrw.decisions.triage import LEAST_POSITIVE, LEAST_SENSITIVITY, Share, choose, share_of
+from dermrw.decisions.triage import (
+    LEAST_POSITIVE,
+    LEAST_SENSITIVITY,
+    Share,
+    choose,
+    sensitivity_and_specificity,
+    share_of,
+)
 from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
 from dermrw.formatting import percent, threshold
@@ -204,18 +211,13 @@ def fit(probabilities: Floats, images: Labelled, info: ModelInfo, planned: Plan)
     point, sensitivity, specificity = None, None, None
     if planned.triage and positive is not None:
         point = choose(score, positive, groups).threshold
-        sensitivity = share_of(refer[positive], groups[positive])
-        specificity = share_of(~refer[~positive], groups[~positive])
+        sensitivity, specificity = sensitivity_and_specificity(refer, positive, groups)
     covered, by_class, mean_size = _coverage(sets, images, info.codes)
     old_sets = prediction_sets(probabilities, info.thresholds)
     old_covered, old_by_class, old_size = _coverage(old_sets, images, info.codes)
     old_sensitivity, old_specificity = None, None
     if info.triage and positive is not None:
-        referred = score >= info.triage.threshold
-        if positive.any():
-            old_sensitivity = share_of(referred[positive], groups[positive])
-        if not positive.all():
-            old_specificity = share_of(~referred[~positive], groups[~positive])
+        old_sensitivity, old_specificity = sensitivity_and_specificity(score >= info.triage.threshold, positive, groups)
     shares = np.bincount(y, minlength=len(info.codes)) / len(y)
     return Fitted(
         prevalence=dict(zip(info.codes, shares.tolist(), strict=True)) if planned.prevalence else info.prevalence,

@@ -326,6 +326,7 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
     triage, sets, refused = report.decided.triage, report.decided.sets, report.decided.refused
     card = Proportion(share=info.score.balanced_accuracy, interval_95=info.score.interval_95, images=info.score.images)
     present = sum(row.images > 0 for row in report.classes.values())
+    some_absent = bool(report.classes) and present < len(info.codes)
     rows: list[tuple[str, float | None, Any, Proportion | None, bool]] = []
     if report.balanced_accuracy is not None:
         rows.append(("Balanced accuracy", report.balanced_accuracy, report.interval_95, card, True))
@@ -346,8 +347,7 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
         if other is None or here is None:
             continue
         worse = bool(high < other.share) if higher_is_better else bool(low > other.share)
-        if name == "Balanced accuracy" and present < len(info.codes):
-            worse = False  # of other classes
+        worse = worse and not (name == "Balanced accuracy" and some_absent)  # it is of other classes
         verb = "lower" if higher_is_better else "higher"
         sentence = (
             f"Worse than on the card: {name[0].lower()}{name[1:]} is {percent(here)} here (95 % interval "
@@ -360,7 +360,7 @@ def compare_with_card(report: Report, info: ModelInfo) -> tuple[list[CardFigure]
             )
         )  # fmt: skip
     notes = []
-    if report.classes and present < len(info.codes):
+    if some_absent:
         over = f"the mean over the {present} classes that are present" if present > 1 else "the recall of one class"
         notes.append(
             f"Balanced accuracy is {over}, and the card's is over {len(info.codes)}: the two are not directly "
