@@ -24,6 +24,7 @@ class Budget(BaseModel):
     cifar: dict[str, Any]
     tables: list[str] | None = None  # None: all
     rows: list[str] | None = None  # of these tables; None: all
+    conditions: list[str] | None = None  # of these tables, in this order; None: all
 
 
 class Table(BaseModel):
@@ -99,6 +100,15 @@ class Plan(BaseModel):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _known_conditions(self) -> "Plan":
+        for name, budget in self.budgets.items():
+            known = {condition for table in self.tables_of(name).values() for condition in table.under}
+            for condition in budget.conditions or []:
+                if condition not in known:
+                    raise ValueError(f"budget {name} names the condition {condition}, which none of its tables has")
+        return self
+
     def runs(self, budget: str, tables: list[str] | None = None) -> list[Run]:
         """Returns every run of a budget once, ordered by seed."""
         by_name: dict[str, Run] = {}
@@ -118,11 +128,17 @@ class Plan(BaseModel):
         rows = self.budgets[budget].rows
         return [name for name in table.rows if rows is None or name in rows]
 
+    def conditions_of(self, budget: str, table: Table) -> list[str]:
+        """Returns the conditions of a table under which a budget trains."""
+        conditions = self.budgets[budget].conditions
+        return list(table.under) if conditions is None else [name for name in conditions if name in table.under]
+
     def runs_of(self, budget: str, table: Table, seed: int) -> list[Run]:
         """Returns a table's runs of one seed."""
         by_data_set = {"ham": self.budgets[budget].ham, "cifar": self.budgets[budget].cifar}
         runs = []
-        for condition, settings in table.under.items():
+        for condition in self.conditions_of(budget, table):
+            settings = table.under[condition]
             own = {k: v.format(seed=seed) if isinstance(v, str) else v for k, v in settings.items()}
             for name in self.rows_of(budget, table):
                 data_set = name.partition("_")[0]

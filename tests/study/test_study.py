@@ -1,5 +1,6 @@
 """The study: what is planned, what is kept, how methods are compared, and the whole way on the embedded sample."""
 
+import copy
 import json
 import os
 import re
@@ -62,7 +63,7 @@ def test_every_run_of_the_study_has_a_config_that_holds() -> None:
     plan = read_plan()
     for budget in plan.budgets:
         runs = plan.runs(budget)
-        assert len({run.name for run in runs}) == len(runs) > (10 if plan.budgets[budget].rows else 100)
+        assert len({run.name for run in runs}) == len(runs) > (10 if plan.budgets[budget].tables else 100)
         assert len({run.digest() for run in runs}) == len(runs)  # no two are the same training
         assert {run.seed for run in runs} == set(range(plan.budgets[budget].seeds))
     for table in plan.tables.values():
@@ -73,6 +74,26 @@ def test_every_run_of_the_study_has_a_config_that_holds() -> None:
 def test_every_method_of_the_study_is_in_a_table() -> None:
     plan = read_plan()
     assert set(plan.methods) == {run.method for run in plan.runs("cpu")}
+
+
+def test_a_budget_may_train_under_some_of_a_table_s_conditions() -> None:
+    plan = read_plan()
+    runs = plan.runs("toy")
+    assert {run.condition for run in runs} == {"bias50", "bias70", "bias90"} < set(plan.tables["toy"].under)
+    assert {run.load().data.bias for run in runs} == {0.5, 0.7, 0.9}
+    for run in runs:  # the network and the training of configs/cifar.yaml, the paper's
+        config, paper = run.load(), load_config("configs/cifar.yaml")
+        assert (config.model, config.train.epochs, config.train.lr) == (paper.model, 50, paper.train.lr)
+        assert (config.train.batch_size, config.train.momentum) == (paper.train.batch_size, paper.train.momentum)
+
+
+def test_a_condition_that_no_table_has_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    plan = copy.deepcopy(TINY)
+    next(iter(plan["budgets"].values()))["conditions"] = ["bias55"]
+    path.write_text(yaml.safe_dump(plan))
+    with pytest.raises(UserError, match="condition bias55, which none of its tables has"):
+        read_plan(path)
 
 
 def test_a_table_of_an_unknown_method_is_named(tmp_path: Path) -> None:
