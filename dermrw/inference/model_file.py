@@ -299,17 +299,25 @@ class ModelInfo(BaseModel):
             absent = [key for key in cls.model_fields if key not in props and key not in ADDED_LATER]
             if absent:
                 raise ValueError(f"it lacks {first_of(absent)}")
-            values = {key: json.loads(props[key]) for key in cls.model_fields if key in props}
+            values = {key: _parsed(key, props[key]) for key in cls.model_fields if key in props}
             if "malignant" not in props and values["codes"] == list(HAM_CLASSES.codes):
                 values["malignant"] = HAM_CLASSES.malignant
             return cls.model_validate(values)
         except ValidationError as error:
             reason = first_fault(error)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             reason = str(error)
         raise UserError(
             f"{source} is not a dermrw model ({reason[:200]}): name a file that `make export` wrote"
         ) from None
+
+
+def _parsed(key: str, text: str) -> Any:
+    """The value of an entry of the metadata."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"its metadata entry {key} is not valid JSON") from None
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -376,6 +376,13 @@ def test_the_metadata_survives(model_file: Path) -> None:
     assert ModelInfo.from_props(info.to_props(), "x") == info
 
 
+@pytest.mark.parametrize("text", ["rubbish", "[" * 100_000, ""])
+def test_metadata_that_is_not_json_is_named(model_file: Path, text: str) -> None:
+    props = {**Classifier(model_file).info.to_props(), "codes": text}
+    with pytest.raises(UserError, match=r"x\.onnx is not .* \(its metadata entry codes is not valid JSON\)"):
+        ModelInfo.from_props(props, "x.onnx")
+
+
 def test_what_a_classifier_takes(model_file: Path, pictures: Path) -> None:
     classifier = Classifier(model_file)
     path = pictures / "a.png"
