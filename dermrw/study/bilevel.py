@@ -27,7 +27,18 @@ from dermrw.errors import plain_endings
 from dermrw.study.convex_head import exact_scores, fit, one_step_scores
 from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import RESULTS
-from dermrw.study.repeats import Problem, class_balanced, clipped, complete, draw_problem, figures_of, settings_of
+from dermrw.study.repeats import (
+    TEST_TO_TRAIN,
+    Problem,
+    class_balanced,
+    clipped,
+    complete,
+    draw_problem,
+    figures_of,
+    read_repeats,
+    settings_of,
+)
+from dermrw.study.statistics import Paired, corrected_resampled
 
 NOISE = {
     "clean": ("uniform", 0.0),
@@ -37,6 +48,16 @@ NOISE = {
 REPEATS = 5
 PENALTY = 1e-2  # λ: of 1e-4 to 1e-1 the best for class-balanced weights and right labels, on a split that is no repeat
 ROUNDS = (1, 3, 10)  # after which the repeated rule is scored
+RESULT = RESULTS / "embeddings" / "bilevel.json"
+# pairs of heads whose difference in balanced accuracy is printed; a tuple names a key and the number of rounds
+Head = str | tuple[str, str]
+PAIRS: dict[str, tuple[Head, Head]] = {
+    "exact − one step, clipped": ("exact_clipped", "one_step_clipped"),
+    "exact − one step, 10 rounds": (("exact_repeated", "10"), ("one_step_repeated", "10")),
+    "equal for every class − one step, clipped": ("class_balanced", "one_step_clipped"),
+    "equal for every class − exact, clipped": ("class_balanced", "exact_clipped"),
+    "equal for every class − exact, 10 rounds": ("class_balanced", ("exact_repeated", "10")),
+}
 Scores = Callable[[Tensor, Tensor], Tensor]  # θ, w -> scores [N]
 
 
@@ -110,20 +131,42 @@ def agreement(one: Tensor, other: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def compare(repeats: list[dict[str, Any]], one: Head, other: Head) -> Paired:
+    """Returns the difference in balanced accuracy between two heads, over the repeats of a condition."""
+
+    def accuracy(row: dict[str, Any], head: Head) -> float:
+        found = row["heads"][head] if isinstance(head, str) else row["heads"][head[0]][head[1]]
+        return float(found["balanced_accuracy"])
+
+    return corrected_resampled([accuracy(row, one) - accuracy(row, other) for row in repeats], TEST_TO_TRAIN)
+
+
+def differences(by_condition: dict[str, list[dict[str, Any]]]) -> str:
+    """Returns the differences of `PAIRS` in points with their 95 % intervals, not corrected, as a Markdown table."""
+    lines = [f"| balanced accuracy | {' | '.join(by_condition)} |", "|---" * (len(by_condition) + 1) + "|"]
+    for name, (one, other) in PAIRS.items():
+        pairs = [compare(rows, one, other) for rows in by_condition.values()]
+        cells = [f"{100 * p.difference:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in pairs]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Runs the comparison and writes docs/study/embeddings/bilevel.json after each repeat; finished ones are kept."""
+    """Runs the missing repeats, writes the result file after each, and prints the differences."""
     parser = argparse.ArgumentParser("dermrw.study.bilevel", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, help="folder of a run of the study's embeddings budget")
-    parser.add_argument("--output", type=Path, default=RESULTS / "embeddings" / "bilevel.json")
-    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run of the embeddings budget; none: only print")
+    parser.add_argument("--output", type=Path, default=RESULT, help="the result file")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="number of repeats (default: %(default)s)")
     arguments = parser.parse_args()
     with plain_endings("dermrw.study.bilevel"):
-        features, table = stored_embeddings(arguments.run)
+        if arguments.run is not None:
+            features, table = stored_embeddings(arguments.run)
 
-        def one(name: str, repeat: int) -> dict[str, Any]:
-            return solve(draw_problem(features, table, *NOISE[name], repeat), PENALTY)
+            def one(name: str, repeat: int) -> dict[str, Any]:
+                return solve(draw_problem(features, table, *NOISE[name], repeat), PENALTY)
 
-        complete(arguments.output, {**settings_of(table), "penalty": PENALTY}, tuple(NOISE), arguments.repeats, one)
+            complete(arguments.output, {**settings_of(table), "penalty": PENALTY}, tuple(NOISE), arguments.repeats, one)
+        print(differences(read_repeats(arguments.output)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from dermrw.training.example_weights import auroc_within_class
 
 PER_CLASS = 3  # meta images, unless stated
 COMPONENTS = 128
+TEST_TO_TRAIN = 0.15 / 0.7  # images of the test split for one training image
 
 
 class Problem(NamedTuple):
@@ -171,6 +172,17 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         pass
     raise UserError(f"{path} is not a result of this study: delete it, or name another file with --output")
+
+
+def read_repeats(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the repeats of a result file, by condition.
+
+    Raises:
+        UserError: it is absent or not such a file.
+    """
+    repeats = read_result(path)["repeats"]
+    names = dict.fromkeys(key.rpartition("-")[0] for key in repeats)
+    return {name: [row for key, row in repeats.items() if key.rpartition("-")[0] == name] for name in names}
 
 
 def _lines(done: dict[str, Any]) -> bytes:

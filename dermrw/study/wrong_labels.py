@@ -48,13 +48,14 @@ from dermrw.study.convex_head import Examples, fit, losses, one_step_scores
 from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import RESULTS
 from dermrw.study.repeats import (
+    TEST_TO_TRAIN,
     Problem,
     class_balanced,
     clipped,
     complete,
     draw_problem,
     figures_of,
-    read_result,
+    read_repeats,
     settings_of,
 )
 from dermrw.study.statistics import Paired, corrected_resampled, holm
@@ -67,7 +68,6 @@ NOISE = {
     "conditional40": ("class_conditional", 0.4),
 }
 REPEATS = 10
-TEST_TO_TRAIN = 0.15 / 0.7  # images
 # λ: of 3e-4 to 3e-2 the best for `right_labels_only`, on clean labels and with uniform noise of 40 %, on three splits
 # that are no repeats (100 to 102)
 PENALTY = 1e-2
@@ -212,13 +212,6 @@ def compare(repeats: list[dict[str, Any]]) -> dict[str, Paired]:
     }
     corrected = holm([pair.p for pair in found.values()])
     return {name: pair._replace(holm=float(p)) for (name, pair), p in zip(found.items(), corrected, strict=True)}
-
-
-def read_repeats(path: Path = RESULT) -> dict[str, list[dict[str, Any]]]:
-    """Returns the repeats of a result file, by condition."""
-    repeats = read_result(path)["repeats"]
-    names = dict.fromkeys(key.rpartition("-")[0] for key in repeats)
-    return {name: [row for key, row in repeats.items() if key.rpartition("-")[0] == name] for name in names}
 
 
 def table(by_condition: dict[str, list[dict[str, Any]]]) -> str:

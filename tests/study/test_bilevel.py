@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
-from dermrw.study.bilevel import NOISE, REPEATS, agreement, solve
+from dermrw.study.bilevel import NOISE, PAIRS, REPEATS, RESULT, agreement, differences, solve
 from dermrw.study.convex_head import Examples, conjugate_gradients, exact_scores, fit, losses, one_step_scores
-from dermrw.study.repeats import clipped, draw_problem
+from dermrw.study.repeats import clipped, draw_problem, read_repeats
 
 PENALTY = 1e-2
 ROOT = Path(__file__).parents[2]
@@ -168,6 +168,12 @@ def test_the_table_of_the_results_page_follows_from_the_committed_result() -> No
             loss = np.mean([head["meta_loss"] for head in heads])
             cells.append(f"{accuracy.mean():.1f} ± {accuracy.std(ddof=1):.1f} ({loss:.2f})")
         assert f"| {title} | {' | '.join(cells)} |" in page.replace("**", "")
+
+
+def test_the_differences_of_the_results_page_follow_from_the_committed_result() -> None:
+    page = (ROOT / "docs" / "results_in_detail.md").read_text()
+    lines = differences(read_repeats(ROOT / RESULT)).splitlines()[2:]
+    assert len(lines) == len(PAIRS) and all(line in page for line in lines)
 
 
 def test_the_agreement_on_the_results_page_follows_from_the_committed_result() -> None:

@@ -82,7 +82,7 @@ def test_a_budget_may_train_under_some_of_a_table_s_conditions() -> None:
     assert {run.condition for run in runs} == {"bias50", "bias70", "bias90"} < set(plan.tables["toy"].under)
     assert {run.load().data.bias for run in runs} == {0.5, 0.7, 0.9}
     for run in runs:  # the network and the training of configs/cifar.yaml, the paper's
-        config, paper = run.load(), load_config("configs/cifar.yaml")
+        config, paper = run.load(), load_config(CONFIGS / "cifar.yaml")
         assert (config.model, config.train.epochs, config.train.lr) == (paper.model, 50, paper.train.lr)
         assert (config.train.batch_size, config.train.momentum) == (paper.train.batch_size, paper.train.momentum)
 
