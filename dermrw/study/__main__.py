@@ -14,7 +14,7 @@ from dermrw.study.plan import RESULTS, Run, read_plan
 def main() -> None:
     """Runs the study from the command line."""
     parser = argparse.ArgumentParser("dermrw.study", description=__doc__)
-    parser.add_argument("--budget", default="cpu", help="cpu, full, embeddings or toy (default: %(default)s)")
+    parser.add_argument("--budget", default="cpu", help="cpu, full, embeddings, alone or toy (default: %(default)s)")
     parser.add_argument("--table", action="append", help="perform only this table; repeat it for several tables")
     parser.add_argument("--run", metavar="NAME", help="perform only this run, such as ham_reweight-0, in this process")
     parser.add_argument(

@@ -25,6 +25,8 @@ class Budget(BaseModel):
     tables: list[str] | None = None  # None: all
     rows: list[str] | None = None  # of these tables; None: all
     conditions: list[str] | None = None  # of these tables, in this order; None: all
+    minutes: str = "one core, which was shared with other work at times"  # what the training times are those of
+    bench: bool = True  # whether the report has the table of the weights' cost
 
 
 class Table(BaseModel):

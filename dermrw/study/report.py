@@ -149,9 +149,10 @@ def write_report(budget: str) -> str:
     finished_runs = {f"{row}-{r['seed']}" for row, runs in results.items() for r in runs}
     facts = {
         "budget": budget,
+        "minutes": plan.budgets[budget].minutes,
         "sections": [(s, verdict(s), *cells(s)) for s in drawn],
         "weights": weights_cells(sections),
-        "overhead": overhead_cells(),
+        "overhead": overhead_cells() if plan.budgets[budget].bench else ([], []),
         "finished": len(finished_runs),
         "wanted": len(plan.runs(budget)),
         "outdated": len(present - finished_runs),

@@ -67,13 +67,13 @@ def test_every_run_of_the_study_has_a_config_that_holds() -> None:
         assert len({run.digest() for run in runs}) == len(runs)  # no two are the same training
         assert {run.seed for run in runs} == set(range(plan.budgets[budget].seeds))
     for table in plan.tables.values():
-        names = {run.row for run in plan.runs_of("cpu", table, 0)}
+        names = {run.row for run in plan.runs_of("full", table, 0)}
         assert any(name == table.against or name.startswith(f"{table.against}_") for name in names)
 
 
 def test_every_method_of_the_study_is_in_a_table() -> None:
     plan = read_plan()
-    assert set(plan.methods) == {run.method for run in plan.runs("cpu")}
+    assert set(plan.methods) == {run.method for budget in ("cpu", "alone") for run in plan.runs(budget)}
 
 
 def test_a_budget_may_train_under_some_of_a_table_s_conditions() -> None:
