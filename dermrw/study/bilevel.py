@@ -56,6 +56,7 @@ PAIRS: dict[str, tuple[Head, Head]] = {
     "exact − one step, 10 rounds": (("exact_repeated", "10"), ("one_step_repeated", "10")),
     "equal for every class − one step, clipped": ("class_balanced", "one_step_clipped"),
     "equal for every class − exact, clipped": ("class_balanced", "exact_clipped"),
+    "equal for every class − one step, 10 rounds": ("class_balanced", ("one_step_repeated", "10")),
     "equal for every class − exact, 10 rounds": ("class_balanced", ("exact_repeated", "10")),
 }
 Scores = Callable[[Tensor, Tensor], Tensor]  # θ, w -> scores [N]
