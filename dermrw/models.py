@@ -294,16 +294,14 @@ def pixel_statistics(model: nn.Module) -> Statistics:
     return getattr(getattr(model, "module", model), "pixel_statistics", (MEAN, STD))  # module: of a moving average
 
 
-def to_input(
-    pixels: Tensor, device: torch.device, channels_last: bool = False, statistics: Statistics = (MEAN, STD)
-) -> Tensor:
+def to_input(pixels: Tensor, device: torch.device, statistics: Statistics, channels_last: bool = False) -> Tensor:
     """Converts pixels uint8 `[N, H, W, 3]` to the network's input, float `[N, 3, H, W]`.
 
     Args:
         pixels: the images.
         device: of the result.
+        statistics: mean and standard deviation for the normalisation: the network's `pixel_statistics`.
         channels_last: the memory layout of the result.
-        statistics: mean and standard deviation for the normalisation, see `pixel_statistics`.
     """
     x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
     mean = torch.tensor(statistics[0], device=device).view(1, 3, 1, 1) * 255

@@ -108,7 +108,7 @@ def _difference(model: nn.Module, classifier: Classifier) -> float:
     rng = np.random.default_rng
     pictures = [draw_lesion(code, rng([i, 0]), rng([i, 1]), 300, 400) for i, code in enumerate(DX)]
     pixels = np.stack([classifier.pixels(picture) for picture in pictures])
-    x = to_input(torch.from_numpy(pixels), torch.device("cpu"), statistics=pixel_statistics(model))
+    x = to_input(torch.from_numpy(pixels), torch.device("cpu"), pixel_statistics(model))
     ours = embed(model, x).numpy()
     theirs = classifier.run(pixels, *OUTPUTS)[2]
     if classifier.info.runs:  # unit vectors, one after the other

@@ -38,7 +38,7 @@ class Exported(nn.Module):
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the logits `[N, C]`, and the other three outputs that the class lists."""
-        x = to_input(pixels, pixels.device, statistics=pixel_statistics(self.model))
+        x = to_input(pixels, pixels.device, pixel_statistics(self.model))
         names = self.checks.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
             logits, activation_map = logits_and_map(self.parts, x)

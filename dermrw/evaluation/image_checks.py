@@ -163,7 +163,7 @@ def fit_checks(
             model.eval()
             for pixels in batches:
                 x = torch.from_numpy(np.ascontiguousarray(pixels))
-                model(to_input(x, choice.device, choice.channels_last, pixel_statistics(model)))
+                model(to_input(x, choice.device, pixel_statistics(model), choice.channels_last))
                 maps = watch.take()
                 found.append([describe(m).float().cpu().numpy() for m in (maps[: len(familiar)], maps)])
         return found
@@ -238,7 +238,7 @@ def logits_and_checks_of(
     with Watch(model, checks.names) as watch:
         for start in range(0, len(pixels), batch_size):
             images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(choice.device)
-            x = to_input(images, choice.device, choice.channels_last, pixel_statistics(model))
+            x = to_input(images, choice.device, pixel_statistics(model), choice.channels_last)
             logits.append(model(x).float().cpu())
             measures.append(checks(images, watch.take()).float().cpu())
     return torch.cat(logits).numpy(), torch.cat(measures).numpy()

@@ -36,7 +36,7 @@ def predict_logits(
     model.eval()
     parts = []
     for images, _, _ in in_order(pixels, batch_size):
-        x = to_input(images, placement.device, placement.channels_last, pixel_statistics(model))
+        x = to_input(images, placement.device, pixel_statistics(model), placement.channels_last)
         outputs = [model(x)]
         if after_plain_view is not None:
             after_plain_view(images)

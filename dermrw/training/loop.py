@@ -201,7 +201,7 @@ class Loop:
 
     def to_x(self, images: Tensor) -> Tensor:
         """Converts what `examples` returns to the input of the trained module."""
-        return to_input(images, self.placement.device, self.placement.channels_last, pixel_statistics(self.network))
+        return to_input(images, self.placement.device, pixel_statistics(self.network), self.placement.channels_last)
 
     def meta_batches(self, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Returns the inputs and the labels of the meta batch of each of the next steps of this epoch."""

@@ -35,7 +35,7 @@ from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import image_hash
 from dermrw.inference.model_file import ModelInfo, Score
 from dermrw.inference.shipped import shipped_model
-from dermrw.models import backbones, build_model, to_input
+from dermrw.models import backbones, build_model, pixel_statistics, to_input
 from dermrw.reports.report_schema import DefinedReport
 from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE
 from dermrw.training.checkpoint import load_checkpoint
@@ -242,7 +242,7 @@ def test_a_model_of_several_views_answers_alike_for_each(number: int, tmp_path: 
     classifier = Classifier(tmp_path / "model.onnx", "cpu")
     picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     turned = [np.rot90(p, k) for p in (picture, picture[:, ::-1])[: number // 4] for k in range(4)]
-    x = to_input(torch.from_numpy(np.stack(turned)), torch.device("cpu"))
+    x = to_input(torch.from_numpy(np.stack(turned)), torch.device("cpu"), pixel_statistics(net))
     with torch.no_grad():
         logits = net.double()(x.double()).mean(0).numpy()
     offsets = np.linspace(-0.3, 0.3, 7)

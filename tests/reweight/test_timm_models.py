@@ -53,7 +53,7 @@ def test_a_new_head_and_pixels_from_minus_one_to_one() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3)
     averaged = moving_average(model, 0.9)
     for network in (model, averaged):
-        x = to_input(pixels, torch.device("cpu"), statistics=pixel_statistics(network))
+        x = to_input(pixels, torch.device("cpu"), pixel_statistics(network))
         assert x.min() == -1 and x.max() == 1
     assert pixel_statistics(build_model(Model(backbone="resnet18", weights="none"), 7)[0])[0][0] == 0.485
 

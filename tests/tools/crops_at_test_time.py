@@ -58,7 +58,7 @@ def logits_of(
         outputs = []
         for model in models:
             statistics, cpu = pixel_statistics(model), torch.device("cpu")
-            x = [to_input(torch.from_numpy(part), cpu, True, statistics) for part in pixels.swapaxes(0, 1)]
+            x = [to_input(torch.from_numpy(part), cpu, statistics, True) for part in pixels.swapaxes(0, 1)]
             seen = [*views(x[0], 4), *views(x[1], 4)[:2], *(views(x[2 + turn], 4)[turn] for turn in range(4))]
             outputs.append(torch.stack([model(view) for view in seen], 1).numpy())
         parts.append(np.stack(outputs))

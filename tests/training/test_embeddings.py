@@ -13,19 +13,19 @@ import pytest
 import torch
 from torch import nn
 
-from dermrw.config import Config, dump, load_config
+from dermrw.config import Config, Model, dump, load_config
 from dermrw.datasets.augment import augmenter, example_seed
 from dermrw.datasets.dataset import Splits, load_splits
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import load_best
 from dermrw.images.preprocess import Framing, evaluation_pixels, resized_pixels
-from dermrw.models import Head, build_model, embed, freeze, to_input
+from dermrw.models import Head, build_model, embed, freeze, pixel_statistics, to_input
 from dermrw.objectives import Batch, build_objective
 from dermrw.training import embeddings as module
 from dermrw.training import loop
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement
-from dermrw.training.embeddings import embeddings_key, number_of_views, view_reader
+from dermrw.training.embeddings import embed_pixels, embeddings_key, number_of_views, view_reader, without_head
 from dermrw.training.head_loop import HeadLoop
 from dermrw.training.optim import build_optimizer
 from dermrw.training.run_folder import read_log, read_split
@@ -135,7 +135,7 @@ def test_the_checkpoint_holds_the_whole_network(whole: Path, sample: Path) -> No
     assert moved == {"classifier.3.weight", "classifier.3.bias"}
     pixels = np.stack([evaluation_pixels(source, 32) for source in splits.validation.sources])
     with torch.no_grad():
-        logits = model.eval()(to_input(torch.from_numpy(pixels), torch.device("cpu"))).numpy()
+        logits = model.eval()(to_input(torch.from_numpy(pixels), torch.device("cpu"), pixel_statistics(model))).numpy()
     n = 3 * len(splits.train)
     rows = np.load(stored(whole))[n : n + len(pixels)]
     with torch.no_grad():
@@ -156,8 +156,19 @@ def test_the_first_view_is_not_augmented(whole: Path, sample: Path) -> None:
     assert augment is not None
     views = [evaluation_pixels(source, 32)]
     views += [augment(resized_pixels(source, 32), example_seed(0, view, row)) for view in (1, 2)]
-    expected = embed(network, to_input(torch.from_numpy(np.stack(views)), torch.device("cpu"))).numpy()
+    x = to_input(torch.from_numpy(np.stack(views)), torch.device("cpu"), pixel_statistics(network))
+    expected = embed(network, x).numpy()
     np.testing.assert_allclose(np.load(stored(whole))[[row, n + row, 2 * n + row]], expected, atol=1e-5)
+
+
+def test_embeddings_have_the_normalisation_of_the_network() -> None:
+    """A network with its own mean and deviation: of EfficientNet-Lite, 0.5."""
+    network = build_model(Model(backbone="efficientnet_lite0", weights="none"), 7)[0].eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = embed(network, torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1).numpy()
+    found = embed_pixels(without_head(network), pixels, Placement(torch.device("cpu"), "fp32", False))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("framing", [Framing("find"), Framing("none", "whole")])
