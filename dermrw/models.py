@@ -12,12 +12,10 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from dermrw.config import Model
 from dermrw.errors import UserError
-from dermrw.images.preprocess import MEAN, STD
+from dermrw.network_input import normalisation_of
 from dermrw.timm_models import LITE_NAMES, PREFIX, is_timm, timm_names
 from dermrw.timm_models import create as create_timm
 from dermrw.weights import load_backbone
-
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 # googlenet and inception_v3 return auxiliary logits in train mode; squeezenet ends in a convolution
 UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
@@ -142,9 +140,11 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
     else:
         model = _untrained(config.backbone, 1000)
         path = Path(config.weights).expanduser()
-        origin = f"weights from {load_backbone(model, Head(model).name, config.backbone, path)}"
+        name = load_backbone(model, Head(model).name, config.backbone, path, config.colour_constancy)
+        origin = f"weights from {name}"
     if config.head == "cosine" or config.weights != "none":
         _replace_head(model, classes, config.head == "cosine")
+    model.normalisation = normalisation_of(model)._replace(colour_constancy=config.colour_constancy)  # type: ignore[assignment]
     return model, origin
 
 
@@ -287,24 +287,3 @@ def train_mode(model: nn.Module, part: str) -> None:
 def uses_batch_statistics(model: nn.Module, freeze: str) -> bool:
     """Returns whether the model, trained with this `model.freeze`, normalises by statistics of the batch."""
     return freeze == "none" and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
-def pixel_statistics(model: nn.Module) -> Statistics:
-    """Returns mean and standard deviation, of pixels in [0, 1], that a network expects; ImageNet's by default."""
-    return getattr(getattr(model, "module", model), "pixel_statistics", (MEAN, STD))  # module: of a moving average
-
-
-def to_input(pixels: Tensor, device: torch.device, statistics: Statistics, channels_last: bool = False) -> Tensor:
-    """Converts pixels uint8 `[N, H, W, 3]` to the network's input, float `[N, 3, H, W]`.
-
-    Args:
-        pixels: the images.
-        device: of the result.
-        statistics: mean and standard deviation for the normalisation: the network's `pixel_statistics`.
-        channels_last: the memory layout of the result.
-    """
-    x = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)  # [N, 3, H, W], channels last in memory
-    mean = torch.tensor(statistics[0], device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(statistics[1], device=device).view(1, 3, 1, 1) * 255
-    x = (x.float() - mean) / std
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dermrw.errors import UserError
+from dermrw.network_input import Normalisation
 
 PREFIX = "timm/"
 LITE_NAMES = tuple(f"efficientnet_lite{n}" for n in range(3))
@@ -55,7 +56,7 @@ def timm_names() -> list[str]:
 def create(backbone: str, classes: int, pretrained: bool = False) -> tuple[nn.Module, str]:
     """Returns a model of timm, and where its weights come from.
 
-    A pretrained model has its own head, another one a head of `classes` outputs. The attribute `pixel_statistics` holds
+    A pretrained model has its own head, another one a head of `classes` outputs. The attribute `normalisation` holds
     the mean and standard deviation of its pretrained configuration.
 
     Raises:
@@ -87,7 +88,7 @@ def create(backbone: str, classes: int, pretrained: bool = False) -> tuple[nn.Mo
     if not linear or linear[-1] is not model.get_classifier():
         raise UserError(f"model.backbone={backbone} has no linear last layer, so dermrw can't train it: choose another")
     config = model.pretrained_cfg
-    model.pixel_statistics = (_three(config["mean"]), _three(config["std"]))
+    model.normalisation = Normalisation(_three(config["mean"]), _three(config["std"]))
     return model, origin
 
 

@@ -23,7 +23,7 @@ class WeightsFile(NamedTuple):
     """The content of a weights file."""
 
     tensors: dict[str, Tensor]
-    backbone: str | None  # if the file states it
+    metadata: Mapping[str, str]  # of a safetensors file, such as one of `dermrw export --encoder`
     sha256: str
 
 
@@ -51,7 +51,7 @@ def read_weights(path: Path) -> WeightsFile:
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
         raise UserError(f"model.weights={path} contains no state dict: save one with torch.save(model.state_dict(), …)")
-    return WeightsFile(tensors, None, digest)
+    return WeightsFile(tensors, {}, digest)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -61,7 +61,7 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
@@ -70,7 +70,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         ) from None
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("backbone")  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"model.weights={path} is damaged ({reason}): download or write it again") from None
@@ -92,7 +92,7 @@ def without_prefix(tensors: Mapping[str, Tensor], wanted: set[str]) -> tuple[dic
     return best, removed
 
 
-def load_backbone(network: nn.Module, head: str, backbone: str, path: Path) -> str:
+def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colour_constancy: str = "none") -> str:
     """Loads all weights of a network but its head from a file, and prints what was left out.
 
     Args:
@@ -100,6 +100,7 @@ def load_backbone(network: nn.Module, head: str, backbone: str, path: Path) -> s
         head: the name of its last linear layer.
         backbone: the name of the network, for messages.
         path: the weights file.
+        colour_constancy: the config's key, to print a line if the file states another one.
 
     Returns:
         the file's name and SHA-256 digest.
@@ -110,10 +111,17 @@ def load_backbone(network: nn.Module, head: str, backbone: str, path: Path) -> s
     file = read_weights(path)
     state: dict[str, Any] = network.state_dict()
     wanted = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
-    if file.backbone is not None and file.backbone != backbone:
+    stated = file.metadata.get("backbone", backbone)
+    if stated != backbone:
         raise UserError(
-            f"model.weights={path} holds the weights of {file.backbone}: set model.backbone={file.backbone}, or name "
+            f"model.weights={path} holds the weights of {stated}: set model.backbone={stated}, or name "
             f"weights of {backbone}"
+        )
+    # dermrw's own files have a key backbone; older ones have no colour_constancy, and were trained without it
+    trained = file.metadata.get("colour_constancy", "none" if "backbone" in file.metadata else colour_constancy)
+    if trained != colour_constancy:
+        print(
+            f"Weights of {backbone} from {path}: trained with model.colour_constancy={trained}, not {colour_constancy}"
         )
     tensors, prefix = without_prefix(file.tensors, set(wanted))
     remedy = f"name weights of model.backbone={backbone}"

@@ -205,6 +205,7 @@ def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) 
             field_of_view=config.data.field_of_view,
             crop=config.data.crop,
             interpolation=Framing.of(config.data).interpolation,
+            colour_constancy=config.model.colour_constancy,
             codes=classes.codes,
             columns=classes.columns,
             names=classes.names,

@@ -19,7 +19,8 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.model_file import OUTPUTS
-from dermrw.models import Head, backbones, build_model, embed, pixel_statistics, to_input
+from dermrw.models import Head, backbones, build_model, embed
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.timm_models import is_timm
 from dermrw.weights import encoder_state, safetensors_bytes
 
@@ -42,7 +43,7 @@ def write_encoder(model: nn.Module, path: Path, backbone: str, size: int, origin
     head = Head(model)
     metadata = {
         "backbone": backbone, "size": str(size), "embedding": str(head.linear.in_features), "origin": origin,
-        "licence": licence,
+        "licence": licence, "colour_constancy": normalisation_of(model).colour_constancy,
     }  # fmt: skip
     write_atomic(path, safetensors_bytes(encoder_state(model, head.name), metadata))
 
@@ -67,7 +68,8 @@ def encoder_of_model_file(path: Path, out: Path) -> tuple[int, float]:
     prefix = f"{FIRST}{PREFIX}" if info.runs else PREFIX
     if backbone not in backbones() and not is_timm(backbone):
         raise UserError(f"{path} has the unknown backbone {backbone}: export it with this version of dermrw")
-    model, _ = build_model(Model(backbone=backbone, weights="none"), len(info.codes))
+    settings = Model(backbone=backbone, weights="none", colour_constancy=info.colour_constancy)
+    model, _ = build_model(settings, len(info.codes))
     head = Head(model).name
     stored = {c.name: c for c in onnx.load(path).graph.initializer}
     state = model.state_dict()
@@ -108,7 +110,7 @@ def _difference(model: nn.Module, classifier: Classifier) -> float:
     rng = np.random.default_rng
     pictures = [draw_lesion(code, rng([i, 0]), rng([i, 1]), 300, 400) for i, code in enumerate(DX)]
     pixels = np.stack([classifier.pixels(picture) for picture in pictures])
-    x = to_input(torch.from_numpy(pixels), torch.device("cpu"), pixel_statistics(model))
+    x = to_input(torch.from_numpy(pixels), torch.device("cpu"), normalisation_of(model))
     ours = embed(model, x).numpy()
     theirs = classifier.run(pixels, *OUTPUTS)[2]
     if classifier.info.runs:  # unit vectors, one after the other

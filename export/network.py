@@ -10,7 +10,8 @@ from dermrw.decisions.refusal import QUALITY
 from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.ood_score import Watch
-from dermrw.models import RecordedInputs, last_linear, pixel_statistics, to_input, views
+from dermrw.models import RecordedInputs, last_linear, views
+from dermrw.network_input import normalisation_of, to_input
 
 from .backbone_head import cut, logits_and_map
 
@@ -38,7 +39,7 @@ class Exported(nn.Module):
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the logits `[N, C]`, and the other three outputs that the class lists."""
-        x = to_input(pixels, pixels.device, pixel_statistics(self.model))
+        x = to_input(pixels, pixels.device, normalisation_of(self.model))
         names = self.checks.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
             logits, activation_map = logits_and_map(self.parts, x)

@@ -8,8 +8,7 @@ from torchvision.models import mobilenet_v2
 
 from dermrw.config import Model
 from dermrw.errors import UserError
-from dermrw.images.preprocess import MEAN, STD
-from dermrw.models import backbones, build_model, freeze, to_input, train_mode
+from dermrw.models import backbones, build_model, freeze, train_mode
 
 FAMILIES = [
     "resnet18", "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny", "mobilenet_v2", "mobilenet_v3_small",
@@ -86,14 +85,3 @@ def test_freezing() -> None:
     assert all(m.training for m in norms)
     freeze(model, "backbone")
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
-
-
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_the_input_is_normalised_as_torchvision_does(channels_last: bool) -> None:
-    pixels = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8)
-    x = to_input(pixels, torch.device("cpu"), (MEAN, STD), channels_last)
-    scaled = pixels.double() / 255
-    expected = (scaled - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(x.double(), expected.permute(0, 3, 1, 2), rtol=0, atol=1e-5)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert x.is_contiguous(memory_format=layout)

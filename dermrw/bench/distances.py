@@ -13,7 +13,7 @@ from dermrw.bench.methods import METHODS, Case, run
 from dermrw.config import load_config
 from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.evaluation.predict import load_best
-from dermrw.models import pixel_statistics, to_input
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.objectives import Batch, Reweight
 from dermrw.reweight.meta_step import normalize
 from dermrw.training.optim import build_optimizer
@@ -47,7 +47,7 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
     some = splits.train.part(lambda rows: np.random.default_rng(0).permutation(rows)[: batch * batches])
     pixels, meta = ImageDataset(some, config.data, seed=1), ImageDataset(splits.meta, config.data)
     images, labels, _ = next(in_order(meta, len(meta)))
-    meta_x, meta_y = to_input(images, CPU, pixel_statistics(model)), labels
+    meta_x, meta_y = to_input(images, CPU, normalisation_of(model)), labels
     model.train()
     optimizer = build_optimizer(config.train.model_copy(update={"lr": config.train.lr / 10}), model)
     distances: dict[str, list[tuple[float, float]]] = {}
@@ -55,7 +55,7 @@ def measure(folder: Path, batch: int = 32, batches: int = 3, refresh: tuple[int,
     objectives = {n: Reweight(configs[n], some.labels, len(splits.classes.codes), 1000) for n in refresh}
     for epoch in range(1 + 2 * max(refresh) // batches + 1):
         for images, labels, rows in loader(pixels, epoch_batches(some.labels, "shuffled", batch, 0, epoch), epoch):
-            case = Case(model, to_input(images, CPU, pixel_statistics(model)), labels, meta_x, meta_y)
+            case = Case(model, to_input(images, CPU, normalisation_of(model)), labels, meta_x, meta_y)
             true = _weights(METHODS["exact"], case, torch.float32 if epoch else torch.float64)
             if epoch == 0:
                 for name in ("exact", "finite difference", "last stage"):

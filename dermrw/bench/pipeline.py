@@ -16,7 +16,8 @@ from dermrw.config import Config
 from dermrw.datasets.dataset import load_splits, resolve_root
 from dermrw.datasets.pixel_cache import thread_count
 from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
-from dermrw.models import build_model, pixel_statistics, to_input
+from dermrw.models import build_model
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.objectives import Batch, build_objective
 from dermrw.training.device import Placement, choose_device
 
@@ -123,7 +124,7 @@ def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:
     objective.step = 500  # in the middle of training, after any initial phase with uniform weights
     meta = ImageDataset(splits.meta, config.data)
     images, labels, _ = next(in_order(meta, len(meta)))
-    meta_x, meta_y = to_input(images, choice.device, pixel_statistics(model), True), labels.to(choice.device)
+    meta_x, meta_y = to_input(images, choice.device, normalisation_of(model), True), labels.to(choice.device)
     batches = iter(
         loader(
             ImageDataset(some, config.data, seed=0),
@@ -137,7 +138,7 @@ def waiting_share(config: Config, steps: int = 4) -> dict[str, float]:
         start = time.perf_counter()
         images, labels, rows = next(batches)
         ready = time.perf_counter()
-        x, y = to_input(images, choice.device, pixel_statistics(model), True), labels.to(choice.device)
+        x, y = to_input(images, choice.device, normalisation_of(model), True), labels.to(choice.device)
         loss, _ = objective(model, Batch(x, y, rows, meta_x, meta_y, len(y)))
         model.zero_grad()
         loss.backward()

@@ -124,6 +124,7 @@ def require_alike(members: Sequence[Member]) -> None:
                 "data.field_of_view": m.config.data.field_of_view,
                 "data.crop": m.config.data.crop,
                 "data.interpolation": m.config.data.interpolation,
+                "model.colour_constancy": m.config.model.colour_constancy,
                 "data.views": m.config.data.views,
                 "checks for refusal (data.refuse)": ", ".join(m.report.decisions.limits),
                 "unit of the split": unit_of(m.run, m.config),

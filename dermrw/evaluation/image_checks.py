@@ -20,7 +20,7 @@ from dermrw.datasets.pixels import ImageDataset, in_order
 from dermrw.evaluation.ood_score import IMAGES, Familiarity, Watch, describe, last_map, middle
 from dermrw.evaluation.photograph_detector import PhotographDetector
 from dermrw.images.preprocess import Framing, content, network_pixels, read_image, resize
-from dermrw.models import pixel_statistics, to_input
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.training.device import Placement
 from dermrw.training.logits import predict_logits
 
@@ -163,7 +163,7 @@ def fit_checks(
             model.eval()
             for pixels in batches:
                 x = torch.from_numpy(np.ascontiguousarray(pixels))
-                model(to_input(x, choice.device, pixel_statistics(model), choice.channels_last))
+                model(to_input(x, choice.device, normalisation_of(model), choice.channels_last))
                 maps = watch.take()
                 found.append([describe(m).float().cpu().numpy() for m in (maps[: len(familiar)], maps)])
         return found
@@ -238,7 +238,7 @@ def logits_and_checks_of(
     with Watch(model, checks.names) as watch:
         for start in range(0, len(pixels), batch_size):
             images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(choice.device)
-            x = to_input(images, choice.device, pixel_statistics(model), choice.channels_last)
+            x = to_input(images, choice.device, normalisation_of(model), choice.channels_last)
             logits.append(model(x).float().cpu())
             measures.append(checks(images, watch.take()).float().cpu())
     return torch.cat(logits).numpy(), torch.cat(measures).numpy()

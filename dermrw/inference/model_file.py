@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from dermrw.config import ColourConstancy
 from dermrw.decisions.refusal import ALL_CHECKS, CHECKS, PHOTOGRAPH
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError, first_of
@@ -44,6 +45,7 @@ ADDED_LATER = frozenset(
         "rounding",
         "runs",
         "interpolation",
+        "colour_constancy",
     }
 )
 # control characters, line ends, and marks that change the direction of writing: a terminal would act on them
@@ -171,6 +173,9 @@ class ModelInfo(BaseModel):
     )
     crop: Crop = Field("square", description="inside the graph: the middle square, or the whole picture squeezed")
     interpolation: Interpolation = Field("bilinear", description="inside the graph: the filter of the resize")
+    colour_constancy: ColourConstancy = Field(
+        "none", description="inside the graph: whether each picture is brought to a usual light"
+    )
     codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
     columns: tuple[str, ...] = Field(description="their columns in ISIC's format")
     names: tuple[str, ...] = Field(description="their names for people")

@@ -29,8 +29,9 @@ from dermrw.datasets.dataset import ImageSet, Splits
 from dermrw.datasets.pixel_cache import source_key, thread_count
 from dermrw.errors import UserError
 from dermrw.files import reserve
-from dermrw.images.preprocess import MEAN, PLAIN, STD, Framing, content, network_pixels, resize
-from dermrw.models import Head, last_linear, pixel_statistics, to_input
+from dermrw.images.preprocess import PLAIN, Framing, content, network_pixels, resize
+from dermrw.models import Head, last_linear
+from dermrw.network_input import IMAGENET, normalisation_of, to_input
 from dermrw.training.device import Placement
 from dermrw.training.distributed import Job
 
@@ -98,8 +99,11 @@ def embeddings_key(network: nn.Module, splits: Splits, config: Config, placement
     views = number_of_views(config)
     settings = [config.model.backbone, config.data.size, views, str(placement.device.type), placement.channels_last]
     settings += Framing.of(config.data).key
-    if pixel_statistics(network) != (MEAN, STD):  # not in the digest of others, whose files stay valid
-        settings += pixel_statistics(network)
+    normalisation = normalisation_of(network)  # where it is ImageNet's, it is not in the digest: older files stay valid
+    if normalisation[:2] != IMAGENET[:2]:
+        settings += normalisation[:2]
+    if normalisation.colour_constancy != "none":
+        settings += [normalisation.colour_constancy]
     if views > 1:
         settings += [config.data.augment, config.train.seed]
     digest.update(json.dumps(settings).encode())
@@ -314,5 +318,5 @@ def without_head(network: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def embed_pixels(backbone: nn.Module, pixels: np.ndarray, placement: Placement) -> np.ndarray:
     """Returns the embeddings float32 `[N, D]` of pixels uint8 `[N, size, size, 3]`."""
-    x = to_input(torch.from_numpy(pixels), placement.device, pixel_statistics(backbone), placement.channels_last)
+    x = to_input(torch.from_numpy(pixels), placement.device, normalisation_of(backbone), placement.channels_last)
     return backbone(x).flatten(1).float().cpu().numpy()

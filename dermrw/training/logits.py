@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.datasets.pixels import ImageDataset, in_order
-from dermrw.models import pixel_statistics, to_input, views
+from dermrw.models import views
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.training.device import Placement
 
 
@@ -36,7 +37,7 @@ def predict_logits(
     model.eval()
     parts = []
     for images, _, _ in in_order(pixels, batch_size):
-        x = to_input(images, placement.device, pixel_statistics(model), placement.channels_last)
+        x = to_input(images, placement.device, normalisation_of(model), placement.channels_last)
         outputs = [model(x)]
         if after_plain_view is not None:
             after_plain_view(images)

@@ -20,7 +20,8 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.formatting import duration
 from dermrw.metrics.classification import balanced_accuracy, balanced_loss
-from dermrw.models import pixel_statistics, to_input, train_mode, uses_batch_statistics
+from dermrw.models import train_mode, uses_batch_statistics
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.objectives import Batch, Objective
 from dermrw.objectives.held_out import HeldOutWeights
 from dermrw.reweight.meta_step import sum_over
@@ -201,7 +202,7 @@ class Loop:
 
     def to_x(self, images: Tensor) -> Tensor:
         """Converts what `examples` returns to the input of the trained module."""
-        return to_input(images, self.placement.device, pixel_statistics(self.network), self.placement.channels_last)
+        return to_input(images, self.placement.device, normalisation_of(self.network), self.placement.channels_last)
 
     def meta_batches(self, steps: int) -> Iterable[tuple[Tensor, Tensor]]:
         """Returns the inputs and the labels of the meta batch of each of the next steps of this epoch."""

@@ -248,6 +248,7 @@ def without_warning(run: Path) -> None:
         (in_config("data", "crop", "whole"), "differ in data.crop: square and whole"),
         (in_config("data", "field_of_view", "find"), "differ in data.field_of_view: none and find"),
         (in_config("data", "size", 64), "differ in data.size: 32 and 64"),
+        (in_config("model", "colour_constancy", "shades_of_grey"), "differ in model.colour_constancy"),
         (without_warning, "differ in warning"),
         (lambda run: swap(run, "test", "train"), "their test splits differ"),
     ],

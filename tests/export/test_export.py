@@ -24,6 +24,7 @@ from torchvision.models.resnet import BasicBlock
 
 from dermrw.config import Model, load_config
 from dermrw.datasets.ham10000 import read_ham10000
+from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
@@ -35,7 +36,8 @@ from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import image_hash
 from dermrw.inference.model_file import ModelInfo, Score
 from dermrw.inference.shipped import shipped_model
-from dermrw.models import backbones, build_model, pixel_statistics, to_input
+from dermrw.models import backbones, build_model
+from dermrw.network_input import IMAGENET, normalisation_of, to_input
 from dermrw.reports.report_schema import DefinedReport
 from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE
 from dermrw.training.checkpoint import load_checkpoint
@@ -233,6 +235,21 @@ def test_model_files_can_be_quantized(model_file: Path, tmp_path: Path) -> None:
         require_quantizable(path, tmp_path / f"{name}.onnx")
 
 
+def test_colour_constancy_is_inside_the_graph(tmp_path: Path) -> None:
+    """A picture under a warmer light has the same answer, without any step before the graph."""
+    net = network("small_cnn", 64)
+    lesion = np.asarray(draw_lesion("mel", np.random.default_rng(0), np.random.default_rng(1), 60, 80)) * 0.7
+    warm = np.clip(np.rint(lesion * np.array([1.15, 1.0, 1 / 1.15])), 0, 255)
+    both = np.stack([lesion.astype(np.uint8), warm.astype(np.uint8)])
+    change = {}
+    for key in ("none", "shades_of_grey"):
+        net.normalisation = IMAGENET._replace(colour_constancy=key)  # type: ignore[assignment]
+        assert exported(net, "small_cnn", 64, tmp_path) < 1e-4
+        plain, cast = Classifier(tmp_path / "model.onnx", "cpu").run(both, "probabilities")[0]
+        change[key] = np.abs(plain - cast).max()
+    assert change["shades_of_grey"] < 1e-3 and change["none"] > 20 * change["shades_of_grey"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [4, 8])
 def test_a_model_of_several_views_answers_alike_for_each(number: int, tmp_path: Path) -> None:
@@ -242,7 +259,7 @@ def test_a_model_of_several_views_answers_alike_for_each(number: int, tmp_path: 
     classifier = Classifier(tmp_path / "model.onnx", "cpu")
     picture = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     turned = [np.rot90(p, k) for p in (picture, picture[:, ::-1])[: number // 4] for k in range(4)]
-    x = to_input(torch.from_numpy(np.stack(turned)), torch.device("cpu"), pixel_statistics(net))
+    x = to_input(torch.from_numpy(np.stack(turned)), torch.device("cpu"), normalisation_of(net))
     with torch.no_grad():
         logits = net.double()(x.double()).mean(0).numpy()
     offsets = np.linspace(-0.3, 0.3, 7)

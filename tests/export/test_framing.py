@@ -1,4 +1,4 @@
-"""A run that sees the whole picture without its border, from training to the model file."""
+"""Runs that see the whole picture without its border, or under a usual light: from training to the model file."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,17 @@ import numpy as np
 import onnx
 import pytest
 
-from dermrw.config import load_config
+from dermrw.config import Model, load_config
 from dermrw.datasets.dataset import load_splits
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
 from dermrw.images.preprocess import PLAIN, Framing, evaluation_pixels
 from dermrw.inference.classifier import Classifier
+from dermrw.models import build_model
 from dermrw.training.train import train
-from export.__main__ import export
+from dermrw.weights import safetensors_metadata
+from export.__main__ import export, export_encoder
 
 SETTINGS = [
     "name=tiny", "data.name=sample", "data.size=32", "data.meta=rule", "model.backbone=small_cnn", "model.weights=none",
@@ -55,10 +57,39 @@ def test_a_run_on_whole_pictures_is_exported_with_its_framing(sample: Path, tmp_
         Classifier(tmp_path / "other.onnx", "cpu")
 
 
+@pytest.mark.slow
+def test_a_run_with_colour_constancy_is_exported_with_it(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(
+        None, [*SETTINGS, f"data.root={sample}", "model.colour_constancy=shades_of_grey", "data.views=4"]
+    )
+    run = train(config, tmp_path / "run")
+    evaluate(run)
+    export(run, [])  # compares ONNX Runtime with torch
+    classifier = Classifier(run / "model.onnx", "cpu")
+    assert classifier.info.colour_constancy == "shades_of_grey"
+    assert "brought to a usual light by shades of grey" in (run / "MODEL_CARD.md").read_text()
+    lesion = 0.7 * np.asarray(draw_lesion("mel", np.random.default_rng(0), np.random.default_rng(1), 60, 80))
+    warm = np.clip(np.rint(lesion * np.array([1.15, 1.0, 1 / 1.15])), 0, 255).astype(np.uint8)
+    np.testing.assert_allclose(classifier(warm), classifier(lesion.astype(np.uint8)), atol=2e-3)
+
+    encoder = run / "encoder.safetensors"
+    assert safetensors_metadata(encoder)["colour_constancy"] == "shades_of_grey"
+    export_encoder(run / "model.onnx", tmp_path / "again.safetensors")
+    assert safetensors_metadata(tmp_path / "again.safetensors")["colour_constancy"] == "shades_of_grey"
+    capsys.readouterr()
+    for key in ("none", "shades_of_grey"):
+        build_model(Model(backbone="small_cnn", weights=str(encoder), colour_constancy=key), 7)
+        warned = "trained with model.colour_constancy=shades_of_grey, not none" in capsys.readouterr().out
+        assert warned == (key == "none")
+
+
 def test_older_files_keep_their_pixels(model_file: Path, tmp_path: Path) -> None:
     model = onnx.load(model_file)
-    kept = [entry for entry in model.metadata_props if entry.key not in ("field_of_view", "crop")]
-    assert len(kept) == len(model.metadata_props) - 2
+    later = ("field_of_view", "crop", "colour_constancy")
+    kept = [entry for entry in model.metadata_props if entry.key not in later]
+    assert len(kept) == len(model.metadata_props) - 3
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     onnx.save(model, tmp_path / "old.onnx")

