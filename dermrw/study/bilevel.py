@@ -166,7 +166,9 @@ def main() -> None:
             def one(name: str, repeat: int) -> dict[str, Any]:
                 return solve(draw_problem(features, table, *NOISE[name], repeat), PENALTY)
 
-            complete(arguments.output, {**settings_of(table), "penalty": PENALTY}, tuple(NOISE), arguments.repeats, one)
+            complete(
+                arguments.output, {**settings_of(features), "penalty": PENALTY}, tuple(NOISE), arguments.repeats, one
+            )
         print(differences(read_repeats(arguments.output)))
 
 

@@ -121,9 +121,17 @@ def figures_of(theta: Tensor, weights: Tensor, problem: Problem) -> dict[str, An
     return found
 
 
-def settings_of(table: pd.DataFrame) -> dict[str, int]:
-    """Returns the settings of all repeats: a result with others is not continued."""
-    return {"components": COMPONENTS, "meta_per_class": PER_CLASS, "features": len(table)}
+def settings_of(features: np.ndarray) -> dict[str, Any]:
+    """Returns the settings of all repeats: a result with others is not continued.
+
+    Mean and standard deviation of the features `[N, D]` tell them from those of another network or normalisation, and
+    are the same on every machine to the digits kept.
+    """
+    mean, deviation = (float(f"{value:.2g}") for value in (features.mean(), features.std()))
+    return {
+        "components": COMPONENTS, "meta_per_class": PER_CLASS, "features": len(features), "mean": mean,
+        "standard_deviation": deviation,
+    }  # fmt: skip
 
 
 def complete(

@@ -70,7 +70,7 @@ NOISE = {
 REPEATS = 10
 # λ: of 3e-4 to 3e-2 the best for `right_labels_only`, on clean labels and with uniform noise of 40 %, on three splits
 # that are no repeats (100 to 102)
-PENALTY = 1e-2
+PENALTY = 3e-3
 BIAS = 10.0  # the feature of the bias, so that its penalty is λ / 100: balanced softmax has an offset without penalty
 STRONGER = 3  # times λ
 ROUNDS = 20
@@ -250,7 +250,7 @@ def main() -> None:
                 require_cleanlab()
             features, images = stored_embeddings(arguments.run)
             settings = {
-                **settings_of(images), "penalty": PENALTY, "bias": BIAS, "rounds": ROUNDS, "stronger": STRONGER,
+                **settings_of(features), "penalty": PENALTY, "bias": BIAS, "rounds": ROUNDS, "stronger": STRONGER,
                 "gce_power": GCE_POWER, "noise": {name: list(noise) for name, noise in NOISE.items()},
             }  # fmt: skip
 
