@@ -21,7 +21,6 @@ _HERE = Path(__file__).resolve().parent
 # an installed package contains the configs; in a checkout they are next to it
 CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
 
-ColourConstancy = Literal["none", "shades_of_grey"]
 LARGEST_SEED = 2**32 - 1  # the largest that NumPy, torch and scikit-learn all accept
 # keys that change where and how fast a run is computed, but not its result
 NOT_PART_OF_A_RESULT = {
@@ -150,7 +149,7 @@ class Model(_Section):
         "imagenet",
         description="imagenet (pretrained, from torchvision or timm), none, or a file: a state dict or safetensors",
     )
-    colour_constancy: ColourConstancy = Field(
+    colour_constancy: Literal["none", "shades_of_grey"] = Field(
         "none", description="shades_of_grey: the network sees every picture under a usual light; none: as it is"
     )
     freeze: Literal["none", "batch_norm", "backbone"] = Field(

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dermrw.config import ColourConstancy
-from dermrw.images.preprocess import MEAN, STD
+from dermrw.images.preprocess import MEAN, STD, ColourConstancy
 
 POWER = 6  # of the Minkowski mean; the value of Finlayson and Trezzi
 SATURATED = 250  # grey level of a channel from which a pixel says nothing about the light: glare, ink, a white border

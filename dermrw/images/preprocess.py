@@ -54,6 +54,7 @@ MOST_SQUEEZED = 2  # longer side over shorter that `crop=whole` squeezes to a sq
 FieldOfView = Literal["none", "find"]
 Crop = Literal["square", "whole"]
 Interpolation = Literal["bilinear", "bicubic"]
+ColourConstancy = Literal["none", "shades_of_grey"]  # of `dermrw.network_input`
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 # the limit above is checked by ourselves: a warning turned into an error is not safe among threads

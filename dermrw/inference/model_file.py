@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dermrw.config import ColourConstancy
 from dermrw.decisions.refusal import ALL_CHECKS, CHECKS, PHOTOGRAPH
 from dermrw.diagnoses import HAM_CLASSES, Classes
 from dermrw.errors import UserError, first_of
-from dermrw.images.preprocess import Crop, FieldOfView, Framing, Interpolation
+from dermrw.images.preprocess import ColourConstancy, Crop, FieldOfView, Framing, Interpolation
 
 INPUT = "images"  # uint8 [N, H, W, 3], RGB
 # [N, C], [N, C, h, w], [N, D], [N, 8] or [N, 9]; the checks in the order of `dermrw.decisions.refusal.ALL_CHECKS`
