@@ -92,15 +92,15 @@ def without_prefix(tensors: Mapping[str, Tensor], wanted: set[str]) -> tuple[dic
     return best, removed
 
 
-def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colour_constancy: str = "none") -> str:
-    """Loads all weights of a network but its head from a file, and prints what was left out.
+def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colour_constancy: str) -> str:
+    """Loads all weights of a network but its head from a file, and prints what was left out or differs.
 
     Args:
         network: the network.
         head: the name of its last linear layer.
         backbone: the name of the network, for messages.
         path: the weights file.
-        colour_constancy: the config's key, to print a line if the file states another one.
+        colour_constancy: the config's key.
 
     Returns:
         the file's name and SHA-256 digest.
@@ -116,12 +116,6 @@ def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colo
         raise UserError(
             f"model.weights={path} holds the weights of {stated}: set model.backbone={stated}, or name "
             f"weights of {backbone}"
-        )
-    # dermrw's own files have a key backbone; older ones have no colour_constancy, and were trained without it
-    trained = file.metadata.get("colour_constancy", "none" if "backbone" in file.metadata else colour_constancy)
-    if trained != colour_constancy:
-        print(
-            f"Weights of {backbone} from {path}: trained with model.colour_constancy={trained}, not {colour_constancy}"
         )
     tensors, prefix = without_prefix(file.tensors, set(wanted))
     remedy = f"name weights of model.backbone={backbone}"
@@ -146,6 +140,10 @@ def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colo
     network.load_state_dict({name: tensors[name] for name in wanted if name in tensors}, strict=False)
     notes = [f"names without the prefix {prefix!r}"] if prefix else []
     notes += [f"without {', '.join(left_out[:4])}{' …' if len(left_out) > 4 else ''}"] if left_out else []
+    # dermrw's own files have a key backbone; older ones have no colour_constancy, and were trained without it
+    trained = file.metadata.get("colour_constancy", "none" if "backbone" in file.metadata else colour_constancy)
+    if trained != colour_constancy:
+        notes.append(f"trained with model.colour_constancy={trained}, not {colour_constancy}")
     if notes:
         print(f"Weights of {backbone} from {path}: {'; '.join(notes)}", flush=True)
     return f"{path.name} (sha256 {file.sha256[:12]})"

@@ -99,11 +99,8 @@ def embeddings_key(network: nn.Module, splits: Splits, config: Config, placement
     views = number_of_views(config)
     settings = [config.model.backbone, config.data.size, views, str(placement.device.type), placement.channels_last]
     settings += Framing.of(config.data).key
-    normalisation = normalisation_of(network)  # where it is ImageNet's, it is not in the digest: older files stay valid
-    if normalisation[:2] != IMAGENET[:2]:
-        settings += normalisation[:2]
-    if normalisation.colour_constancy != "none":
-        settings += [normalisation.colour_constancy]
+    if normalisation_of(network) != IMAGENET:  # ImageNet's is not in the digest: older files stay valid
+        settings += normalisation_of(network)
     if views > 1:
         settings += [config.data.augment, config.train.seed]
     digest.update(json.dumps(settings).encode())

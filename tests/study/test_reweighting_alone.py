@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dermrw.study.plan import read_plan
+from dermrw.study.report import mean_sd
 from dermrw.study.sections import compare, load_results
 from dermrw.study.statistics import Paired, holm
 
@@ -29,10 +30,6 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def page() -> str:
     return (ROOT / "docs/results_in_detail.md").read_text()
-
-
-def mean_sd(values: np.ndarray) -> str:
-    return f"{100 * values.mean():.1f} ± {100 * values.std(ddof=1):.1f}"
 
 
 def test_the_table(results: dict[str, list[dict[str, Any]]], page: str) -> None:
