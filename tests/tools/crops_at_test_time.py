@@ -1,4 +1,4 @@
-"""Compares crops with quarter turns at test time: `PYTHONPATH=. python tests/tools/crops_at_test_time.py RUN …`.
+"""Compares crops with quarter turns at test time: `PYTHONPATH=.:tests python tests/tools/crops_at_test_time.py RUN …`.
 
 For runs with `data.crop=whole`. Predicts their validation images from the whole picture in four quarter turns, from the
 middle crop in two, and from four overlapping corner crops, each crop with 80 % of both sides. For each combination it
@@ -7,25 +7,20 @@ training data's prevalence. With several runs, the figures are of their average.
 AUC on a table with the columns image_id, dx and challenge (`dermrw.datasets.hold_out --validation`).
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
+from tools.run_average import RunAverage, arguments, other_sources
 
-from dermrw.config import load_config
-from dermrw.decisions.prevalence import at_prevalence
-from dermrw.evaluation.predict import load_best
 from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import Framing, content, cut, network_pixels
 from dermrw.metrics import classification as metrics
 from dermrw.metrics.resampling import bootstrap_counts, interval_of
 from dermrw.models import views
 from dermrw.network_input import normalisation_of, to_input
-from dermrw.training.run_data import run_splits
 
 SHARE = 0.8  # of a crop's sides
 COMBINATIONS = {  # columns of `logits_of`
@@ -58,8 +53,8 @@ def logits_of(
         pixels = np.array([crops(content(path, framing), size, framing) for path in paths[start : start + batch]])
         outputs = []
         for model in models:
-            statistics, cpu = normalisation_of(model), torch.device("cpu")
-            x = [to_input(torch.from_numpy(part), cpu, statistics, True) for part in pixels.swapaxes(0, 1)]
+            normalisation, cpu = normalisation_of(model), torch.device("cpu")
+            x = [to_input(torch.from_numpy(part), cpu, normalisation, True) for part in pixels.swapaxes(0, 1)]
             seen = [*views(x[0], 4), *views(x[1], 4)[:2], *(views(x[2 + turn], 4)[turn] for turn in range(4))]
             outputs.append(torch.stack([model(view) for view in seen], 1).numpy())
         parts.append(np.stack(outputs))
@@ -84,28 +79,16 @@ def difference(positive: np.ndarray, one: np.ndarray, other: np.ndarray, groups:
 
 def main() -> None:
     """Predicts and prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--table", type=Path)
-    parser.add_argument("--images", type=Path)
-    options = parser.parse_args()
-    configs = [load_config(run / "config.yaml") for run in options.runs]
-    splits, data = run_splits(options.runs[0], configs[0]), configs[0].data
-    models = [load_best(run, c, splits.classes)[0].eval() for run, c in zip(options.runs, configs, strict=True)]
-    framing, labels = Framing.of(data), np.asarray(splits.validation.labels)
-    logits = logits_of(models, splits.validation.sources, data.size, framing)
-    bad = np.array(splits.classes.malignant)
-    counts = np.bincount(splits.train.labels, minlength=len(bad))[: len(bad)]
-    prevalence = counts / counts.sum()
-    sets = {"validation": (bad[labels], splits.validation.table["lesion_id"].to_numpy(), logits)}
-    if options.table:
-        table, found = pd.read_csv(options.table), {path.stem: path for path in options.images.iterdir()}
-        for name, rows in table.groupby("challenge"):
-            paths = [found[image] for image in rows["image_id"]]
-            groups = rows["patient_id"].fillna(rows["image_id"]).astype(str).to_numpy()
-            sets[str(name)] = (rows["dx"].to_numpy() == "mel", groups, logits_of(models, paths, data.size, framing))
+    options = arguments(__doc__).parse_args()
+    average = RunAverage.read(options.runs)
+    models, data, labels = average.models, average.data, np.asarray(average.splits.validation.labels)
+    sets = {
+        images.name: (images.positive, images.groups, logits_of(models, images.paths, data.size, Framing.of(data)))
+        for images in (average.validation(), *other_sources(options.table, options.images))
+    }
+    logits = sets["validation"][2]
     scores = {
-        (name, key): at_prevalence(np.exp(averaged(values, columns)), prevalence)[:, bad].sum(1)
+        (name, key): average.malignancy(np.exp(averaged(values, columns)))
         for key, (_, _, values) in sets.items()
         for name, columns in COMBINATIONS.items()
     }
