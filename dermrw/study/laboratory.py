@@ -26,7 +26,7 @@ from dermrw.reports.report_json import ScoredSet, set_figures
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment
 from dermrw.training.distributed import Job
-from dermrw.training.embeddings import first_views
+from dermrw.training.embeddings import embeddings_key, first_views
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import open_run
 
@@ -57,9 +57,9 @@ def evaluate_head(folder: Path) -> None:
     model, state = load_best(folder, config, splits.classes)
     model.eval()
     head = Head(model).eval()
-    placement = Placement(choose_device(config.train.device), "fp32", config.train.channels_last is True)
+    placement = _placement(config)
     validation, labels = splits.validation, splits.validation.labels
-    stored = _of_run(folder)
+    stored = _of_run(folder, model, splits, config, placement)
     start = len(stored) - len(validation) - len(splits.meta)
     with shared_embeddings(folder, config):
         test = _of_test(folder.parent / TEST, model, splits, config, placement)
@@ -95,24 +95,31 @@ def stored_embeddings(run: Path) -> tuple[np.ndarray, pd.DataFrame]:
     """
     config = open_run(run)
     splits = run_splits(run, config)
-    stored = list((run.parent / TEST).glob("embeddings-*.npy"))
-    if len(stored) != 1:
-        raise UserError(f"{run.parent / TEST} has no embeddings of the test images: repeat the run with --keep")
+    model, _ = load_best(run, config, splits.classes)
+    model.eval()
+    placement = _placement(config)
+    own = _of_run(run, model, splits, config, placement)
+    test = _of_test(run.parent / TEST, model, splits, config, placement)
     parts = [splits.train, splits.validation, splits.meta, splits.test]
     table = pd.concat([part.table[["image_id", "lesion_id", "dx"]] for part in parts], ignore_index=True)
     tail = len(splits.validation) + len(splits.meta)
-    own = _of_run(run)
-    return np.concatenate([own[: len(splits.train)], own[len(own) - tail :], np.load(stored[0])]), table
+    return np.concatenate([own[: len(splits.train)], own[len(own) - tail :], test]), table
 
 
-def _of_run(folder: Path) -> np.ndarray:
-    """The embeddings that the run trained on: views of the training images, then validation and meta images."""
-    files = list(folder.glob("embeddings-*.npy"))
-    if len(files) != 1:
-        raise UserError(
-            f"{folder} has {len(files)} files of embeddings instead of one: delete the folder and repeat the run"
-        )
-    return np.asarray(np.load(files[0], mmap_mode="r", allow_pickle=False))
+def _placement(config: Config) -> Placement:
+    return Placement(choose_device(config.train.device), "fp32", config.train.channels_last is True)
+
+
+def _of_run(folder: Path, model: torch.nn.Module, splits: Splits, config: Config, placement: Placement) -> np.ndarray:
+    """The embeddings that the run trained on: views of the training images, then validation and meta images.
+
+    Raises:
+        UserError: they are absent, or those of another version or of other images.
+    """
+    file = folder / f"embeddings-{embeddings_key(model, splits, config, placement)}.npy"
+    if not file.exists():
+        raise UserError(f"{folder} has no embeddings of these images by this version: delete it and repeat the run")
+    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 def _of_test(folder: Path, model: torch.nn.Module, splits: Splits, config: Config, placement: Placement) -> np.ndarray:

@@ -53,6 +53,7 @@ class Loop:
     """The state of one run, and the loop over its epochs and steps."""
 
     saves_every_epoch = True  # otherwise only after `train.checkpoint_seconds`
+    attributes = frozenset(COUNTERS)  # that a checkpoint holds
 
     def __init__(
         self,
@@ -352,7 +353,7 @@ class Loop:
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "objective": self.objective.state_dict(),
-                **{key: getattr(self, key) for key in COUNTERS},
+                **{key: getattr(self, key) for key in self.attributes},
                 "log_offset": self.log.offset,
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -375,7 +376,7 @@ class Loop:
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.objective.load_state_dict(state["objective"])
-            for key in COUNTERS:
+            for key in self.attributes & state.keys():
                 setattr(self, key, state[key])
             torch.set_rng_state(state["random"])
             if self.placement.device.type == "cuda" and state["random_cuda"]:

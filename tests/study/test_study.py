@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.special import logsumexp
 from scipy.stats import ttest_ind
 from sklearn.metrics import roc_auc_score
 
@@ -26,6 +27,7 @@ from dermrw.evaluation.evaluate import evaluate
 from dermrw.study import __main__ as command_line
 from dermrw.study import plan as plan_module
 from dermrw.study.execute import Options, Processes, check_weights, execute, folder_of, run_with_ray
+from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import Plan, Table, read_plan
 from dermrw.study.report import mean_sd, write_report
 from dermrw.study.result import (
@@ -51,6 +53,7 @@ from dermrw.study.sections import (
     verdict,
 )
 from dermrw.study.statistics import Paired, _seed_noise, _seed_spread, holm, paired_interval
+from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.train import train
 
 
@@ -536,6 +539,18 @@ def test_the_laboratory_has_the_figures_of_an_evaluation(method: str, tiny: Plan
     assert ours["balanced_accuracy"] == theirs["balanced_accuracy"] and ours["epoch"] == theirs["epoch"]
     assert ours["weights"] == theirs["weights"] and set(ours["classes"]) == set(theirs["classes"])
     assert read_result(runs[1])["balanced_accuracy_as_trained"] >= 0
+
+    features, table = stored_embeddings(folder)
+    assert len(features) == len(table) == table["image_id"].nunique()
+    rows = table["image_id"].isin(frames["predictions"]["image"])
+    *_, weight, bias = load_checkpoint(folder / "best.pt")["model"].values()  # of the head, the last layer
+    logits = features[rows] @ weight.numpy().T + bias.numpy()
+    expected = frames["predictions_as_trained"].set_index("image").loc[table["image_id"][rows]]
+    np.testing.assert_allclose(np.log(expected), logits - logsumexp(logits, axis=1, keepdims=True), atol=1e-3)
+    (own,) = folder.glob("embeddings-*.npy")
+    own.rename(own.with_name("embeddings-0123456789abcdef.npy"))  # of another version
+    with pytest.raises(UserError, match="no embeddings of these images by this version: delete it and repeat the run"):
+        stored_embeddings(folder)
 
 
 @pytest.mark.slow

@@ -284,6 +284,41 @@ def test_a_damaged_file_is_computed_again(sample: Path, tmp_path: Path) -> None:
     assert stored(run).read_bytes() == content
 
 
+@pytest.mark.parametrize("change", ["normalisation", "rounding", "older version"])
+def test_a_head_is_not_resumed_on_other_embeddings(
+    change: str, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(sample, "objective=erm", "model.embedding_views=1", "train.checkpoint_seconds=1e-9")
+    run, step, taken = tmp_path / "run", loop.Loop.train_step, itertools.count()
+
+    def crashing(self: HeadLoop, *arguments: Any) -> dict:
+        if next(taken) == 3:
+            raise RuntimeError("power cut")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(loop.Loop, "train_step", crashing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(asked, run)
+    stored(run).unlink()
+    embed_pixels = module.embed_pixels
+
+    def other(backbone: nn.Module, *arguments: Any) -> np.ndarray:
+        if change == "normalisation":
+            backbone.normalisation = IMAGENET._replace(mean=(0.5, 0.5, 0.5))  # type: ignore[assignment]
+        return embed_pixels(backbone, *arguments) * np.float32(1 + 1e-5 * (change == "rounding"))
+
+    monkeypatch.setattr(module, "embed_pixels", other)
+    if change == "older version":
+        state = torch.load(run / "last.pt", weights_only=True)
+        del state["sample"]
+        torch.save(state, run / "last.pt")
+    if change == "rounding":
+        train(asked, run)
+        return
+    with pytest.raises(UserError, match=r"last\.pt was trained on other embeddings .*: start a new run"):
+        train(asked, run)
+
+
 def test_a_full_disk(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dermrw.files.free_bytes", lambda _: 1000)
     with pytest.raises(UserError, match=r"the embeddings need 0\.0 GB at .*run, which has"):
