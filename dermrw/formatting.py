@@ -1,4 +1,6 @@
-"""Numbers as text for people: percentages, decimals and durations."""
+"""Numbers and tables as text for people: percentages, decimals and durations."""
+
+from collections.abc import Sequence
 
 NO_BREAK = "\u202f"  # narrow no-break space, for HTML: the number and its unit stay on one line
 
@@ -42,3 +44,9 @@ def gigabytes(size: float, space: str = " ") -> str:
 def counted(count: int, one: str, several: str | None = None) -> str:
     """A number and its noun: `1 image`, `2,000 images`; `several` is the plural, of a verb too: `images are`."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, whose first column is aligned to the left and the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *body])

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dermrw.diagnoses import DX
 from dermrw.errors import plain_endings
+from dermrw.formatting import markdown_table
 from dermrw.study.convex_head import exact_scores, fit, one_step_scores
 from dermrw.study.laboratory import stored_embeddings
 from dermrw.study.plan import RESULTS
@@ -144,12 +145,12 @@ def compare(repeats: list[dict[str, Any]], one: Head, other: Head) -> Paired:
 
 def differences(by_condition: dict[str, list[dict[str, Any]]]) -> str:
     """Returns the differences of `PAIRS` in points with their 95 % intervals, not corrected, as a Markdown table."""
-    lines = [f"| balanced accuracy | {' | '.join(by_condition)} |", "|---" * (len(by_condition) + 1) + "|"]
+    body = []
     for name, (one, other) in PAIRS.items():
         pairs = [compare(rows, one, other) for rows in by_condition.values()]
         cells = [f"{100 * p.difference:+.1f} ({100 * p.low:+.1f} to {100 * p.high:+.1f})" for p in pairs]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        body.append([name, *cells])
+    return markdown_table(["balanced accuracy", *by_condition], body)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
+from dermrw.formatting import markdown_table
 from dermrw.study.pictures import draw
 from dermrw.study.plan import read_plan
 from dermrw.study.result import results_folder
@@ -122,12 +123,6 @@ def overhead_cells() -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def markdown(header: list[str], body: list[list[str]]) -> str:
-    """Returns a table in Markdown."""
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *body])
-
-
 def write_report(budget: str) -> str:
     """Writes docs/study/BUDGET/report.md, report.html and the pictures; returns a sentence that names the files.
 
@@ -158,7 +153,7 @@ def write_report(budget: str) -> str:
         "outdated": len(present - finished_runs),
     }
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True)
-    text = environment.get_template("report.md.jinja").render(**facts, table=markdown)
+    text = environment.get_template("report.md.jinja").render(**facts, table=markdown_table)
     write_atomic(folder / "report.md", text.encode())
     environment.autoescape = True
     pictures = {s.key: Markup((folder / s.picture).read_text(encoding="utf-8")) for s in drawn if s.picture}

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from dermrw.diagnoses import DX
 from dermrw.errors import plain_endings
+from dermrw.formatting import markdown_table
 from dermrw.objectives.confident_learning import require_cleanlab, suspect_labels
 from dermrw.objectives.held_out import Labels
 from dermrw.objectives.label_posterior import label_posterior
@@ -222,7 +223,7 @@ def table(by_condition: dict[str, list[dict[str, Any]]]) -> str:
     """
     first = next(iter(by_condition.values()))
     compared = {name: compare(rows) for name, rows in by_condition.items()}
-    lines = [f"| method | {' | '.join(by_condition)} |", "|---" * (len(by_condition) + 1) + "|"]
+    body = []
     for method in first[0]["heads"]:
         cells = []
         for name, rows in by_condition.items():
@@ -231,8 +232,8 @@ def table(by_condition: dict[str, list[dict[str, Any]]]) -> str:
             star = "*" if pair and pair.holm < 0.05 else ""
             change = "" if pair is None else f" ({100 * pair.low:+.1f} to {100 * pair.high:+.1f}){star}"
             cells.append(f"{100 * mean:.1f}{change}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        body.append([method, *cells])
+    return markdown_table(["method", *by_condition], body)
 
 
 def main() -> None:
