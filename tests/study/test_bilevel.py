@@ -181,8 +181,8 @@ def test_the_agreement_on_the_results_page_follows_from_the_committed_result() -
         found = [np.mean([value(row) for row in repeats]) for noise, repeats in committed().items() if noise in noises]
         return f"{min(found):.2f} {max(found):.2f}"
 
-    assert means(lambda row: row["agreement"]["at_optimum"]["spearman"], NOISE) == "0.45 0.49"
-    assert means(lambda row: row["agreement"]["at_optimum"]["same_sign"], NOISE) == "0.67 0.68"
+    assert means(lambda row: row["agreement"]["at_optimum"]["spearman"], NOISE) == "0.43 0.48"
+    assert means(lambda row: row["agreement"]["at_optimum"]["same_sign"], NOISE) == "0.66 0.67"
     noisy = ("uniform40", "conditional40")
-    assert means(lambda row: row["heads"]["exact_clipped"]["auroc_within_class"], noisy) == "0.55 0.57"
-    assert means(lambda row: row["heads"]["one_step_clipped"]["auroc_within_class"], noisy) == "0.60 0.61"
+    assert means(lambda row: row["heads"]["exact_clipped"]["auroc_within_class"], noisy) == "0.55 0.58"
+    assert means(lambda row: row["heads"]["one_step_clipped"]["auroc_within_class"], noisy) == "0.58 0.61"
