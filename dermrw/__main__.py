@@ -183,9 +183,14 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     check.add_argument(
         "overrides", nargs="*", metavar="key=value",
-        help="data.extra=TABLE: also check which of its images training would add to HAM10000's",
+        help="keys of data, as for training; with HAM10000 data.extra=TABLE, the images that training would add to it",
     )  # fmt: skip
-    check.add_argument("--images", type=Path, metavar="FOLDER", help="the images of a table (default: its folder)")
+    check.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="as data.images=FOLDER: the images of a table (default: its folder)",
+    )
 
     train = commands.add_parser("train", help="train a model, or resume a run")
     train.set_defaults(func=_train)

@@ -35,19 +35,18 @@ def is_own_data(path: Path) -> bool:
     return len(classes) > 1 or (len(classes) == 1 and not any(file.name.startswith("ISIC_") for file in images))
 
 
-def check_table(path: Path, folder: Path | None = None) -> None:
+def check_table(path: Path, data: Data) -> None:
     """Prints a summary of a table or folder.
 
     Args:
         path: the table or folder.
-        folder: the images of a table; default: the folder of the table.
+        data: the settings of `data` as for training.
 
     Raises:
-        UserError: it can't be read; or, after the summary, images are missing, unreadable, or contradict each other.
+        UserError: it can't be read; or, after the summary, images are missing or unreadable and not skipped, or
+            contradict each other.
     """
-    data = Data(name="table", root=str(path), images=None if folder is None else str(folder), skip_unreadable=True)
-    # training refuses rows without a label
-    images = read_table(data.model_copy(update={"skip_unreadable": False}), path.resolve())
+    images = read_table(data, path.resolve())
     table = with_checked_splits(images.table, images)
     unit = images.facts.unit
     groups = "" if unit == "images" else f" of {table['lesion_id'].nunique():,} {unit}"
@@ -72,17 +71,19 @@ def check_table(path: Path, folder: Path | None = None) -> None:
         print_list(f"{unit if unit != 'images' else 'groups'} in two splits", conflicts.divided_groups)
     warnings = unlike(decoded.pictures, images.folder)
     print("\n".join(warnings), end="\n" if warnings else "")
-    faults = [counted(len(missing), "image is missing", "images are missing")] * bool(missing) + [
-        counted(len(bad), "image can't be read", "images can't be read")
-    ] * bool(bad)
+    faults = []
+    if not data.skip_unreadable:
+        faults += [counted(len(missing), "image is missing", "images are missing")] * bool(missing)
+        faults += [counted(len(bad), "image can't be read", "images can't be read")] * bool(bad)
     faults += conflicts.errors
     if faults:
         raise UserError(f"{images.source}: {'; '.join(faults)}")
+    read = present[~present["image_id"].isin(bad)]
     try:
-        meta = choose_meta(table, images.facts.classes, data, images)
-        split_groups(table[~table["lesion_id"].isin(meta["lesion_id"])], images.facts.classes.codes, data, images)
+        meta = choose_meta(read, images.facts.classes, data, images)
+        split_groups(read[~read["lesion_id"].isin(meta["lesion_id"])], images.facts.classes.codes, data, images)
     except UserError as error:
-        print(f"warning: training with the default splits and meta set will stop: {error}")
+        print(f"warning: training with these splits and this meta set will stop: {error}")
         return
     print("No fault found.")
 

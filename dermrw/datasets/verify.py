@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dermrw.config import CONFIGS, load_config
+from dermrw.config import CONFIGS, Data, load_config
 from dermrw.datasets.check_table import check_table, is_own_data
 from dermrw.datasets.dataset import load_splits
 from dermrw.datasets.ham10000 import HamFolder, find_ham10000, read_folder
@@ -19,6 +19,14 @@ from dermrw.labelled.folder import folder_counts, relative
 TABLES = (".csv", ".tsv", ".tab", ".txt")  # endings of tables
 
 
+def _data(config: str, overrides: Sequence[str]) -> Data:
+    """Returns the data settings of a config of dermrw with these overrides."""
+    other = [text for text in overrides if not text.startswith("data.")]
+    if other:
+        raise UserError(f"check reads only data: {other[0]} is not a key of data")
+    return load_config(CONFIGS / config, overrides).data
+
+
 def check(folder: Path | None, images: Path | None = None, overrides: Sequence[str] = ()) -> None:
     """Prints a summary of a HAM10000 folder and of the official sets next to it, or of a user's own table or folder.
 
@@ -26,25 +34,23 @@ def check(folder: Path | None, images: Path | None = None, overrides: Sequence[s
 
     Args:
         folder: HAM10000's folder, or a user's own table or folder; None: HAM10000 in its default place.
-        images: the images of a table; default: the folder of the table.
-        overrides: `data.extra=TABLE`, for the images that training would add from it to HAM10000's, and other keys of
-            `data` as for training.
+        images: the images of a table, as `data.images`; default: the folder of the table.
+        overrides: keys of `data` as for training: of a table or folder any but `extra`; of HAM10000 `data.extra=TABLE`,
+            for the images that training would add from it, and others.
 
     Raises:
         UserError: HAM10000 is not found, its files contradict each other, or images are missing or unreadable (after
             the summary). Of a table or folder also: an image has two classes or splits, or a group has two splits. Or
             `data.extra` cannot be read, or adds no image.
     """
-    data = load_config(CONFIGS / "ham.yaml", overrides).data
-    if overrides and data.extra is None:
-        raise UserError("check takes key=value only with data.extra=TABLE, the images to add to HAM10000's")
     if folder is not None and folder.suffix.lower() in TABLES and not folder.exists():
         raise UserError(f"the table {folder} does not exist: name a CSV with the columns image and label")
     if folder is not None and is_own_data(folder):
-        if overrides:
-            raise UserError(f"data.extra adds images to HAM10000's, but {folder} is a table or folder of your own")
-        check_table(folder, images)
+        check_table(folder, _data("table.yaml", [*overrides, *([] if images is None else [f"data.images={images}"])]))
         return
+    data = _data("ham.yaml", overrides)
+    if overrides and data.extra is None:
+        raise UserError("with HAM10000, check takes key=value only with data.extra=TABLE, the images to add to it")
     if images is not None:
         raise UserError(f"--images is an option for a table: {folder or 'HAM10000'} is a folder")
     root = find_ham10000(str(folder) if folder else None, "the folder to check")

@@ -383,7 +383,7 @@ def test_check_gives_the_numbers_without_training(
     assert "\n".join(want) in capsys.readouterr().out
     for arguments, message in (
         (["check", str(sample), "data.split_seed=1"], "only with data.extra=TABLE"),
-        (["check", str(table), f"data.extra={table}"], "a table or folder of your own"),
+        (["check", str(table), f"data.extra={table}"], "data.extra is an option of data.name=ham10000"),
         (["check", str(sample), "data.extra=absent.csv"], "which does not exist"),
     ):
         with pytest.raises(SystemExit):

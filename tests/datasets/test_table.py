@@ -321,9 +321,21 @@ def test_check_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(UserError, match="1 image is missing"):
         check(path)
     assert "  0_0\n" in capsys.readouterr().out
+    check(path, overrides=["data.skip_unreadable=true", "data.split_seed=3"])  # as training would
+    out = capsys.readouterr().out
+    assert "  0_0\n" in out and out.endswith("No fault found.\n")
+    check(path, overrides=["data.skip_unreadable=true", "data.meta_per_class=8"])
+    assert "this meta set will stop" in capsys.readouterr().out
+    (tmp_path / "own.yaml").write_text("- {code: cat, name: A cat, malignant: false}\n- {code: dog, malignant: true}\n")
+    check(path, overrides=["data.skip_unreadable=true", f"data.classes={tmp_path / 'own.yaml'}"])
+    assert "cat (A cat)" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"check reads only data: train\.lr=1 is not a key of data"):
+        check(path, overrides=["train.lr=1"])
     path.write_text(path.read_text().replace(",cat,", ",,", 1))  # training would refuse it, too
     with pytest.raises(UserError, match="1 image has no label"):
         check(path)
+    check(path, overrides=["data.skip_unreadable=true"])
+    assert capsys.readouterr().out.endswith("No fault found.\n")
     with pytest.raises(UserError, match="--images is an option for a table"):
         check(None, tmp_path)
 
