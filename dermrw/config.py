@@ -150,7 +150,7 @@ class Model(_Section):
         description="imagenet (pretrained, from torchvision or timm), none, or a file: a state dict or safetensors",
     )
     colour_constancy: Literal["none", "shades_of_grey"] = Field(
-        "none", description="shades_of_grey: the network sees every picture under a usual light; none: as it is"
+        "none", description="shades_of_grey: each picture is normalised to a reference illuminant; none: as it is"
     )
     freeze: Literal["none", "batch_norm", "backbone"] = Field(
         "none", description="batch_norm: its statistics stay fixed; backbone: only the last linear layer is trained"
@@ -208,7 +208,8 @@ class Objective(_Section):
         None,
         gt=0,
         lt=1,
-        description="noise_weights: κ, the odds of a wrong label; learned from the meta set if not set",
+        description="noise_weights: κ = ε / ((1 − ε)(C − 1)) for a share ε of wrong labels; learned from the meta set "
+        "if not set",
     )
 
     @property

@@ -10,11 +10,11 @@ from dermrw.models import build_model
 from dermrw.network_input import (
     IMAGENET,
     LARGEST_FACTOR,
-    USUAL_LIGHT,
+    REFERENCE,
     Normalisation,
     normalisation_of,
+    shades_of_grey,
     to_input,
-    under_usual_light,
 )
 
 CPU = torch.device("cpu")
@@ -46,14 +46,14 @@ def test_the_light_is_the_minkowski_mean_of_each_channel() -> None:
     pixels = pictures()
     x = pixels.astype(np.float64)
     light = ((x / 255) ** 6).mean((1, 2)) ** (1 / 6)  # [N, 3]
-    factors = np.array(USUAL_LIGHT) / light
+    factors = np.array(REFERENCE) / light
     factors /= np.prod(factors, 1, keepdims=True) ** (1 / 3)
     expected = x * factors[:, None, None]
-    found = under_usual_light(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)
+    found = shades_of_grey(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-2)
     after = ((found.double().numpy() / 255) ** 6).mean((1, 2)) ** (1 / 6)
     np.testing.assert_allclose(
-        after / after.mean(1, keepdims=True), np.array([USUAL_LIGHT] * 3) / np.mean(USUAL_LIGHT), atol=1e-3
+        after / after.mean(1, keepdims=True), np.array([REFERENCE] * 3) / np.mean(REFERENCE), atol=1e-3
     )
 
 
@@ -78,7 +78,7 @@ def test_a_picture_depends_on_no_other_of_the_batch() -> None:
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 0, 3), (128, 128, 128)])
 def test_no_channel_changes_by_more_than_the_largest_factor(colour: tuple[int, int, int]) -> None:
     pixels = np.full((1, 8, 8, 3), colour, np.uint8)
-    seen = under_usual_light(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())[0, :, 0, 0].numpy()
+    seen = shades_of_grey(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())[0, :, 0, 0].numpy()
     assert np.isfinite(seen).all()
     assert (seen <= np.array(colour) * LARGEST_FACTOR + 1e-3).all()
     assert (seen >= np.array(colour) / LARGEST_FACTOR - 1e-3).all()
@@ -92,7 +92,7 @@ def test_glare_and_a_white_border_do_not_change_the_light(white: float) -> None:
     with_white = pixels.copy()
     with_white[:, : round(white * pixels.shape[1])] = 255
     plain, seen = (
-        under_usual_light(torch.from_numpy(p).permute(0, 3, 1, 2).float())[0, :, -1, -1] for p in (pixels, with_white)
+        shades_of_grey(torch.from_numpy(p).permute(0, 3, 1, 2).float())[0, :, -1, -1] for p in (pixels, with_white)
     )
     torch.testing.assert_close(seen, plain, rtol=0.02, atol=0)
 

@@ -173,7 +173,7 @@ class ModelInfo(BaseModel):
     crop: Crop = Field("square", description="inside the graph: the middle square, or the whole picture squeezed")
     interpolation: Interpolation = Field("bilinear", description="inside the graph: the filter of the resize")
     colour_constancy: ColourConstancy = Field(
-        "none", description="inside the graph: whether each picture is brought to a usual light"
+        "none", description="inside the graph: whether each picture is normalised to a reference illuminant"
     )
     codes: tuple[str, ...] = Field(min_length=2, max_length=1000, description="classes, in the outputs' order")
     columns: tuple[str, ...] = Field(description="their columns in ISIC's format")

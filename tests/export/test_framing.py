@@ -1,4 +1,4 @@
-"""Runs that see the whole picture without its border, or under a usual light: from training to the model file."""
+"""Runs that see the whole picture without its border, or with colour constancy: from training to the model file."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_a_run_with_colour_constancy_is_exported_with_it(
     export(run, [])  # compares ONNX Runtime with torch
     classifier = Classifier(run / "model.onnx", "cpu")
     assert classifier.info.colour_constancy == "shades_of_grey"
-    assert "brought to a usual light by shades of grey" in (run / "MODEL_CARD.md").read_text()
+    assert "normalised to a reference illuminant by shades of grey" in (run / "MODEL_CARD.md").read_text()
     lesion = 0.7 * np.asarray(draw_lesion("mel", np.random.default_rng(0), np.random.default_rng(1), 60, 80))
     warm = np.clip(np.rint(lesion * np.array([1.15, 1.0, 1 / 1.15])), 0, 255).astype(np.uint8)
     np.testing.assert_allclose(classifier(warm), classifier(lesion.astype(np.uint8)), atol=2e-3)
