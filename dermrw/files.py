@@ -3,15 +3,20 @@
 import contextlib
 import csv
 import errno
+import glob
 import io
 import os
 import shutil
 import stat
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dermrw.errors import UserError, remedy
+
+ABANDONED_SECONDS = 3600  # no file is written for longer
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -75,10 +80,18 @@ def writing_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Context manager that yields a file to write to, which replaces `path` at the end. An error keeps the old file."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Context manager that yields a file to write to, which replaces `path` at the end. An error keeps the old file.
+
+    Each writer has a file of its own, so of several at the same time, the last one's content is kept, whole. Files that
+    killed processes left are removed.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                left.unlink()
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from dermrw.errors import UserError
-from dermrw.files import write_atomic
+from dermrw.files import write_atomic, writing_atomic
 from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {
@@ -37,6 +38,20 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: p
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match="absent"):
         write_atomic(tmp_path / "absent/x", b"")
+
+
+def test_of_two_writers_at_the_same_time_the_last_ones_content_is_kept(tmp_path: Path) -> None:
+    path, abandoned = tmp_path / "a.csv", tmp_path / ".a.csv.01234567.partial"
+    for left in (abandoned, tmp_path / ".a.csv.76543210.partial"):
+        left.touch()
+    os.utime(abandoned, (0, 0))  # of a process that was killed long ago; the other one may still be written
+    with writing_atomic(path) as first:
+        first.write(b"a" * 20)
+        with writing_atomic(path) as second:
+            second.write(b"b" * 10)
+        assert path.read_bytes() == b"b" * 10
+    assert path.read_bytes() == b"a" * 20
+    assert {p.name for p in tmp_path.iterdir()} == {"a.csv", ".a.csv.76543210.partial"}
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", pickle.dumps([1, 2])])
