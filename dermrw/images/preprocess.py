@@ -345,6 +345,8 @@ def resize(image: Image.Image, size: int, interpolation: Interpolation = "biline
 def center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
     """The middle `[size, size, 3]` of pixels `[H, W, 3]` whose sides are at least `size`."""
     height, width = pixels.shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"pixels of {width} × {height} have no middle of {size} × {size}")
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[top : top + size, left : left + size]
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from dermrw.datasets.dataset import ImageSet, load_splits
 from dermrw.datasets.pixel_cache import DecodedPixels, DiskPixels, choose_cache
 from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.errors import UserError
-from dermrw.images.preprocess import PLAIN, Framing, evaluation_pixels, resized_pixels
+from dermrw.images.preprocess import PLAIN, Framing, center_crop, evaluation_pixels, resized_pixels
 
 DATA = Data(name="sample", size=32, meta="rule")
 
@@ -194,3 +195,22 @@ def resident() -> int:
 
 def test_the_cache_is_not_part_of_a_result() -> None:
     assert {"data.cache", "data.cache_folder"} <= NOT_PART_OF_A_RESULT
+
+
+@pytest.mark.parametrize(("size", "framing"), [(32, PLAIN), (32, Framing("none", "whole")), (48, PLAIN), (64, PLAIN)])
+def test_arrays_have_the_size_that_is_asked_for(size: int, framing: Framing, tmp_path: Path) -> None:
+    """CIFAR-10's images are arrays of 32 px, whatever `data.size` is."""
+    arrays = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in range(3)]
+    table = pd.DataFrame({"image_id": list("abc"), "lesion_id": list("abc"), "dx": ["nv"] * 3})
+    images = ImageSet(table, np.zeros(3, np.int64), arrays)
+    expected = np.stack([evaluation_pixels(array, size, framing) for array in arrays])
+    assert size != 32 or np.array_equal(expected, np.stack(arrays))
+    for cache in ("memory", "disk", "none"):
+        data = cached(cache, tmp_path).model_copy(update={"size": size, "crop": framing.crop})
+        (batch,) = in_order(ImageDataset(images, data), 3)
+        assert np.array_equal(batch[0], expected), cache
+
+
+def test_pixels_that_are_too_small_have_no_middle() -> None:
+    with pytest.raises(ValueError, match="pixels of 32 × 40 have no middle of 40 × 40"):
+        center_crop(np.zeros((40, 32, 3), np.uint8), 40)
