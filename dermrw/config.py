@@ -29,6 +29,10 @@ NOT_PART_OF_A_RESULT = {
 }  # fmt: skip
 
 
+# losses that correct for the number of images of each class
+COUNTS_CLASSES = ("inverse_frequency", "class_balanced", "ldam_drw", "balanced_softmax")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -293,6 +297,11 @@ class Config(_Section):
             "balanced_softmax",
         ):
             raise ValueError(f"{name} requires objective.loss=cross_entropy or balanced_softmax")
+        if self.objective.sampler == "balanced" and self.objective.loss in COUNTS_CLASSES:
+            raise ValueError(
+                f"objective.sampler=balanced and objective.loss={self.objective.loss} would both balance the classes: "
+                "set one of them"
+            )
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine require each other: set both or neither")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
@@ -305,8 +314,15 @@ class Config(_Section):
                 raise ValueError(f"data.{key} is an option of data.name=ham10000, not of {self.data.name}")
         if self.data.extra_benign == "sum":
             self._fits_benign_images()
-        if self.data.name == "cifar10" and self.data.field_of_view != "none":
-            raise ValueError("data.field_of_view=find is for photographs, not for data.name=cifar10")
+        if self.data.name == "cifar10":
+            for key in ("field_of_view", "meta", "reserve", "validation", "test"):
+                if getattr(self.data, key) != Data.model_fields[key].default:
+                    raise ValueError(f"data.{key} is not an option of data.name=cifar10")
+        drawn = self.data.name in ("cifar10", "table") or self.data.meta == "rule"
+        if not drawn and self.data.meta_per_class != Data.model_fields["meta_per_class"].default:
+            raise ValueError(
+                f"data.meta_per_class is an option of data.meta=rule; data.meta={self.data.meta} lists the images"
+            )
         if self.data.meta_views and self.trains_on_embeddings:
             raise ValueError(
                 "data.meta_views augments images, but model.freeze=backbone computes their embeddings once"
@@ -329,6 +345,12 @@ class Config(_Section):
     def trains_on_embeddings(self) -> bool:
         """Whether the head is trained on embeddings that are computed once."""
         return self.model.freeze == "backbone" and self.model.embedding_views > 0
+
+    @property
+    def draws_artefacts(self) -> bool:
+        """Whether training images have drawn rulers, hairs, ink, bubbles and dark corners (`data.augment=devices`)."""
+        plain = self.trains_on_embeddings and self.model.embedding_views == 1
+        return self.data.augment == "devices" and not plain
 
     @property
     def first_epochs(self) -> int:

@@ -26,7 +26,7 @@ from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.predict import load_best
 from dermrw.files import open_regular, require_writable, write_atomic
 from dermrw.images.preprocess import Framing, read_image
-from dermrw.inference.known_images import KnownImages
+from dermrw.inference.known_images import KnownImages, is_distinctive
 from dermrw.inference.model_file import (
     AveragedRun,
     ModelInfo,
@@ -94,7 +94,7 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
         )
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
-    network = Exported(model, calibration, checks_of(run), config.data.views)
+    network = Exported(model, calibration, checks_of(run, report), config.data.views)
     info = info_of(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     splits = _splits(run, config)
@@ -272,16 +272,19 @@ def _triage(report: DefinedReport) -> Triage | None:
     )
 
 
-def checks_of(run: Path) -> Checks:
+def checks_of(run: Path, report: DefinedReport) -> Checks:
     """Returns the image checks that `eval` fitted.
 
     Raises:
-        UserError: the file is absent or damaged.
+        UserError: the file is absent or damaged, or of another evaluation than the report.
     """
     path = run / "familiarity.npz"
     try:
         with open_regular(path) as file:
-            return Checks.load(file.read())
+            content = file.read()
+        if report.checks_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+            raise ValueError("it is not of the evaluation that wrote report.json")
+        return Checks.load(content)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error}): write it again with `make eval RUN={run}`") from None
 
@@ -300,10 +303,11 @@ def _known_images(run: Path, config: Config, splits: Splits | None) -> KnownImag
     if config.data.name == "cifar10":
         return None
     if splits is not None:
-        return known_images(splits, config.data.size)
+        return known_images(splits, config)
     table = read_split(run)
+    ids = table["image_id"][table["split"].isin(PARTS)].tolist()
     print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
-    return KnownImages.of(table["image_id"][table["split"].isin(PARTS)], [])
+    return KnownImages.of(filter(is_distinctive, ids) if config.data.name == "table" else ids, [])
 
 
 def _pictures(splits: Splits | None, count: int) -> tuple[list[npt.NDArray[np.uint8]], str]:

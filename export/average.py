@@ -65,7 +65,7 @@ def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], w
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
     info = info_of(folder, config, report, classes)
     splits = joint_splits(members)
-    known = None if config.data.name == "cifar10" else known_images(splits, config.data.size)
+    known = None if config.data.name == "cifar10" else known_images(splits, config)
     official = official_reports(folder, report, classes)
     with checked_file(path, Averaged(parts, calibration).cpu(), info, weights, splits, known) as (candidate, info):
         digest = hashlib.sha256(candidate.read_bytes()).hexdigest()
@@ -82,10 +82,11 @@ def _member(run: Path, overrides: Sequence[str]) -> Member:
     config = with_overrides(open_run(run), run, overrides, "export")
     report = report_of(run, config, classes_of(run, config), overrides)
     splits = run_splits(run, config)
-    device = choose_device("auto")
+    chosen = any(item.startswith("train.device=") for item in overrides)
+    device = choose_device(config.train.device if chosen else "auto")
     placement = Placement(device, "fp32", config.train.channels_last is True)
     model = placement.place(load_best(run, config, splits.classes)[0]).eval()
-    checks = checks_of(run).to(device)
+    checks = checks_of(run, report).to(device)
     return Member(run, config, splits, Predictor(model, checks, config.data, placement), report)
 
 

@@ -99,7 +99,7 @@ def choose_examples(table: pd.DataFrame, classifier: Classifier) -> list[int]:
         for row, image_id, path in zip(of_class.index, of_class["image_id"], of_class["path"], strict=True):
             if not str(path).lower().endswith(SHOWN):
                 continue
-            pixels = evaluation_pixels(path, classifier.info.size, classifier.framing)
+            pixels = evaluation_pixels(path, classifier.info.size)  # without framing, as in the list
             if not known.match([image_id], [image_hash(pixels)])[0]:
                 chosen.append(int(row))
                 break

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from dermrw.config import Config
+from dermrw.decisions.refusal import PHOTOGRAPH
 from dermrw.diagnoses import Classes
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
@@ -45,6 +46,11 @@ def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[s
             raise UserError(
                 f"{run} can't be exported, because its report is not complete ({error}): train it for more epochs"
             ) from None
+    if config.data.refuse is not None and PHOTOGRAPH not in report.decisions.limits:
+        raise UserError(
+            f"{run} was evaluated without data.refuse, so it has no detector of such pictures: evaluate it with "
+            f"`dermrw eval {run} data.refuse=FOLDER`, or leave data.refuse out"
+        )
     settings = {
         "data.size": (config.data.size, report.size),
         "model.backbone": (config.model.backbone, report.backbone),

@@ -14,25 +14,24 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dermrw.config import load_config
+from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import Splits, class_shares, load_splits, resolve_root
-from dermrw.datasets.table import is_distinctive
 from dermrw.errors import UserError, plain_endings
+from dermrw.evaluation.refusal_fit import bounding_images
 from dermrw.files import write_atomic
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
-from dermrw.inference.known_images import KEY, ImageHash, KnownImages, image_hash
+from dermrw.inference.known_images import KEY, ImageHash, KnownImages, image_hash, is_distinctive
 
 PARTS = ("train", "meta", "validation")  # everything but the test split
 
 
-def known_images(splits: Splits, size: int) -> KnownImages:
-    """Returns the list of the images that a model with this split was trained, selected and calibrated on.
+def known_images(splits: Splits, config: Config) -> KnownImages:
+    """Returns the list of the images that a run was trained, selected and calibrated on.
 
-    Args:
-        splits: of the run.
-        size: of the network's input.
+    It contains the validation images of `data.extra`, which bound the limits of refusal.
     """
+    size = config.data.size
 
     def hashed(source: Any) -> ImageHash | None:
         try:
@@ -42,10 +41,14 @@ def known_images(splits: Splits, size: int) -> KnownImages:
 
     parts = [getattr(splits, name) for name in PARTS]
     ids = [name for part in parts for name in part.table["image_id"]]
-    if splits.facts is not None:  # names such as `1` also belong to other people's images: hashes must find these
+    sources = [source for part in parts for source in part.sources]
+    for table in bounding_images(config, splits).values():
+        ids += table["image_id"].tolist()
+        sources += table["path"].tolist()
+    if splits.facts is not None:
         ids = [name for name in ids if is_distinctive(name)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        hashes = pool.map(hashed, (source for part in parts for source in part.sources))
+        hashes = pool.map(hashed, sources)
         return KnownImages.of(ids, (value for value in hashes if value is not None))
 
 
@@ -74,7 +77,7 @@ def add_to_file(path: Path, config: str, overrides: Sequence[str]) -> None:
             f"{path} was trained on another split: name the settings of data that its model card lists, such as "
             "data.test=0.05"
         )
-    known = known_images(splits, classifier.info.size)
+    known = known_images(splits, settings)
     content = add_list(path.read_bytes(), known)
     write_atomic(path, content)
     print(f"{path} ({len(content):,} bytes) lists {len(known.ids):,} images. SHA-256 {Classifier(path, 'cpu').digest}")

@@ -75,6 +75,44 @@ def test_mistakes_are_named(override: str, named: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["objective=erm", "objective.sampler=balanced", "objective.loss=balanced_softmax"], "would both balance"),
+        (["objective=reweight", "objective.sampler=balanced", "objective.loss=class_balanced"], "would both balance"),
+        (["data.name=cifar10", "data.test=0.2"], r"data\.test is not an option of data\.name=cifar10"),
+        (["data.name=cifar10", "data.meta=mine.csv"], r"data\.meta is not an option of data\.name=cifar10"),
+        (["data.name=cifar10", "data.field_of_view=find"], r"data\.field_of_view is not an option"),
+        (["data.meta_per_class=10"], r"data\.meta_per_class is an option of data\.meta=rule"),
+    ],
+)
+def test_keys_that_would_be_ignored_or_act_twice_are_refused(overrides: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["objective=erm", "objective.sampler=balanced"],
+        ["objective.sampler=balanced", "objective.loss=focal"],
+        ["data.meta=rule", "data.meta_per_class=10"],
+        ["data.name=cifar10", "data.meta_per_class=5", "data.crop=whole"],
+        ["data.name=table", "data.root=x.csv", "data.meta_per_class=5"],
+    ],
+)
+def test_their_allowed_neighbours(overrides: list[str]) -> None:
+    load_config(None, overrides)
+
+
+def test_a_frozen_network_with_one_view_has_seen_no_drawn_artefacts() -> None:
+    drawn = load_config(None, ["data.augment=devices"])
+    assert drawn.draws_artefacts and not load_config(None, ["data.augment=strong"]).draws_artefacts
+    frozen = ["data.augment=devices", "model.freeze=backbone"]
+    views = {n: load_config(None, [*frozen, f"model.embedding_views={n}"]).draws_artefacts for n in (0, 1, 4)}
+    assert views == {0: True, 1: False, 4: True}
+
+
 def bomb() -> str:
     """Aliases of aliases: half a kilobyte that unfolds to gigabytes."""
     lines = [f"    - &a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(10)]

@@ -19,8 +19,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from dermrw.config import Data
+from dermrw.datasets.ham10000 import read_folder
 from dermrw.datasets.hash_cache import HashCache
-from dermrw.datasets.official import find_official
+from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.diagnoses import BENIGN_LABEL, DX, HAM_CLASSES
 from dermrw.errors import UserError, first_of
 from dermrw.files import expand_home
@@ -89,7 +90,7 @@ def choose_extra(extra: pd.DataFrame, ham: pd.DataFrame, split: pd.DataFrame, ro
     """
     train = set(split["image_id"][split["split"] == "train"])
     is_train = ham["image_id"].isin(train)
-    official = [found for part in ("Validation", "Test") if (found := find_official(root, part)) is not None]
+    official = _official_sets(root)
     held = pd.concat([ham[~is_train], *(found.table for found in official)])
     held_ids = {*map(_key, held["image_id"]), *(_key(image) for found in official for image in found.missing)}
     train_ids = set(map(_key, ham["image_id"][is_train]))
@@ -152,17 +153,20 @@ def with_extra(table: pd.DataFrame, extra: pd.DataFrame, split: pd.DataFrame, na
     return both.fillna("")
 
 
-def validation_sources(data: Data, trained: pd.DataFrame, paths: Sequence[str]) -> dict[str, pd.DataFrame]:
+def validation_sources(
+    data: Data, trained: pd.DataFrame, paths: Sequence[str], held: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
     """Returns the validation images of `data.extra` by source.
 
     The source is in the column `source`, `dataset` or `challenge`; without them, it is the name of the table. Images
-    that a run has trained with are left out, with the other images of their groups, by id and by perceptual hash.
-    Images that cannot be read are left out as well. The labels are not used.
+    that a run has trained with and images that it holds out are left out, with the other images of their groups, by id
+    and by perceptual hash. Images that cannot be read are left out as well. The labels are not used.
 
     Args:
         data: the config's section.
         trained: the run's training images, with the columns image_id and lesion_id.
         paths: their files.
+        held: the images that the run holds out, with the columns image_id and path (`held_out`).
 
     Raises:
         UserError: the table cannot be read.
@@ -173,16 +177,39 @@ def validation_sources(data: Data, trained: pd.DataFrame, paths: Sequence[str]) 
     rows = extra[extra["split"].map(SPLIT_NAMES).eq("validation") & (extra["path"] != "")]
     if rows.empty:
         return {}
-    hashes = hash_images([*rows["path"], *paths])
+    others = [*paths, *held["path"]]
+    hashes = hash_images([*rows["path"], *others])
     rows = rows[rows["path"].isin(hashes)]
-    known = rows["image_id"].map(_key).isin(set(map(_key, trained["image_id"]))).to_numpy()
-    known = known | have_copy(_array(map(hashes.get, rows["path"])), _array(map(hashes.get, paths)))
+    keys = rows["image_id"].map(_key)
+    known = (
+        keys.isin({*map(_key, trained["image_id"]), *map(_key, held["image_id"])}) | keys.map(_is_official)
+    ).to_numpy()
+    known = known | have_copy(_array(map(hashes.get, rows["path"])), _array(map(hashes.get, others)))
     groups = set(trained["lesion_id"][is_extra(trained)].str.removeprefix(PREFIX))
     groups |= {group for group, dx in zip(rows["lesion_id"], rows["dx"], strict=True) if f"{group} {dx}" in groups}
     known = known | rows["lesion_id"].isin(groups | set(rows["lesion_id"][known])).to_numpy()
     names = rows["source"] if "source" in rows else pd.Series("", rows.index)
     kept = rows.assign(source=names.replace("", Path(str(data.extra)).name))[~known]
     return {str(name): part.reset_index(drop=True) for name, part in kept.groupby("source")}
+
+
+def held_out(root: Path, split: pd.DataFrame) -> pd.DataFrame:
+    """Returns image_id and path of HAM10000's images that a run neither trains with nor validates on.
+
+    These are test and meta images, images that no split contains, and the official sets next to them.
+
+    Args:
+        root: HAM10000's folder.
+        split: the run's split.
+    """
+    table = read_folder(root).table
+    used = split["image_id"][split["split"].isin(["train", "validation"])]
+    parts = [table[~table["image_id"].isin(used)], *(found.table for found in _official_sets(root))]
+    return pd.concat([part[["image_id", "path"]] for part in parts], ignore_index=True)
+
+
+def _official_sets(root: Path) -> list[OfficialSet]:
+    return [found for part in ("Validation", "Test") if (found := find_official(root, part)) is not None]
 
 
 def is_extra(split: pd.DataFrame) -> pd.Series:

@@ -276,11 +276,6 @@ def _members(rows: pd.DataFrame, column: str) -> str:
     return " = ".join(f"{name} ({value})" for name, value in rows[column].drop_duplicates().items())
 
 
-def is_distinctive(image_id: str) -> bool:
-    """Whether an id is likely to name the same image in other data too: it has a number of at least five digits."""
-    return re.search(r"\d{5,}", image_id.replace("\\", "/").rpartition("/")[2]) is not None
-
-
 def _same_names(table: pd.DataFrame) -> list[list[str]]:
     """Groups of ids that name one image: the same archive id, or the same file name and a similar picture."""
     of_name: dict[str, list[int]] = defaultdict(list)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dermrw.config import Config
+from dermrw.config import Config, without_folders
 from dermrw.datasets.dataset import ImageSet, Splits, class_shares, resolve_root
 from dermrw.decisions.refusal import ALL_CHECKS
 from dermrw.errors import UserError
@@ -126,6 +126,8 @@ def require_alike(members: Sequence[Member]) -> None:
                 "data.interpolation": m.config.data.interpolation,
                 "model.colour_constancy": m.config.model.colour_constancy,
                 "data.views": m.config.data.views,
+                "data.extra": without_folders(m.config).data.extra,
+                "data.extra_benign": m.config.data.extra_benign,
                 "checks for refusal (data.refuse)": ", ".join(m.report.decisions.limits),
                 "unit of the split": unit_of(m.run, m.config),
                 "warning": m.report.warning,

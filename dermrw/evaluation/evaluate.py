@@ -106,7 +106,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     refuse = pictures_to_refuse(config.data.refuse)
     skin = splits.classes.codes == DX
-    predictor = Predictor.of(model, splits.train, config.data, placement, refuse.fitted, skin)
+    predictor = Predictor.of(model, splits.train, config, placement, refuse.fitted, skin)
     fitted = fit(run, config, splits, predictor, state, refuse.held_out)
     training = TrainingHistory(_log(run), settings(config))
     return score_test_sets(run, config, root, splits, predictor, fitted, training).to_dict()
@@ -173,7 +173,8 @@ def fit(
         held_out: pictures to refuse that the detector was not fitted on.
     """
     logits, checks = predictor.predict(splits.validation, "the validation split")
-    write_atomic(run / "familiarity.npz", predictor.checks.save())
+    checks_file = predictor.checks.save()
+    write_atomic(run / "familiarity.npz", checks_file)
     last = load_checkpoint(run / "last.pt") if (run / "last.pt").is_file() else state  # best.pt has a shorter time
     about = {
         "run": run.name,
@@ -186,6 +187,7 @@ def fit(
         "training_images": len(splits.train),
         **({"training_sources": _sources(run, config, splits)} if config.data.extra else {}),
         "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
+        "checks_sha256": hashlib.sha256(checks_file).hexdigest(),
     }
     prevalence = class_shares(splits.train.table, splits.classes)
     validated = Validated(logits, checks)

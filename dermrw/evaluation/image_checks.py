@@ -131,13 +131,14 @@ def fit_checks(
     data: Data,
     choice: Placement,
     batch_size: int,
+    drawn: bool,
     refuse: Sequence[Path] = (),
     skin: bool = False,
 ) -> Checks:
     """Fits the out-of-distribution score, and the detector of pictures to refuse if there are any.
 
-    The score is fitted on at most `IMAGES` training images in a fixed random choice. If training drew artefacts
-    (`data.augment=devices`), every second one has one, so that hair or a ruler alone is no reason to refuse an image.
+    The score is fitted on at most `IMAGES` training images in a fixed random choice. If training drew artefacts, every
+    second one has one, so that hair or a ruler alone is no reason to refuse an image.
 
     Args:
         model: the trained network.
@@ -145,6 +146,7 @@ def fit_checks(
         data: the config's section.
         choice: the device and memory layout.
         batch_size: images per forward pass.
+        drawn: whether training drew artefacts (`Config.draws_artefacts`).
         refuse: files of pictures to refuse, of which all are used.
         skin: the training images are dermoscopic. Then `COMPOSED` of them are made into photographs to refuse.
 
@@ -155,7 +157,6 @@ def fit_checks(
     familiar = middle(model, data.size)
     names = (*familiar, *last_map(model, data.size)) if refuse else familiar
     names = tuple(dict.fromkeys(names))
-    drawn = data.augment == "devices"
 
     def descriptions(batches: Iterable[np.ndarray]) -> list[list[np.ndarray]]:
         found = []

@@ -46,13 +46,14 @@ class Predictor(NamedTuple):
         cls,
         model: nn.Module,
         train: ImageSet,
-        data: Data,
+        config: Config,
         placement: Placement,
         refuse: Sequence[Path] = (),
         skin: bool = False,
     ) -> "Predictor":
         """Fits the checks to the training images and the pictures to refuse (`image_checks.fit_checks`)."""
-        checks = fit_checks(model, train, data, placement, BATCH, refuse, skin)
+        data = config.data
+        checks = fit_checks(model, train, data, placement, BATCH, config.draws_artefacts, refuse, skin)
         return cls(model, checks.to(placement.device), data, placement)
 
     def predict(self, images: ImageSet, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageSet, Splits
-from dermrw.datasets.extra import validation_sources
+from dermrw.datasets.dataset import ImageSet, Splits, resolve_root
+from dermrw.datasets.extra import held_out, validation_sources
 from dermrw.datasets.pixels import ImageDataset, in_order
 from dermrw.decisions.refusal import LEAST_GROUP, PHOTOGRAPH, QUALITY, Group, fit_limits, refusal
 from dermrw.diagnoses import shows_skin
@@ -58,6 +59,18 @@ def pictures_to_refuse(folder: str | None) -> ToRefuse:
     return ToRefuse(fitted, held_out)
 
 
+def bounding_images(config: Config, splits: Splits) -> dict[str, pd.DataFrame]:
+    """Returns the validation images of `data.extra`, by source, which bound the false refusals; none without it.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    if config.data.extra is None:
+        return {}
+    held = held_out(resolve_root(config.data), splits.table)
+    return validation_sources(config.data, splits.train.table, splits.train.sources, held)
+
+
 def fit_refusal(
     predictor: Predicts,
     calibration: EqualPrevalence,
@@ -87,13 +100,12 @@ def fit_refusal(
         members = [tones == name for name in dict.fromkeys(tones)]
         groups += [Group(name, checks[m]) for name, m in zip(names, members, strict=True)]
     if data.extra is not None:
-        trained = splits.train.table
-        for name, table in validation_sources(data, trained, splits.train.sources).items():
+        for name, table in bounding_images(config, splits).items():
             images = ImageSet(table, np.zeros(len(table), dtype=np.int64), table["path"].tolist())
             pixels = ImageDataset(images, data, progress=f"validation images of {name}", once=True)
             _, found = predictor.plain_view(_all_pixels(pixels))
             groups.append(Group(name, found))
-    if data.augment == "devices":
+    if config.draws_artefacts:
         part = valid.part(lambda rows: np.random.default_rng(0).permutation(rows)[:MOST_DRAWN])
         whole = _all_pixels(ImageDataset(part, data))
         _, found = predictor.plain_view(with_artefacts(whole))

@@ -9,6 +9,7 @@ copies are found by their ids only.
 import base64
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Self
@@ -41,6 +42,14 @@ def image_hash(pixels: Pixels) -> ImageHash:
 
 def _number(bits: npt.NDArray[np.bool_]) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def is_distinctive(image_id: str) -> bool:
+    """Whether an id is likely to name the same image in other data too: it has a number of at least five digits.
+
+    A name such as `1` also belongs to other people's images. These are recognised by their hashes alone.
+    """
+    return re.search(r"\d{5,}", image_id.replace("\\", "/").rpartition("/")[2]) is not None
 
 
 def id_digest(image_id: str) -> bytes:

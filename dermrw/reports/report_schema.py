@@ -398,6 +398,7 @@ class Report(SetFigures):
     notes: list[str] | None = None  # sentences on the data
     validation: Validation | None = None  # absent from reports of dermrw before 25 November 2026
     checkpoint_sha256: str
+    checks_sha256: str | None = None  # of familiarity.npz; only in reports of `eval`, since 29 November 2026
     evaluated: str
     environment: dict[str, Any]
 

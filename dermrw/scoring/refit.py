@@ -29,7 +29,7 @@ from dermrw.errors import UserError
 from dermrw.files import require_writable, write_atomic
 from dermrw.formatting import percent, threshold
 from dermrw.inference.classifier import Classifier
-from dermrw.inference.known_images import KEY, Hashes
+from dermrw.inference.known_images import KEY, Hashes, is_distinctive
 from dermrw.inference.model_file import CONTROL_CHARACTERS, OUTPUTS, ModelInfo, Proportion, Refit, Score, Triage
 from dermrw.inference.model_props import read_props, with_props
 from dermrw.reports.report_schema import Report
@@ -271,7 +271,7 @@ def write_refitted(
         planned: the result of `plan`.
         fitted: the result of `fit`.
         report: of the model file on these images.
-        ids: of the images `[N]`; the new file lists them, so that `score` leaves them out.
+        ids: of the images `[N]`; the new file lists those that are distinctive, so that `score` leaves them out.
         hashes: of the images `[N, 2]`.
 
     Raises:
@@ -282,7 +282,7 @@ def write_refitted(
     new = refitted_info(info, classifier.digest, images, planned, fitted, report)
     props = read_props(content) | new.to_props()
     if known is not None:
-        props[KEY] = known.added(ids, hashes).to_prop()
+        props[KEY] = known.added(filter(is_distinctive, ids), hashes).to_prop()
     candidate = target.with_name(f".{target.name}.unchecked")
     write_atomic(candidate, with_props(content, props))
     try:

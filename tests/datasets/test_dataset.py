@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from dermrw.config import Data
+from dermrw.config import Data, Model, load_config
 from dermrw.datasets.augment import augmenter, example_seed
 from dermrw.datasets.dataset import Splits, load_splits
 from dermrw.datasets.pixels import ImageDataset, epoch_batches, in_order, loader
 from dermrw.errors import UserError
 from dermrw.images.preprocess import evaluation_pixels
+from dermrw.models import build_model
+from dermrw.training.device import Placement
+from dermrw.training.logits import predict_logits
 
 DATA = Data(name="sample", size=32, meta="rule")
 
@@ -137,3 +140,13 @@ def test_augment_none_and_seeds() -> None:
     assert augmenter("none", 32) is None
     seeds = {example_seed(s, e, i) for s in range(3) for e in range(10) for i in range(30)}
     assert len(seeds) == 900 and all(0 <= s < 2**32 for s in seeds)
+
+
+def test_a_process_without_an_image_predicts_nothing(sample: Path) -> None:
+    """Two validation images have nothing for the third of three processes."""
+    config = load_config(None, ["data.name=sample", "data.size=32", "data.meta=rule"])
+    validation = load_splits(config.data, sample).validation.part(lambda rows: rows[:0])
+    model, _ = build_model(Model(backbone="small_cnn", weights="none"), 7)
+    placement = Placement(torch.device("cpu"), "fp32", False)
+    found = predict_logits(model, ImageDataset(validation, config.data), placement, 16)
+    assert found.shape == (0, 7) and found.dtype == np.float32

@@ -13,8 +13,8 @@ from PIL import Image
 from dermrw.config import Config, load_config, settings_of
 from dermrw.datasets import extra
 from dermrw.datasets.dataset import Splits, load_splits
-from dermrw.datasets.extra import PREFIX, choose_extra, count_reasons, read_extra, validation_sources
-from dermrw.datasets.ham10000 import read_ham10000
+from dermrw.datasets.extra import PREFIX, choose_extra, count_reasons, held_out, read_extra, validation_sources
+from dermrw.datasets.ham10000 import read_folder, read_ham10000
 from dermrw.datasets.hash_cache import HashCache
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX
@@ -198,8 +198,11 @@ def test_a_run_with_extra_images(
     assert "Sources of the training images" in page and "looks like a held-out image, 1" in page
     command(monkeypatch, "audit", str(run), "--count", "5")
     found = load_splits(open_run(run).data, sample, read_split(run))
-    known = known_images(found, 32)
+    known = known_images(found, open_run(run))
     assert known.match(["new_nv", "scc"], [(0, 0)] * 2).tolist() == [True, False]
+    bounding = pd.DataFrame({"image_id": ["scc"], "path": [str(table.parent / "scc.jpg")]})
+    monkeypatch.setattr("export.training_images.bounding_images", lambda *_: {"a camera": bounding})
+    assert known_images(found, open_run(run)).match(["scc"], [(0, 0)]).tolist() == [True]
     text = recipe(open_run(run))
     assert "extra: mine.csv" in text and str(tmp_path) not in text
 
@@ -358,14 +361,26 @@ def test_validation_rows_by_source_without_what_was_trained_on(table: Path) -> N
     (more / "parts.csv").write_text("\n".join(lines))
     data = load_config(None, [f"data.extra={more / 'parts.csv'}"]).data
     trained = pd.DataFrame({"image_id": ["new_mel"], "lesion_id": [f"{PREFIX}patient_id p0"]})
-    found = validation_sources(data, trained, [str(more / "new_mel.jpg")])
+    nothing = pd.DataFrame({"image_id": [], "path": []}, dtype=str)
+    found = validation_sources(data, trained, [str(more / "new_mel.jpg")], nothing)
     assert {name: part["image_id"].tolist() for name, part in found.items()} == {
         "A": ["new_nv"], "B": ["camera_b"], "parts.csv": ["naevus"],
     }  # fmt: skip
     several = trained.assign(lesion_id=f"{PREFIX}patient_id p1 nv")  # a group of two classes has one name for each
-    assert "new_nv" not in validation_sources(data, several, [])["A"]["image_id"].tolist()
+    assert "new_nv" not in validation_sources(data, several, [], nothing)["A"]["image_id"].tolist()
     plain = load_config(None, [f"data.extra={table}"]).data
-    assert validation_sources(plain, trained, []) == {}
+    assert validation_sources(plain, trained, [], nothing) == {}
+    for held in ({"image_id": "NEW_NV", "path": ""}, {"image_id": "x", "path": str(more / "new_nv.jpg")}):
+        assert "A" not in validation_sources(data, trained, [], pd.DataFrame([held]))
+
+
+def test_what_a_run_holds_out(sample: Path) -> None:
+    split = load_splits(load_config(None, ["data.name=sample", "data.meta=rule"]).data, sample).table
+    held = held_out(sample, split)
+    used = set(split["image_id"][split["split"].isin(["train", "validation"])])
+    everything = set(read_folder(sample).table["image_id"])
+    assert everything - used <= set(held["image_id"]) and not used & set(held["image_id"])
+    assert len(everything - used) < len(everything)
 
 
 @pytest.mark.slow

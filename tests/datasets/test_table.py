@@ -10,10 +10,10 @@ from PIL import Image
 
 from dermrw.config import Data, load_config
 from dermrw.datasets.dataset import Splits, load_splits, resolve_root
-from dermrw.datasets.table import is_distinctive
 from dermrw.datasets.verify import check
 from dermrw.diagnoses import DX, Classes
 from dermrw.errors import UserError
+from dermrw.inference.known_images import is_distinctive
 from dermrw.labelled.classes import CLASS_FILE, RunClasses, read_class_file, read_run_classes, run_classes_text
 
 

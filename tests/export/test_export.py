@@ -1,6 +1,7 @@
 """The model file: its resize against Pillow, its map against blanking by hand, its outputs against torch."""
 
 import copy
+import hashlib
 import json
 import shutil
 import subprocess
@@ -42,7 +43,7 @@ from dermrw.reports.report_schema import DefinedReport
 from dermrw.reports.report_text import FAIR_SKIN, SKIN_TONE
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.run_folder import read_split
-from export.__main__ import export, main, no_triage_reason
+from export.__main__ import checks_of, export, main, no_triage_reason
 from export.backbone_head import _ClassToken, cut, logits_and_map
 from export.build import build, check
 from export.network import Exported
@@ -454,6 +455,28 @@ def test_a_report_that_is_not_whole_is_made_anew(
     with pytest.raises(UserError, match="can't be exported"):
         export(run, [])
     assert (run / "model.onnx").read_bytes() == before
+
+
+def test_checks_and_report_of_two_evaluations_are_refused(run: Path) -> None:
+    path = run / "familiarity.npz"
+    content = path.read_bytes()
+    with np.load(path) as arrays:
+        np.savez(
+            path, **{name: 2 * arrays[name] if arrays[name].dtype.kind == "f" else arrays[name] for name in arrays}
+        )
+    with pytest.raises(UserError, match=r"not of the evaluation that wrote report\.json\): .* `make eval RUN="):
+        export(run, [])
+    path.write_bytes(content)
+    report = json.loads((run / "report.json").read_text())
+    assert report.pop("checks_sha256") == hashlib.sha256(content).hexdigest()
+    (run / "report.json").write_text(json.dumps(report))  # of an earlier version
+    config = load_config(run / "config.yaml")
+    checks_of(run, report_of(run, config, HAM_CLASSES, []))
+
+
+def test_pictures_to_refuse_need_an_evaluation_with_them(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"was evaluated without data\.refuse, .*: evaluate it with `dermrw eval "):
+        export(run, [f"data.refuse={tmp_path}"])
 
 
 @pytest.mark.parametrize(

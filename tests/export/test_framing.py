@@ -98,9 +98,3 @@ def test_older_files_keep_their_pixels(model_file: Path, tmp_path: Path) -> None
     bordered = np.pad(np.full((60, 80, 3), 200, np.uint8), ((9, 9), (9, 9), (0, 0)))
     explanation = old.explain(bordered)
     assert explanation.box is None and np.array_equal(explanation.pixels, evaluation_pixels(bordered, old.info.size))
-
-
-def test_cifar10_has_no_field_of_view() -> None:
-    with pytest.raises(UserError, match=r"data\.field_of_view=find is for photographs"):
-        load_config(None, ["data.name=cifar10", "data.field_of_view=find"])
-    assert load_config(None, ["data.name=cifar10", "data.crop=whole"]).data.crop == "whole"
