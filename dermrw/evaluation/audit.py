@@ -17,6 +17,7 @@ from torch import nn
 from dermrw.config import Config
 from dermrw.datasets.dataset import ImageSet, Splits
 from dermrw.datasets.pixels import ImageDataset
+from dermrw.diagnoses import BENIGN_CLASSES
 from dermrw.errors import UserError
 from dermrw.evaluation.predict import BATCH, load_best, softmax
 from dermrw.files import require_writable, write_atomic
@@ -77,7 +78,7 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
         scores = {
             "the weights within their class": -lowest["relative"].to_numpy(),
             "the weights": -lowest["weight"].to_numpy(),
-            "the trained network's probability of the label": -probabilities[drawn, given],
+            "the trained network's probability of the label": -of_labels(probabilities[drawn], given, splits),
             "the class of the label alone": wrong_share_of_class(wrong, given),
         }
         found = [detection(name, wrong, score, given, count) for name, score in scores.items()]
@@ -93,6 +94,22 @@ def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     ]
     tied = int((lowest["relative"] == table["relative"].iloc[-1]).sum())
     return Audit(table, near, share, found, tied), splits, config
+
+
+def of_labels(probabilities: np.ndarray, labels: np.ndarray, splits: Splits) -> np.ndarray:
+    """Returns the probability of each label `[N]`; of a label that is a set of classes, their sum.
+
+    Args:
+        probabilities: of the classes `[N, C]`.
+        labels: `[N]`, from C on a set of classes.
+        splits: of the run.
+    """
+    classes = np.arange(probabilities.shape[1])
+    of_label = np.eye(len(classes))
+    if splits.sets:
+        of_label = np.vstack([of_label, np.isin(classes, BENIGN_CLASSES)])
+    result: np.ndarray = (probabilities * of_label[labels]).sum(1)
+    return result
 
 
 def audit(run: Path, count: int = 100) -> Path:

@@ -3,6 +3,7 @@
 Everything is read from the run folders, so neither the images nor the checkpoints are needed.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -195,13 +196,49 @@ def _sets_of(paths: Sequence[Path]) -> list[tuple[str, dict[Path, Path]]]:
             fix = f"run `dermrw eval {run}` first"
         if not any((run / name).is_file() for _, name in SETS):
             raise UserError(f"{run} has not been evaluated: {fix}")
+        _warn_if_trained_since(run)
     if not files:
-        return [(title, {run: run / name for run in runs if (run / name).is_file()}) for title, name in SETS]
+        return [
+            (title, {run: run / name for run in runs if (run / name).is_file() and _is_current(run, title, name)})
+            for title, name in SETS
+        ]
     # a run next to a file: the run's file of the same name
     name = next((file.name for file in files if any((run / file.name).is_file() for run in runs)), "predictions.csv")
     in_runs = {run: run / name for run in runs if (run / name).is_file()}
     title = next((title for title, known in SETS if known == name), "predictions")
     return [(title if runs else "predictions", in_runs | {file: file for file in files})]
+
+
+def _evaluation(report: Path) -> tuple[object, object] | None:
+    """Returns what a report was made with: SHA-256 of the checkpoint, and number of views; None without a report."""
+    try:
+        content = json.loads(report.read_bytes())
+        return content["checkpoint_sha256"], content.get("views")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _is_current(run: Path, title: str, name: str) -> bool:
+    """Whether the predictions on an official set are of the run's last evaluation. If not, a sentence says so."""
+    report = run / f"report{name.removeprefix('predictions').removesuffix('.csv')}.json"
+    found, own = _evaluation(report), _evaluation(run / "report.json")
+    if found is None or own is None or found == own:
+        return True
+    print(
+        f"{title}: left out for {run}, because {name} is of another checkpoint or number of views than report.json"
+    )
+    return False
+
+
+def _warn_if_trained_since(run: Path) -> None:
+    """Says so if the run was trained further after its evaluation."""
+    own = _evaluation(run / "report.json")
+    try:
+        checkpoint = hashlib.sha256((run / "best.pt").read_bytes()).hexdigest()
+    except OSError:
+        return
+    if own is not None and own[0] != checkpoint:
+        print(f"{run} was trained further after its evaluation: its figures are of the earlier checkpoint")
 
 
 def _compare(title: str, run: str, first: Predictions, other: Predictions) -> Comparison | None:

@@ -81,12 +81,15 @@ class Weighted(Objective):
         return {"example_swing": moved.mean()} if len(moved) else {}
 
     def _by_row(self, values: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the values `[B]` of all processes by row of the training set `[N]`, and a mask: 1 at these rows."""
+        """Returns the values `[B]` of all processes by row of the training set `[N]`, and a mask: 1 at these rows.
+
+        With `objective.sampler=balanced` several processes may have drawn the same image: its mean value is returned.
+        """
         new, seen = torch.zeros(self.examples), torch.zeros(self.examples)
         new[batch.row] = values.float().cpu()
         seen[batch.row] = 1
         sum_over([new, seen], batch.group)
-        return new, seen
+        return new / seen.clamp(min=1), (seen > 0).to(seen.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the step and the weights recorded so far."""

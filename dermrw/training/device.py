@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dermrw.config import Train
 from dermrw.errors import UserError
+from dermrw.models import train_mode
 
 Step = Callable[[nn.Module, Tensor], Tensor]
 
@@ -60,9 +61,13 @@ def keep_freed_memory() -> None:
 def choose_device(name: str) -> torch.device:
     """Returns the device of this name. `auto` is CUDA if available, otherwise the CPU.
 
+    Convolutions in fp32 are then computed in fp32. By default, PyTorch rounds their inputs to the ten bits of TF32 on a
+    GPU: too coarse for finite differences, and for limits that the model file applies on a CPU.
+
     Raises:
         UserError: the name is invalid or the device is absent.
     """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -84,13 +89,14 @@ def check_device(name: str) -> None:
         choose_device(name)
 
 
-def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement) -> float:
+def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement, frozen: str) -> float:
     """Returns the seconds of the faster of two steps, after one warm-up step.
 
     The result is infinite if the step fails, as with an unsupported operator, or if the loss is not finite.
     """
     try:
-        copied = choice.place(copy.deepcopy(model)).train()
+        copied = choice.place(copy.deepcopy(model))
+        train_mode(copied, frozen)
         layout = torch.channels_last if choice.channels_last else torch.contiguous_format
         x = x.to(choice.device).to(memory_format=layout)
         times = []
@@ -102,7 +108,7 @@ def _seconds(model: nn.Module, step: Step, x: Tensor, choice: Placement) -> floa
             finite = bool(torch.isfinite(loss))  # also waits for the device
             times.append(time.perf_counter() - start)
         return min(times[1:]) if finite else float("inf")
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, ValueError):
         return float("inf")
 
 
@@ -127,12 +133,15 @@ def unsafe_convolution(model: nn.Module) -> str | None:
     return None
 
 
-def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Placement, dict[str, float]]:
+def choose(
+    config: Train, model: nn.Module, step: Step, x: Tensor, frozen: str = "none"
+) -> tuple[Placement, dict[str, float]]:
     """Returns the fastest placement for `step(model, x) -> loss` among those that the config allows.
 
-    The values of each setting that is `auto` are timed on a copy of the model with x `[B, 3, H, W]`. The model and the
-    random state do not change. fp32 with contiguous layout is kept unless another placement is at least a tenth faster.
-    bf16 is less precise and must also be a tenth faster than fp32 with channels-last layout.
+    The values of each setting that is `auto` are timed on a copy of the model with x `[B, 3, H, W]`, in train mode with
+    `model.freeze` as `frozen`. The model and the random state do not change. fp32 with contiguous layout is kept unless
+    another placement is at least a tenth faster. bf16 is less precise and must also be a tenth faster than fp32 with
+    channels-last layout.
 
     On a CPU, channels-last layout is not used for a network with an `unsafe_convolution`; a message says so.
 
@@ -156,7 +165,7 @@ def choose(config: Train, model: nn.Module, step: Step, x: Tensor) -> tuple[Plac
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seconds = {way: _seconds(model, step, x, way) for way in ways}
+        seconds = {way: _seconds(model, step, x, way, frozen) for way in ways}
     price = {way: 1.1 ** ((way != ways[0]) + (way.precision != precisions[0])) for way in ways}
     best = min(ways, key=lambda way: seconds[way] * price[way])
     names = {f"{w.precision}{' channels-last' if w.channels_last else ''}": s for w, s in seconds.items()}

@@ -379,8 +379,9 @@ class Loop:
             for key in self.attributes & state.keys():
                 setattr(self, key, state[key])
             torch.set_rng_state(state["random"])
-            if self.placement.device.type == "cuda" and state["random_cuda"]:
-                torch.cuda.set_rng_state_all(state["random_cuda"])
+            own = self.placement.device.index or 0
+            if self.placement.device.type == "cuda" and own < len(state["random_cuda"]):  # fewer: of another machine
+                torch.cuda.set_rng_state(state["random_cuda"][own], self.placement.device)
             log_offset = int(state["log_offset"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -68,7 +68,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     objective = build_objective(config, splits.train.labels, classes, steps)
     choice, timings = job.same(lambda: _choose(config, model, objective, classes, len(splits.meta), len(splits.train)))
     config = _resolved(config, choice)
-    if choice.device.type == "cuda":
+    if choice.device.type == "cuda" and job.world > 1:
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
     if not resumed and job.leads:
         start_run(run, config, splits.table, splits.facts, splits.left_out)
@@ -143,7 +143,7 @@ def _choose(
         y = torch.arange(len(inputs), device=inputs.device) % classes
         return objective(candidate, Batch(inputs[:n], y[:n], torch.arange(n), inputs[n:], y[n:], n))[0]
 
-    return choose(config.train, model, step, x)
+    return choose(config.train, model, step, x, config.model.freeze)
 
 
 def _choose_for_embeddings(config: Config, model: nn.Module) -> tuple[Placement, dict[str, float]]:
@@ -156,7 +156,7 @@ def _choose_for_embeddings(config: Config, model: nn.Module) -> tuple[Placement,
     def forward(candidate: nn.Module, inputs: Tensor) -> Tensor:
         return embed(candidate, inputs).mean().requires_grad_()
 
-    return choose(train, model, forward, x)
+    return choose(train, model, forward, x, config.model.freeze)
 
 
 def _sizes(config: Config) -> str:

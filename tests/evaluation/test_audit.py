@@ -2,13 +2,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, command
 
 from dermrw.config import load_config
+from dermrw.datasets.dataset import Splits
+from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
-from dermrw.evaluation.audit import NEIGHBOURS, audit, find
+from dermrw.evaluation.audit import NEIGHBOURS, audit, find, of_labels
 from dermrw.training.train import train
 
 
@@ -41,6 +44,15 @@ def test_neighbours_are_the_nearest_by_the_embedding_and_of_other_lesions(flippe
     ]  # fmt: skip
     alone = found.detection[3]
     assert alone.auroc_within_class == 0.5 < alone.auroc
+
+
+def test_the_probability_of_a_label_that_is_a_set_of_classes() -> None:
+    p = np.random.default_rng(0).dirichlet(np.ones(7), 3)
+    one = Splits(HAM_CLASSES, *[None] * 5)  # type: ignore[arg-type]
+    assert of_labels(p, np.array([4, 0, 6]), one) == pytest.approx(p[range(3), [4, 0, 6]])
+    benign = [code in ("bkl", "df", "nv", "vasc") for code in DX]
+    found = of_labels(p, np.array([7, 0, 7]), one._replace(sets=("benign",)))
+    assert found == pytest.approx([p[0, benign].sum(), p[1, 0], p[2, benign].sum()])
 
 
 def test_the_gallery(flipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """`dermrw compare`, on run folders written by the test."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -201,3 +203,26 @@ def test_the_command_needs_no_torch(two: tuple[Path, Path], monkeypatch: pytest.
     with pytest.raises(SystemExit) as caught:
         command_line.main()
     assert caught.value.code == 2
+
+
+def test_files_of_an_earlier_evaluation_are_left_out(
+    two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids, labels = pd.Series([f"ISIC_1{i:06}" for i in range(28)]), np.arange(28) % 7
+    for run in two:
+        write_predictions(run / "predictions_isic2018_test.csv", ids, HAM_CLASSES, answers(labels, 0.5, 5))
+        write_predictions(run / "ground_truth_isic2018_test.csv", ids, HAM_CLASSES, np.eye(7)[labels])
+        (run / "best.pt").write_bytes(b"weights")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        for name in ("report.json", "report_isic2018_test.json"):
+            (run / name).write_text(json.dumps({"checkpoint_sha256": digest, "views": 8}))
+    titles = ["validation, as trained", "test split", "official test set"]
+    assert [row.title for row in compare(two)] == titles and not capsys.readouterr().out
+    for change in ({"views": 1}, {"checkpoint_sha256": "0" * 64}):
+        other = {"checkpoint_sha256": digest, "views": 8} | change
+        (two[1] / "report_isic2018_test.json").write_text(json.dumps(other))
+        assert [row.title for row in compare(two)] == titles[:2]
+        assert f"official test set: left out for {two[1]}" in capsys.readouterr().out
+    (two[0] / "best.pt").write_bytes(b"later weights")
+    compare(two)
+    assert f"{two[0]} was trained further after its evaluation" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from dermrw.config import load_config
 from dermrw.errors import UserError
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.objectives.meta_weight_net import MetaWeightNet
+from dermrw.objectives.weighted import Weighted
 from dermrw.reweight.meta_step import reweighted_losses
 
 
@@ -52,6 +53,29 @@ def test_a_step_without_agreement_is_counted() -> None:
     batch = Batch(ones, torch.zeros(4).long(), torch.arange(4), ones, torch.ones(4).long(), 4)
     loss, log = objective_of("objective=reweight", examples=4, classes=2)(model, batch)
     assert (loss.item(), log["all_zero"].item(), log["effective_batch"].item()) == (0, 1, 0)
+
+
+def test_an_image_that_two_processes_draw_has_one_weight(
+    case: tuple[nn.Linear, Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `objective.sampler=balanced`, an image may be in the parts of several processes."""
+    objective = objective_of("objective=reweight")
+    assert isinstance(objective, Weighted)
+    values, batch = torch.rand(20), case[1]
+    rows = torch.arange(5)
+    batch = batch._replace(row=rows)
+    other = torch.zeros(20)
+    other[3:8] = torch.arange(5.0)  # what the other process drew: rows 3 to 7
+
+    def sum_over(tensors: list[torch.Tensor], _group: object) -> None:
+        tensors[0] += other
+        tensors[1][3:8] += 1
+
+    monkeypatch.setattr("dermrw.objectives.weighted.sum_over", sum_over)
+    found, seen = objective._by_row(values[:5], batch)
+    assert seen.tolist() == [1.0] * 8 + [0.0] * 12
+    assert found[:3] == pytest.approx(values[:3]) and found[5:8].tolist() == [2.0, 3.0, 4.0]
+    assert found[3:5] == pytest.approx((values[3:5] + torch.tensor([0.0, 1.0])) / 2)
 
 
 def test_refresh_every_keeps_the_weights_between_refreshes(case: tuple[nn.Linear, Batch]) -> None:

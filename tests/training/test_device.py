@@ -5,7 +5,7 @@ from torch import nn
 from dermrw.config import Model, Train
 from dermrw.models import build_model
 from dermrw.training import device as machine
-from dermrw.training.device import Placement, choose, unsafe_convolution
+from dermrw.training.device import Placement, choose, choose_device, unsafe_convolution
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_convolution_that_crashes_the_cpu_in_channels_last_layout(
     """oneDNN's issue 6035; the timing itself would crash, so it must not be tried."""
     tried = []
 
-    def seconds(_model: nn.Module, _step: object, _x: object, choice: Placement) -> float:
+    def seconds(_model: nn.Module, _step: object, _x: object, choice: Placement, _frozen: str) -> float:
         tried.append(choice.channels_last)
         return 1.0
 
@@ -63,3 +63,21 @@ def test_repvgg_is_not_trained_in_channels_last_layout() -> None:
     model = build_model(Model(backbone="repvgg_a0", weights="none"), 7)[0]
     assert unsafe_convolution(model) == "stem.conv_1x1.conv"
     assert unsafe_convolution(build_model(Model(backbone="resnet18", weights="none"), 7)[0]) is None
+
+
+def test_the_timing_trains_as_the_config_says() -> None:
+    """Batch norm in train mode can't compute one image of one position; with fixed statistics it can."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.Flatten())
+    config = Train(device="cpu", precision="fp32", channels_last="auto")
+
+    def seconds(frozen: str) -> list[float]:
+        return list(choose(config, model, lambda model, x: model(x).sum(), torch.zeros(1, 3, 8, 8), frozen)[1].values())
+
+    assert seconds("none") == [float("inf")] * 2
+    assert all(0 < value < 1000 for value in seconds("batch_norm"))
+
+
+def test_fp32_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    choose_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
