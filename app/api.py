@@ -23,6 +23,7 @@ from .openapi import api_page, openapi
 
 MAX_BATCH = 50  # images of /classify_images
 MAX_WAITING = 40  # requests at once; further ones get status 503
+MAX_COMPUTING = 2  # of them in a thread; the model computes one at a time, and the page needs threads, too
 MAX_ARRIVING = 8  # of them, whose images are being received
 ARRIVAL_SECONDS = 60  # that a request may take to arrive
 MultiPartParser.spool_max_size = MAX_REQUEST_BYTES  # Starlette would write uploads over a megabyte to a file
@@ -40,11 +41,12 @@ def add_api(app: FastAPI, engine: Engine) -> None:
     """Adds /classify, /classify_images, /health, /openapi.json, the page /api and its examples to the app."""
     waiting = asyncio.Semaphore(MAX_WAITING)
     arriving = asyncio.Semaphore(MAX_ARRIVING)
+    computing = asyncio.Semaphore(MAX_COMPUTING)
     description = openapi(engine.info, MAX_BATCH)
     page = api_page(description)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "ok", "model": engine.info.name, "sha256": engine.classifier.digest}
 
     @app.get("/openapi.json")
@@ -82,7 +84,8 @@ def add_api(app: FastAPI, engine: Engine) -> None:
             try:
                 async with arriving, asyncio.timeout(ARRIVAL_SECONDS):
                     form = await _read(request, engine, most)
-                return JSONResponse(await run_in_threadpool(function, engine, form))
+                async with computing:
+                    return JSONResponse(await run_in_threadpool(function, engine, form))
             except UserError as error:
                 return _error(422, str(error).replace("--prevalence", "prevalence"))  # as on the command line
             except TimeoutError:

@@ -6,6 +6,7 @@
         files: [], paths: [], calls: 0, began: 0, order: "", down: false, opened: null,
         tables: 0,  // number of the table on the page: what was sent for a cleared one is dropped
         sending: 0,  // uploads that have not ended
+        resent: false,  // whether the files were sent again, since the server had lost their results
         unsent: [], reason: "",  // files whose upload failed, and why
         requests: new Set(),  // running uploads
         refused: [],  // sentences on uploads that the server refused
@@ -15,6 +16,9 @@
         async add(added) {
             const table = this.tables, files = [...this.unsent, ...added];
             [this.unsent, this.refused] = [[], []];
+            const room = MOST_FILES - this.files.length;  // the server takes no more in one call
+            if (files.length > room) this.refused.push(`${counted(files.splice(room).length)} not sent: the table takes at most ${MOST_FILES}.`);
+            if (!files.length) { this.status(""); return; }
             this.status("Sending …");
             find("#many-clear").disabled = false;
             this.sending += 1;
@@ -71,6 +75,14 @@
         answered(raw) {
             const content = carried(raw), section = content && find("[data-call]", content);
             if (!section || (Number(section.dataset.call) !== this.calls && section.dataset.call !== "0")) return;
+            if (section.dataset.code === "gone" && !this.resent) {  // the server keeps a result for ten minutes
+                this.resent = true;
+                const files = this.files;
+                [this.files, this.paths] = [[], []];
+                this.add(files);
+                return;
+            }
+            this.resent = false;
             const row = document.activeElement?.dataset?.open;
             find("#table").innerHTML = section.innerHTML;
             Object.entries(this.filters).forEach(([id, value]) => { if (find(`#${id}`)) find(`#${id}`).value = value; });

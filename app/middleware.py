@@ -19,6 +19,7 @@ from .uploads import Uploads
 
 # the part of Gradio's interface that the page uses; other routes record, edit, proxy, fetch, or return uploads
 UPLOAD, PROGRESS = "/gradio_api/upload", "/gradio_api/upload_progress"
+CLASSIFY = ("/classify", "/classify_images")
 INTERFACE = re.compile(
     r"/gradio_api/(upload|upload_progress|queue/(join|data|status)|info|app_id|startup-events|heartbeat/\w+|cancel"
     r"|reset|theme\.css)/?"
@@ -28,9 +29,11 @@ OWN = re.compile(
     r"|example/\d{1,3}|(assets|static)/[\w./-]+)"
 )
 MAX_REQUEST_BYTES = 100_000_000  # of a request to /classify or /classify_images
+MAX_HELD_BYTES = 400_000_000  # of all requests to them, which are held in memory
 MAX_UPLOAD_BYTES = 2_000_000_000  # of an upload by the page
 MAX_OTHER_BYTES = 1_000_000  # of any other request
 MAX_KEPT_BYTES = 8_000_000_000  # of all uploads that wait to be classified
+RESERVED_BYTES = 100_000_000  # of the rest of an upload, so that one that is announced but not sent blocks no others
 SPARE_BYTES = 10_000_000  # of the disk's space that stay free
 WRONG_SECONDS = 1  # that the check of a wrong password takes; passwords are checked one after the other
 PASSWORD_REQUIRED = "This demo requires a password."
@@ -80,8 +83,8 @@ def own_names(host: str, allowed: Sequence[str] = ()) -> Callable[[str], bool]:
 class _Body:
     """Receives a request's body, and disconnects clients that send too slowly: they would block others."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, announced: int) -> None:
+        self._receive, self._announced = receive, announced
         self._bytes, self._waited, self._complete = 0, 0.0, False
         self.disconnected = False
 
@@ -102,6 +105,11 @@ class _Body:
         self._complete = self.disconnected or not message.get("more_body", False)
         return message
 
+    @property
+    def reserved(self) -> int:
+        """Bytes that are still to be stored: of what was announced at most `RESERVED_BYTES`."""
+        return max(0, min(self._announced - self._bytes, RESERVED_BYTES))
+
 
 class Guard:
     """Refuses requests that the demo does not serve, each with a status and a sentence."""
@@ -113,7 +121,8 @@ class Guard:
         self.password = password.encode()
         self._accepted: set[bytes] = set()  # digests of correct credentials
         self._guesses, self._lock = 0, asyncio.Lock()
-        self._announced = 0  # bytes of the uploads that are being received
+        self._arriving: set[_Body] = set()  # uploads that are being received
+        self._held = 0  # bytes of the requests to /classify and /classify_images
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -121,27 +130,32 @@ class Guard:
             await self.app(scope, receive, send)
         elif refusal := self._refusal(scope):
             status, message = refusal
-            await PlainTextResponse(f"{message}\n", status)(scope, receive, send)
+            later = {"Retry-After": "5"} if status == 503 else None
+            await PlainTextResponse(f"{message}\n", status, later)(scope, receive, send)
         elif message := await self._unauthorised(scope):
             challenge = {"WWW-Authenticate": 'Basic realm="dermrw", charset="UTF-8"'}
             await PlainTextResponse(f"{message}\n", 401, challenge)(scope, receive, send)
         elif scope["path"].rstrip("/") == PROGRESS:
             await PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")(scope, receive, send)
         else:
-            announced = int(Headers(scope=scope).get("content-length", 0)) if scope["path"].rstrip("/") == UPLOAD else 0
-            self._announced += announced
+            path, length = scope["path"].rstrip("/"), int(Headers(scope=scope).get("content-length", 0))
+            body, held = _Body(receive, length), length if path in CLASSIFY else 0
+            self._held += held
+            if path == UPLOAD:
+                self._arriving.add(body)
             try:
-                await self._answer(scope, receive, send)
+                await self._answer(scope, body, send)
             finally:
-                self._announced -= announced
+                self._held -= held
+                self._arriving.discard(body)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, body: _Body, send: Send) -> None:
         """Passes the request to Gradio. If Gradio fails, no traceback is logged: it may contain the request."""
         # Gradio would take its own address from this header
         scope = {**scope, "headers": [(k, v) for k, v in scope["headers"] if k != b"x-forwarded-host"]}
         if scope["path"].rstrip("/") == UPLOAD:  # Gradio would never delete the progress that it keeps by upload_id
             scope["query_string"] = b""
-        started, body = False, _Body(receive)
+        started = False
 
         async def send_and_note(message: Message) -> None:
             nonlocal started
@@ -155,11 +169,11 @@ class Guard:
         except Exception as error:
             if body.disconnected:
                 if not started:
-                    await PlainTextResponse("The request arrived too slowly.\n", 408)(scope, receive, send)
+                    await PlainTextResponse("The request arrived too slowly.\n", 408)(scope, body, send)
                 return
             print(f"app: a request failed ({type(error).__name__})", flush=True)
             if not started:
-                await PlainTextResponse("The demo failed to answer this request.\n", 500)(scope, receive, send)
+                await PlainTextResponse("The demo failed to answer this request.\n", 500)(scope, body, send)
 
     async def _unauthorised(self, scope: Scope) -> str:
         """Returns why the request is refused for lack of the password (HTTP Basic, RFC 7617); empty if it is accepted.
@@ -217,12 +231,15 @@ class Guard:
             return 411, "Chunked requests are not accepted: send Content-Length."
         if others or not (length.isascii() and length.isdigit()):
             return 411, "The request needs one valid Content-Length."
-        limits = {UPLOAD: MAX_UPLOAD_BYTES, "/classify": MAX_REQUEST_BYTES, "/classify_images": MAX_REQUEST_BYTES}
+        limits = {UPLOAD: MAX_UPLOAD_BYTES} | dict.fromkeys(CLASSIFY, MAX_REQUEST_BYTES)
         limit = limits.get(path, MAX_OTHER_BYTES)
         if int(length) > limit:
             return 413, f"The request is larger than {limit // 10**6:,} MB."
-        if path == UPLOAD and self.uploads.size() + self._announced + int(length) > MAX_KEPT_BYTES:
+        if path in CLASSIFY and self._held + int(length) > MAX_HELD_BYTES:
+            return 503, "Too many requests are waiting: try again in a few seconds."
+        reserved = sum(body.reserved for body in self._arriving)
+        if path == UPLOAD and self.uploads.size() + reserved + int(length) > MAX_KEPT_BYTES:
             return 507, "Too many images are waiting: try again in a minute."
-        if path == UPLOAD and self.uploads.free_space() < self._announced + int(length) + SPARE_BYTES:
+        if path == UPLOAD and self.uploads.free_space() < reserved + int(length) + SPARE_BYTES:
             return 507, "The server's disk is full: its administrator must free some space."
         return None

@@ -20,6 +20,7 @@ ERRORS = {
 _text = {"type": "string"}
 _text_or_null = {"type": ["string", "null"]}
 _probability = {"type": "number", "minimum": 0, "maximum": 1}
+_box: dict[str, Any] = {"type": "array", "items": {"type": "integer"}, "minItems": 4, "maxItems": 4}
 
 
 def openapi(info: ModelInfo, max_batch: int) -> dict[str, Any]:
@@ -32,17 +33,15 @@ def openapi(info: ModelInfo, max_batch: int) -> dict[str, Any]:
             "triage": {**_text_or_null, "enum": ["refer", "no reason to refer seen", None]},
             "notes": {"type": "array", "items": _text, "description": "how the picture was read, where that matters"},
             "box": {
-                "type": "array",
-                "items": {"type": "integer"},
-                "minItems": 4,
-                "maxItems": 4,
+                **_box,
                 "description": "the part that was used: left, top, right, bottom in pixels of the upright picture",
             },
+            "seen": {**_box, "description": "the part of the box that the model saw, which the heat map covers"},
             "probabilities": _or_null("Probabilities"),
             "heat_map": {
                 "type": "array",
                 "items": {"type": "array", "items": _probability},
-                "description": "with the field heat_map: rows of the evidence for the class over the box, relative to "
+                "description": "with the field heat_map: rows of the evidence for the class over `seen`, relative to "
                 "its maximum",
             },
         },

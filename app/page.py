@@ -22,7 +22,7 @@ from .engine import MAX_BYTES, MAX_PICTURES, Engine, Examined, Picture, plain_na
 from .middleware import MAX_REQUEST_BYTES, Guard
 from .page_cache import LatestCalls, PageCache
 from .render import Given, error_box, fixed_part, lesion_result
-from .table import Upload, classify_many
+from .table import Row, Upload, classify_many
 
 HERE = Path(__file__).parent
 CSS = (HERE / "page.css").read_text(encoding="utf-8")
@@ -143,7 +143,9 @@ class PageEvents:
                 for html in classify_many(
                     self.engine, paths, take_upload, UPLOADS.drop, UPLOADS.touch, prevalence, shares, rows, superseded
                 ):
-                    yield carried(f'<div data-call="{ask.call}">{html}</div>')
+                    lost = any(isinstance(row, Row) and row.error == NOT_HERE for row in rows.values())
+                    code = ' data-code="gone"' if lost else ""  # then the script sends the files again
+                    yield carried(f'<div data-call="{ask.call}"{code}>{html}</div>')
             except UserError as error:
                 yield carried(error_box(adapted(str(error), self.engine.info), title=self.engine.words.own_prevalence))
             finally:

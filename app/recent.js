@@ -48,7 +48,6 @@
             const before = prevalence.text;
             one.leave();
             one.calls += 1;
-            one.waiting = null;
             one.reference = entry.reference;
             prevalence.restore(entry.asked);
             if (prevalence.text !== before) window.dermrw.many.ask();  // both tabs have the same prevalence

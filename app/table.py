@@ -94,7 +94,7 @@ def classify_many(
             if superseded():
                 return
             if path not in rows:
-                rows[path] = _row(engine, path, take)
+                rows[path] = _distinct(_row(engine, path, take), rows)
                 if time.monotonic() - last_drawn > REDRAW_SECONDS:
                     done = [row for p in used if isinstance(row := rows.get(p), Row)]
                     for waiting in used[len(done) :]:
@@ -148,6 +148,21 @@ def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
     except UserError as error:
         unreadable = ImageRow(name, (), Verdict(None, (), None), error=str(error))
         return Row(name, None, str(error), (), unreadable)
+
+
+def _distinct(row: Row, earlier: dict[str, Upload]) -> Row:
+    """Returns the row with a number after its name if an earlier image has the same name, and a note that says so.
+
+    Folders of several patients often hold files of one name. For the score, the image keeps its name.
+    """
+    same = sum(
+        isinstance(other, Row) and other.image is not None and other.image.image_id == row.name
+        for other in earlier.values()
+    )
+    if not same:
+        return row
+    note = f"{same + 1} of the images have this name: this is number {same + 1}, in the order in which they were added"
+    return row._replace(name=f"{row.name} ({same + 1})", notes=(*row.notes, note))
 
 
 def _hashes(explanation: Explanation) -> ImageHash | None:

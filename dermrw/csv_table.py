@@ -17,6 +17,7 @@ from dermrw.errors import UserError
 from dermrw.files import open_regular
 
 MOST_BYTES = 200_000_000  # a table of a million images has fewer
+MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown")  # texts of a cell without a value, in lower case
 SEPARATORS = ",;\t|"
 MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -79,9 +80,11 @@ def parse_csv_table(data: bytes, path: object, comments: bool = False, most_cell
         raise UserError(f"{path} has more than {most_cells:,} cells: remove rows or columns that are not needed")
     named = [i for i, name in enumerate(header) if name]
     columns = [header[i] for i in named]
-    doubled = next((name for name, count in Counter(columns).items() if count > 1), None)
+    count = Counter(name.casefold() for name in columns)
+    doubled = [name for name in columns if count[name.casefold()] > 1]
     if doubled:
-        raise UserError(f"{path} has two columns {doubled}: delete or rename one")
+        names = doubled[0] if doubled[0] == doubled[1] else f"{doubled[0]} and {doubled[1]}"
+        raise UserError(f"{path} has two columns {names}: delete or rename one")
     for line, row in body:
         if len(row) > len(header):
             raise UserError(

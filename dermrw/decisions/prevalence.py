@@ -58,9 +58,12 @@ def parse_prevalence(text: str, codes: Sequence[str], training: Mapping[str, flo
         return None
     if text == "training":
         return np.array([training[code] for code in codes]) / sum(training.values())
-    pairs, rest = [], text
+    pairs: list[tuple[str, str]] = []
+    rest = text
     alternatives = "|".join(re.escape(code) for code in sorted(codes, key=len, reverse=True))
-    while item := re.match(rf"\s*({alternatives})\s*=([^,]*)(,(?=.)|$)", rest, re.DOTALL):  # a code can contain a comma
+    while len(pairs) <= len(codes) and (
+        item := re.match(rf"\s*({alternatives})\s*=([^,]*)(,(?=.)|$)", rest, re.DOTALL)
+    ):  # a code can contain a comma
         pairs.append((item[1], item[2]))
         rest = rest[item.end() :]
     if rest or sorted(name for name, _ in pairs) != sorted(codes):

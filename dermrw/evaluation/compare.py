@@ -224,9 +224,7 @@ def _is_current(run: Path, title: str, name: str) -> bool:
     found, own = _evaluation(report), _evaluation(run / "report.json")
     if found is None or own is None or found == own:
         return True
-    print(
-        f"{title}: left out for {run}, because {name} is of another checkpoint or number of views than report.json"
-    )
+    print(f"{title}: left out for {run}, because {name} is of another checkpoint or number of views than report.json")
     return False
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 MOST_SCANS = 40  # a progressive JPEG has about ten
 MOST_EXIF = 2  # segments of one JPEG, 64 kB each, which Pillow joins
+MOST_TAGS = 4096  # of a directory; a picture has some dozens
 MOST_SEGMENTS = 10_000  # of one JPEG; an ICC profile or a thumbnail needs a few dozen
 
 # bytes of a value by type number (TIFF 6.0, section 2; the last three are BigTIFF's)
@@ -51,6 +52,7 @@ class Directories:
     def __init__(self, data: bytes, big: bool) -> None:
         self.data, self.order = data, "<" if data[:2] == b"II" else ">"
         self.word, self.number, self.entry = ("Q", "Q", "HHQ8s") if big else ("L", "H", "HHL4s")
+        self.many = False  # whether a directory has more entries than `MOST_TAGS`
         self.first = self._read(self._at(8 if big else 4))
         self.all = list(self.first)
         seen: set[int] = set()
@@ -76,7 +78,8 @@ class Directories:
         try:
             (number,) = struct.unpack_from(self.order + self.number, self.data, start)
             start += struct.calcsize(self.order + self.number)
-            for i in range(min(number, len(self.data) // step)):
+            self.many |= number > MOST_TAGS
+            for i in range(min(number, MOST_TAGS, len(self.data) // step)):
                 entries.append(Tag(*struct.unpack_from(self.order + self.entry, self.data, start + i * step)))
         except (struct.error, OverflowError):
             pass
@@ -97,6 +100,8 @@ class Directories:
 
     def wrong(self, most_pixels: int) -> str:
         """Returns the reason to refuse the file, or an empty string."""
+        if self.many:
+            return "has too many tags"
         if sum(tag.size for tag in self.all) > len(self.data):
             return "has tags that lie in the same place"
         side = [max(self.values(number), default=0) for number in (TILE_WIDTH, TILE_LENGTH)]
@@ -104,7 +109,10 @@ class Directories:
             return f"has tiles of {side[0]} × {side[1]} pixels"
         if set(self.values(COMPRESSION)) & set(BY_JPEG):
             for places, lengths in PIECES:
-                for place, length in zip(self.values(places), self.values(lengths), strict=False):
+                pieces = list(zip(self.values(places), self.values(lengths), strict=False))
+                if sum(max(0, min(length, len(self.data) - place)) for place, length in pieces) > len(self.data):
+                    return "has strips or tiles that lie in the same place"
+                for place, length in pieces:
                     if self.data.count(bytes([0xFF, _SOS]), place, place + length) > MOST_SCANS:
                         return "goes over its pixels too many times"
         return ""

@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms
 
+from dermrw.images.formats import last_fill
+
 Floats = npt.NDArray[np.float64]
 Chromaticities = tuple[float, float, float, float, float, float, float, float]  # x and y of white, red, green, blue
 
@@ -218,9 +220,11 @@ def png_profile(content: bytes) -> tuple[bytes, bytes | None]:
         return content, None
     start, end = chunks[0]
     profile = _decompressed(content[start + 4 : end])
-    for start, end in reversed(chunks):
-        content = content[:start] + content[end:]
-    return content, profile
+    kept, at = [], 0
+    for start, end in chunks:
+        kept.append(content[at:start])
+        at = end
+    return b"".join([*kept, content[at:]]), profile
 
 
 def _decompressed(chunk: bytes) -> bytes:
@@ -243,7 +247,11 @@ def jpeg_states_profile(content: bytes) -> bool:
         if content[at + 1] == 0xE2 and content[at + 4 : at + 16] == b"ICC_PROFILE\0":
             return True
         # fill bytes may come before a marker
-        at += 1 if content[at + 1] == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        at = (
+            last_fill(content, at)
+            if content[at + 1] == 0xFF
+            else at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        )
     return False
 
 

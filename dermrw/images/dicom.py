@@ -106,7 +106,9 @@ def _decoded(content: bytes, name: object, most_pixels: int) -> Image.Image:
             if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
                 # Whether a JPEG holds RGB or YCbCr is written in its markers and component names, which libjpeg reads.
                 # PhotometricInterpretation is often wrong about it.
-                return _finished(inside.convert("RGB"), data)
+                rgb = inside.convert("RGB")
+                rgb.info = {key: value for key, value in inside.info.items() if key == "icc_profile"}
+                return _finished(rgb, data)  # without EXIF: Rows and Columns are those of the stored picture
         if str(kind).startswith("YBR_FULL") and _stores_rgb(frame):
             data.PhotometricInterpretation = "RGB"  # else pydicom would convert the colours a second time
     elif syntax not in (*UNCOMPRESSED, RLELossless):

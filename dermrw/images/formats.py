@@ -126,6 +126,16 @@ def _is_bare_dicom(head: bytes) -> bool:
 FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
+FILL = re.compile(rb"\xff*")
+
+
+def last_fill(content: bytes, at: int) -> int:
+    """The place of the last of the bytes 0xFF that begin at `at`: the next marker's own."""
+    found = FILL.match(content, at)
+    assert found is not None
+    return found.end() - 1
+
+
 def jpeg_fault(content: bytes) -> str | None:
     """The reason why a JPEG is not read, for `the image NAME …`; None if there is none, or it is damaged."""
     at, adobe = 2, False
@@ -141,5 +151,5 @@ def jpeg_fault(content: bytes) -> str | None:
             if components == 4 and not adobe:
                 return "is a CMYK JPEG without Adobe's marker, so its colours are ambiguous: save it as RGB"
             return None
-        at += 1 if marker == 0xFF else 2 + length  # fill bytes may come before a marker
+        at = last_fill(content, at) if marker == 0xFF else at + 2 + length  # fill bytes may come before a marker
     return None

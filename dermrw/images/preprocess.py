@@ -73,13 +73,15 @@ UPRIGHT = {
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned by its EXIF orientation; where the EXIF can't be read, as it is."""
+    """The picture turned by its EXIF orientation, as browsers do; where the EXIF can't be read, as it is."""
     image.load()  # first, so that damaged pixels are told from damaged EXIF
     exif = image.info.get("exif") or b""  # HEIC without EXIF has None
     while exif.startswith(b"Exif\0\0"):  # Pillow takes them all away, too
         exif = exif[6:]
     if of_tiff(exif, MOST_PIXELS) or len(image.info.get("Raw profile type exif", "")) > MOST_EXIF_TEXT:
         return image
+    for key in ("xmp", "XML:com.adobe.xmp"):  # where Pillow would look for an orientation, too; browsers do not
+        image.info.pop(key, None)
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # of many types: struct.error, SyntaxError, ...

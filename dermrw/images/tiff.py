@@ -13,7 +13,7 @@ from dermrw.images.depth import FULL, NARROW, eight_bits
 REDUCED, MASK = 1, 4  # bits of NewSubfileType (TIFF 6.0, section 8)
 NEW_SUBFILE_TYPE, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 258, 259, 262
 PLANAR, MAX_SAMPLE_VALUE, COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT = 284, 281, 320, 338, 339
-DNG_VERSION = 50706
+DNG_VERSION, IMAGE_WIDTH, IMAGE_LENGTH = 50706, 256, 257
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6
 RAW_PHOTOMETRICS = {32803, 34892}  # a colour filter array and linear raw values (DNG 1.7, chapter 4)
 SEPARATE_PLANES, UNCOMPRESSED = 2, 1
@@ -132,7 +132,7 @@ def _stated(tags: Any, otherwise: int) -> int:
     return int(max(stated) if isinstance(stated, tuple) else stated) if stated else otherwise
 
 
-def _by_tifffile(image: Image.Image, content: bytes) -> Any:
+def _by_tifffile(image: TiffImagePlugin.TiffImageFile, content: bytes) -> Any:
     """The 16-bit values `[H, W, samples]` of the present page; None if tifffile lacks the codec."""
     import tifffile  # needed by few pictures
 
@@ -144,7 +144,11 @@ def _by_tifffile(image: Image.Image, content: bytes) -> Any:
         return None
     if values.ndim == 3 and page.planarconfig == SEPARATE_PLANES:
         values = np.moveaxis(values, 0, -1)
-    right = values.dtype == np.uint16 and values.ndim == 3 and values.shape[:2] == (image.height, image.width)
+    right = (
+        values.dtype == np.uint16
+        and values.ndim == 3
+        and values.shape[:2] == (image.tag_v2[IMAGE_LENGTH], image.tag_v2[IMAGE_WIDTH])
+    )
     return values if right and values.shape[2] >= 3 else None
 
 

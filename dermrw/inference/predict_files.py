@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import dermrw
-from dermrw.csv_table import read_csv_table
+from dermrw.csv_table import MISSING, read_csv_table
 from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
 from dermrw.errors import UserError, first_of
 from dermrw.files import csv_text, require_writable, resolved_target, writing_atomic
@@ -63,7 +63,7 @@ def read_lesions(path: Path, image_ids: Sequence[str], group: str = "lesion") ->
             image = stem  # the table lists file names
         if lesion.setdefault(image, name) != name:
             raise UserError(f"{path}: image {image} has two {group}s")
-    without = [i for i in image_ids if not lesion.get(i)]
+    without = [i for i in image_ids if lesion.get(i, "").casefold() in MISSING]
     if without:
         raise UserError(f"{path} names no {group} for image {first_of(without)}: add a row for each image")
     return [lesion[i] for i in image_ids]

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,13 +11,14 @@ import numpy as np
 import pandas as pd
 from scipy.cluster.hierarchy import DisjointSet
 
-from dermrw.csv_table import parse_csv_table
+from dermrw.csv_table import MISSING, parse_csv_table
 from dermrw.errors import UserError, first_of
 from dermrw.formatting import counted
 from dermrw.images.formats import IMAGE_SUFFIXES
 from dermrw.images.skin_tone import TONE_COLUMN
 from dermrw.inference.find_images import find_images as find_image_files
 from dermrw.inference.find_images import image_id
+from dermrw.inference.known_images import is_distinctive
 from dermrw.labelled.folder import data_files, find_images, frame_of, read_frame, require_columns
 from dermrw.published import PublishedSet, fold, published_duplicates, recognise
 
@@ -45,7 +47,6 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation", "val": "validation",
     "test": "test", "testing": "test", "meta": "meta",
 }  # fmt: skip
-MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown")
 
 
 class LabelledImages(NamedTuple):
@@ -223,6 +224,7 @@ def _read_table(
         notes.append(note)
         table = table[~table["image_id"].isin(duplicates)]
     table["path"] = find(table["text"].tolist())
+    _require_one_text_each(table, source)
     table = table.drop(columns="text").reset_index(drop=True)
     return LabelledImages(table, unit, tuple(dict.fromkeys(extra)), notes, published, tuple(duplicates))
 
@@ -241,10 +243,14 @@ def _labels(
             f"{', '.join(frame.columns)[:200]}"
         )
     numbers = frame[hot].apply(lambda values: pd.to_numeric(values.str.replace(",", "."), errors="coerce"))
-    bad = frame[image][(numbers == 1).sum(axis=1) != 1]
+    ones = numbers == 1
+    others = ~ones & (numbers != 0) & (frame[hot] != "")  # an empty cell stands for 0
+    bad = frame[image][(ones.sum(axis=1) != 1) | others.any(axis=1)]
     if len(bad):
-        raise UserError(f"{source}: image {bad.iloc[0]} must have a 1 in exactly one of {', '.join(hot)}")
-    return [hot[i] for i in numbers.to_numpy().argmax(axis=1)]
+        raise UserError(
+            f"{source}: image {bad.iloc[0]} must have a 1 in exactly one of {', '.join(hot)}, and 0 elsewhere"
+        )
+    return [hot[i] for i in ones.to_numpy().argmax(axis=1)]
 
 
 def _with_sibling(frame: pd.DataFrame, image: str, source: Path) -> tuple[pd.DataFrame, str]:
@@ -344,6 +350,19 @@ def _without_repeats(table: pd.DataFrame, source: Path) -> tuple[pd.DataFrame, l
     return once, [f"{repeated} counted once"] if repeats else []
 
 
+def _require_one_text_each(table: pd.DataFrame, source: Path) -> None:
+    """Checks that no two rows name one file in different ways, such as `a.jpg` and `a`.
+
+    Raises:
+        UserError: two rows do.
+    """
+    paths = table["path"][table["path"] != ""].map(os.path.normpath)
+    repeated = paths[paths.duplicated(keep=False)]
+    if len(repeated):
+        one, other = table["text"][repeated.index[repeated == repeated.iloc[0]]].tolist()[:2]
+        raise UserError(f"{source} names one file as {one} and as {other}: keep one row of each image")
+
+
 def _published_duplicates(ids: Sequence[str], source: Path) -> tuple[list[str], str]:
     """The images of ISIC 2020 to leave out, by the list `DUPLICATES` next to the table, and a note.
 
@@ -371,11 +390,22 @@ def _paths(texts: Sequence[str], folder: Path, source: Path, option: str, named:
     wanted = {text: _stem(text) for text, path in zip(texts, paths, strict=True) if not path}
     if wanted:
         found = find_images(data_files(folder), folder, list(wanted.values())).paths
-        paths = [path or str(found.get(wanted.get(text, ""), "")) for text, path in zip(texts, paths, strict=True)]
+        named_once = Counter(wanted.values())
+        for i, text in enumerate(texts):
+            stem = wanted.get(text, "")
+            file = found.get(stem)
+            if file is not None and ((is_distinctive(stem) and named_once[stem] == 1) or _ends_in(file.parent, text)):
+                paths[i] = str(file)
     if not any(paths):
         fix = f"name {'another folder' if named else 'the folder of the images'} with {option}"
         raise UserError(f"{source}: there is no image {first_of(list(dict.fromkeys(texts)))} in {folder}: {fix}")
     return paths
+
+
+def _ends_in(folder: Path, text: str) -> bool:
+    """Whether a file's folder ends in the folders that the text names: of `site1/0001.jpg` in `site1`."""
+    named = [part for part in text.replace("\\", "/").split("/")[:-1] if part not in ("", ".")]
+    return not named or [*folder.parts[-len(named) :]] == named
 
 
 def _stem(text: str) -> str:
@@ -386,7 +416,7 @@ def _stem(text: str) -> str:
 
 def _file(folder: Path, text: str) -> str:
     try:
-        path = folder / text
-        return str(path) if path.is_file() else ""
+        tried = [folder / text, folder / text.replace("\\", "/")]
+        return next((str(path) for path in tried if path.is_file()), "")
     except (ValueError, OSError):  # not a valid path
         return ""

@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 from tools.serving import SECONDS, Form, Server, basic, wait_until
 
-from app.middleware import Guard, own_names
+from app.middleware import MAX_HELD_BYTES, RESERVED_BYTES, Guard, _Body, own_names
 from app.uploads import Uploads
 
 META = {"meta": {"_type": "gradio.FileData"}}
@@ -353,4 +353,31 @@ def test_uploads_without_disk_space_are_refused(
     response = TestClient(guarded).post("/gradio_api/upload", content=b"x" * 1000)
     assert response.status_code == status
     assert {200: "taken", 507: "waiting" if waiting else "disk is full"}[status] in response.text
+    uploads.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [("/classify", 503, "Too many requests are waiting"), ("/gradio_api/upload", 200, "taken")],
+)
+def test_requests_in_memory_have_a_limit(path: str, status: int, message: str) -> None:
+    uploads = Uploads()
+    guarded = Guard(PlainTextResponse("taken"), own_names("testserver", ["testserver"]), uploads)
+    guarded._held = MAX_HELD_BYTES - 500
+    response = TestClient(guarded).post(path, content=b"x" * 1000)
+    assert (response.status_code, response.headers.get("retry-after")) == (status, "5" if status == 503 else None)
+    assert message in response.text and guarded._held == MAX_HELD_BYTES - 500
+    uploads.cleanup()
+
+
+def test_uploads_that_are_announced_and_not_sent_block_no_others() -> None:
+    uploads = Uploads()
+    guarded = Guard(PlainTextResponse("taken"), own_names("testserver", ["testserver"]), uploads)
+
+    async def nothing() -> Message:
+        raise AssertionError
+
+    guarded._arriving = {_Body(nothing, 2 * 10**9) for _ in range(4)}  # 8 GB, of which nothing has arrived
+    assert sum(body.reserved for body in guarded._arriving) == 4 * RESERVED_BYTES
+    assert TestClient(guarded).post("/gradio_api/upload", content=b"x" * 1000).status_code == 200
     uploads.cleanup()

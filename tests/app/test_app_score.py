@@ -3,6 +3,7 @@
 import re
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from tools.any_model import TRIAGE, model_info, write_model
 
 from app.engine import Engine, plain_name
 from app.gradio_hardening import UPLOADS
-from app.page import take_upload
+from app.page import PageEvents, take_upload
+from app.page_cache import PageCache
 from app.score_table import MAX_TABLE_BYTES, is_table
 from app.table import Upload, classify_many
 from dermrw.inference.classifier import Classifier
@@ -196,3 +198,31 @@ def test_a_newer_call_stops_the_older_one_after_one_image(tmp_path: Path, images
     assert all(Path(path).exists() for path in images[1:])
     for path in images[1:]:
         UPLOADS.drop(path)
+
+
+def test_images_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Folders of two patients often hold files of one name."""
+    rows: dict[str, Upload] = {}
+    paths = [picture(tmp_path, "0001.png", colour) for colour in (RED, GREEN, BLUE)]
+    engine = engine_of(tmp_path)
+    page = table_of(engine, paths, rows)
+    assert [row.name for row in rows.values()] == ["0001.png", "0001.png (2)", "0001.png (3)"]
+    assert "2 of the images have this name: this is number 2, in the order in which they were added" in page
+    assert table_of(engine, paths, rows).count("0001.png (2)") == page.count("0001.png (2)")  # drawn again
+    labels = upload("labels.csv", b"image,label\n0001.png,ash\n")
+    assert "0001.png" in table_of(engine, [*paths, labels], rows)
+
+
+def test_the_table_says_that_uploads_are_gone(tmp_path: Path) -> None:
+    """The script then sends the files again."""
+    events = PageEvents(engine_of(tmp_path), PageCache(), PageCache())
+    request = SimpleNamespace(session_hash="s")
+    path = picture(tmp_path, "a.png", RED)
+    *_, html = events.show_table(request, [path], '{"call": 1}')  # type: ignore[arg-type]
+    assert "data-code" not in html
+    events.rows.close("s")  # ten minutes later
+    *_, html = events.show_table(request, [path], '{"call": 2}')  # type: ignore[arg-type]
+    assert (
+        "data-call=&quot;2&quot; data-code=&quot;gone&quot;" in html
+        or "data-call=&#34;2&#34; data-code=&#34;gone&#34;" in html
+    )

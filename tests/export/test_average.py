@@ -212,9 +212,9 @@ def test_validation_images_are_predicted_by_the_runs_that_were_not_trained_on_th
     members = [_member(r, []) for r in (run, other)]
     require_alike(members)
     data = members[1].config.data.model_copy(update={"extra": "more/mine.csv"})
-    other = members[1]._replace(config=members[1].config.model_copy(update={"data": data}))
+    with_extra = members[1]._replace(config=members[1].config.model_copy(update={"data": data}))
     with pytest.raises(UserError, match=r"differ in data\.extra: None and mine\.csv"):
-        require_alike([members[0], other])
+        require_alike([members[0], with_extra])
     splits, average = joint_splits(members), Average(members)
     assert splits.validation.table["image_id"].is_unique and splits.train.table["image_id"].is_unique
     logits, checks, count = average.predict_held_out(splits.validation)

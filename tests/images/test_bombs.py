@@ -96,6 +96,24 @@ def test_a_tiff_of_jpegs() -> None:
         read_image(pages)
 
 
+def test_strips_of_jpegs_that_lie_in_the_same_place() -> None:
+    """Each of them would be searched for scans."""
+    strips, size = 12_000, 200_000
+    offsets = 8 + 2 + 3 * 12 + 4
+    head = struct.pack("<2sHLH", b"II", 42, 8, 3)
+    head += struct.pack("<HHLHH", 259, 3, 1, 7, 0) + struct.pack("<HHLL", 273, 4, strips, offsets)
+    head += struct.pack("<HHLL", 279, 4, strips, offsets + 4 * strips) + bytes(4)
+    file = head + struct.pack(f"<{2 * strips}L", *[0] * strips, *[size] * strips) + bytes(size)
+    assert "strips or tiles that lie in the same place" in of_tiff(file, MANY)
+
+
+def test_a_directory_of_too_many_tags() -> None:
+    tracemalloc.start()
+    assert of_tiff(overlapping("<", 20_000, 10), MANY) == "has too many tags"
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("start", [b"MM*\0", b"II\0*", b"MM\0+", b"MM\0*", b"II*\0"])
 def test_every_beginning_that_pillow_takes_for_a_tiff(start: bytes) -> None:
     bomb = start + overlapping("<" if start[:2] == b"II" else ">", 500, 100_000)[4:]

@@ -4,14 +4,16 @@ import contextlib
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
-from dermrw.images.formats import HEAD, format_of
+from dermrw.images.colour import jpeg_states_profile
+from dermrw.images.formats import HEAD, format_of, jpeg_fault
 from dermrw.images.iso_media import nclx, turned
 from dermrw.images.preprocess import read_image
 
@@ -134,3 +136,23 @@ def test_sixteen_bits(planar: str, top: int, note: str | None) -> None:
     assert np.abs(np.asarray(image, dtype=int) - pixels).max() <= 1
     assert (note is None) == (not image.info)
     assert note is None or image.info["notes"][0].startswith(note)
+
+
+def test_fill_bytes_before_a_marker_are_skipped_at_once() -> None:
+    """A loop in Python over 30 MB of them would take ten seconds."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(
+        buffer, "JPEG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
+    plain = buffer.getvalue()
+    calls = 0
+
+    class Counted(bytes):
+        def __getitem__(self, key: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return super().__getitem__(key)
+
+    filled = Counted(plain[:2] + b"\xff" * 100_000 + plain[2:])
+    assert jpeg_fault(filled) is None and jpeg_states_profile(filled) and calls < 500
+    assert jpeg_fault(plain[:2] + b"\xff" * 9) is None  # nothing but fill bytes

@@ -226,6 +226,10 @@ def test_a_verdict_is_refusal_set_and_threshold(model_file: Path) -> None:
 def test_lesions_of_other_programs(tmp_path: Path, text: str, encoding: str) -> None:
     (tmp_path / "l.csv").write_bytes(text.encode(encoding))
     assert read_lesions(tmp_path / "l.csv", ["a", "b"]) == ["L1", "Rücken"]
+    for missing in ("NA", "unknown", ""):  # would be one lesion of unrelated images
+        (tmp_path / "n.csv").write_text(f"image,lesion_id\na,{missing}\nb,{missing}\n")
+        with pytest.raises(UserError, match="names no lesion for image a"):
+            read_lesions(tmp_path / "n.csv", ["a", "b"])
 
 
 @pytest.mark.parametrize(

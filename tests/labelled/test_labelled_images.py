@@ -144,6 +144,12 @@ def test_classes_and_malignant_or_benign_are_not_mixed(info: ModelInfo) -> None:
         ("image,label\na.png,mel\na.png,nv\n", "two labels"),
         ("image,label\n,mel\n", "line 2 names no image"),
         ("image,MEL,NV\na.png,1,1\n", "exactly one of MEL, NV"),
+        ("image,MEL,NV\na.png,1,2\n", "exactly one of MEL, NV"),
+        ("image,MEL,NV\na.png,1,yes\n", "exactly one of MEL, NV"),
+        ("image,MEL,NV\na.png,,\n", "exactly one of MEL, NV"),
+        ("image,label\na.png,mel\na,nv\n", "names one file as a.png and as a: keep one row"),
+        ("image,label\na.png,nv\n./a.png,nv\n", "names one file as a.png and as ./a.png"),
+        ("image,Label,label\na.png,nv,mel\n", "has two columns Label and label"),
     ],
 )
 def test_bad_tables(tmp_path: Path, info: ModelInfo, text: str, message: str) -> None:
@@ -199,3 +205,24 @@ def test_other_tables_next_to_a_table_of_ones_own_are_not_read(tmp_path: Path) -
     (tmp_path / "old.csv").write_text("image,group,split\na,G1,test\n")
     labelled = read_labelled_images(tmp_path / "mine.csv")
     assert labelled.unit == "images" and "split" not in labelled.table and labelled.table["lesion_id"].tolist() == ["a"]
+
+
+def test_an_empty_cell_of_a_class_is_a_zero(tmp_path: Path, info: ModelInfo) -> None:
+    for name in "abc":
+        image(tmp_path / f"{name}.png")
+    (tmp_path / "mine.csv").write_text("image,mel,nv,bcc\na,,1,\nb,1,,\nc,0,,1\n")
+    found = read_labelled_images(tmp_path / "mine.csv", classes=class_names(info).keys())
+    assert found.table["label"].tolist() == ["nv", "mel", "bcc"]
+
+
+def test_a_missing_file_is_not_another_folders(tmp_path: Path) -> None:
+    """`site1/0001.jpg` is not `site2/0001.jpg`; an archive's id is the same image in every folder."""
+    other = image(tmp_path / "site2" / "0001.jpg")
+    known = image(tmp_path / "below" / "images" / "ISIC_0024306.jpg")
+    rows = ["site1/0001.jpg,mel", "site2\\0001.jpg,nv", "elsewhere/ISIC_0024306.jpg,nv", "images/ISIC_0024306,nv"]
+    (tmp_path / "mine.csv").write_text("\n".join(["image,label", *rows[:3]]))
+    found = read_labelled_images(tmp_path / "mine.csv").table["path"].tolist()
+    assert found[0] == "" and Path(found[1]) == other and Path(found[2]) == known
+    (tmp_path / "mine.csv").write_text("\n".join(["image,label", rows[3], "0001,mel"]))
+    found = read_labelled_images(tmp_path / "mine.csv").table["path"].tolist()
+    assert [Path(path) for path in found] == [known, other]
