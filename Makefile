@@ -29,7 +29,7 @@ define python-or-a-sentence
 	  || { echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 2; }
 endef
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	$(python-or-a-sentence)
 	@echo "Setting up $(VENV) (once; some gigabytes with CUDA, see README for a small CPU-only set-up)"
 	$(PYTHON) -m venv $(VENV)

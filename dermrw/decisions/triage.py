@@ -60,7 +60,9 @@ def share_of(hit: npt.ArrayLike, lesions: npt.ArrayLike) -> Share:
     if 0 < p < 1 and count > 1:
         residual = np.bincount(lesion, h - p, count)
         v = count / (count - 1) * np.square(residual).sum() / n**2
-        effective = min(n, p * (1 - p) / v * (t.ppf(0.975, n - 1) / t.ppf(0.975, count - 1)) ** 2)
+        effective = float(n)
+        if v > 0:
+            effective = min(n, p * (1 - p) / v * (t.ppf(0.975, n - 1) / t.ppf(0.975, count - 1)) ** 2)
     k = p * effective
     low = beta.ppf(0.025, k, effective - k + 1) if k > 0 else 0.0
     high = beta.ppf(0.975, k + 1, effective - k) if k < effective else 1.0

@@ -51,10 +51,12 @@ class MetaWeightNet(Weighted):
         with torch.no_grad():
             for name, p in parameters.items():
                 p.sub_(self.rate * gradient[name])
+        torch.clear_autocast_cache()  # otherwise bf16 computes on with its copies of the parameters before the change
         direction = meta_gradient(model, batch.meta_x, batch.meta_y, group=batch.group)  # at θ̂
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(before[name])
+        torch.clear_autocast_cache()
         losses, slopes = losses_along(model, batch.x, batch.y, direction, self.losses)
 
         values = self.net(self._input(losses))[:, 0]  # [B], with φ's graph
@@ -62,7 +64,7 @@ class MetaWeightNet(Weighted):
         (-self.rate * (slopes.to(values) * values).sum() / batch.total).backward()
         sum_over([p.grad for p in self.net.parameters() if p.grad is not None], batch.group)
         self.adam.step()
-
+        torch.clear_autocast_cache()
         return losses, normalize(self.of(losses), batch.group)
 
     def of(self, losses: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ class Weighted(Objective):
         self.sum, self.seen = torch.zeros(self.examples), torch.zeros(self.examples)
         self.class_shares = torch.full((classes,), torch.nan)  # in the previous step
 
+    weighed = True  # whether the weights of this step are new; kept ones, normalised in another batch, are not stored
+
     def weigh(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns losses `[B]` with their graph, and detached weights `[B]` that sum to 1 over all processes."""
         raise NotImplementedError
@@ -76,7 +78,8 @@ class Weighted(Objective):
         new, seen = self._by_row(weights * batch.total, batch)
         moved = (new - self.last).abs()[seen > 0]
         moved = moved[~moved.isnan()]
-        self.last = torch.where(seen > 0, new, self.last)
+        if self.weighed:
+            self.last = torch.where(seen > 0, new, self.last)
         self.sum, self.seen = self.sum + new, self.seen + seen
         return {"example_swing": moved.mean()} if len(moved) else {}
 
@@ -143,7 +146,8 @@ class Reweight(Weighted):
 
         `objective.weights` selects the exact weights or an approximation.
         """
-        if self._weigh_now(batch):
+        self.weighed = self._weigh_now(batch)
+        if self.weighed:
             losses, scores = self._scores(model, batch)
             return losses, normalize(scores, batch.group)
         losses = self.losses(model(batch.x), batch.y)

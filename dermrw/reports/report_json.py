@@ -135,7 +135,7 @@ def set_figures(
             "balanced_accuracy": metrics.balanced_accuracy(as_trained, y, weights),
             "interval_95": list(raw.balanced_accuracy),
         },
-        "accuracy": float(np.average(metrics.decide(p) == y, weights=weights)),
+        "accuracy": float(np.average(metrics.decide(p) == y, weights=weights)) if weights.any() else np.nan,
         "mean_auc": float(np.mean([v for v in measures["auc"] if np.isfinite(v)] or [np.nan])),
         "classes": classes,
         "confusion": {
@@ -224,6 +224,8 @@ def _add_calibration_intervals(
 def at_own_prevalence(p: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities `[N, C]` at the prevalence of the set itself, and the image weights `[N]`, which stay the same."""
     shares = metrics.confusion(p, y, weights).sum(axis=1)
+    if not shares.any():  # of images that do not count
+        return p, weights
     return at_prevalence(np.maximum(p, LEAST), shares / max(shares.sum(), LEAST)), weights
 
 

@@ -36,7 +36,9 @@ from dermrw.reweight.dual import UnknownOperator, only_in_reverse
 Gradients = list[tuple[Tensor, Tensor]]  # parameter, gradient
 
 # networks whose examples were seen not to influence each other
-_CHECKED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+# for each model the number of checks in a mode (the training flags of its modules); MOST_CHECKS: no more are needed
+_CHECKED: "weakref.WeakKeyDictionary[nn.Module, dict[tuple[bool, ...], int]]" = weakref.WeakKeyDictionary()
+MOST_CHECKS = 5  # of a model whose gradients keep being zero somewhere
 
 
 class NotSeparable(UnknownOperator):
@@ -396,7 +398,8 @@ def separable_losses_along(
 
     Raises:
         NotSeparable: a layer has no rule, or the examples influence each other. The latter is checked once for each
-            model, by several backward passes in its first step.
+            model and mode, by several backward passes in its first step; in the next step again if gradients were zero
+            or the batch was a single example, which shows nothing.
     """
     named: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if x.requires_grad or not named:
@@ -409,9 +412,10 @@ def separable_losses_along(
     losses = loss(output, y)
     along = {named[name]: d for name, d in direction.items()}
     if losses.requires_grad:
-        if model not in _CHECKED:
-            _check(losses, recorder)
-            _CHECKED.add(model)
+        checks, mode = _CHECKED.setdefault(model, {}), tuple(module.training for module in model.modules())
+        if checks.get(mode, 0) < MOST_CHECKS:
+            conclusive = _check(losses, recorder)
+            checks[mode] = MOST_CHECKS if conclusive else checks.get(mode, 0) + 1
         recorder.backward(losses.sum())
     recorder.closed = True
     # the hook of the anchor refers to the recorder: it would keep what the layers hold until Python collects cycles
@@ -433,18 +437,24 @@ def _keeps_activations(model: nn.Module) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.grad_fn is not None for leaf in tree_leaves(values))
 
 
-def _check(losses: Tensor, recorder: _Recorder) -> None:
+def _check(losses: Tensor, recorder: _Recorder) -> bool:
     """Raises `NotSeparable` if a loss has a gradient in the rows of another example.
+
+    Returns whether the check is conclusive: there are several examples, and no layer's gradients are all zero, as they
+    are behind a head that starts at zero.
 
     For each binary digit of an example's number, the losses of one half of the batch must have no gradient in the rows
     of the other half. Any two examples are in different halves for some digit.
     """
     number = torch.arange(len(losses), device=losses.device)
+    nonzero: dict[int, bool] = {}  # by layer
     for digit in range((len(losses) - 1).bit_length()):
         one = (number >> digit) % 2 == 1
         for half in (one, ~one):
             recorder.backward(losses[half].sum(), retain_graph=True)
-            for delta in recorder.received.values():
+            for place, delta in recorder.received.items():
+                nonzero[place] = nonzero.get(place, False) or bool(delta.any())
                 if delta.reshape(recorder.examples, -1)[~half].any():
                     raise NotSeparable("an example influences the loss of another one")
             recorder.received.clear()
+    return all(nonzero.values()) and len(losses) > 1

@@ -1,5 +1,6 @@
 """From the labels of a user's table to the classes of a model, or to malignant and benign."""
 
+import os
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_map(maps: Sequence[str], info: ModelInfo) -> dict[str, str]:
 
 def _pairs(text: str, targets: Container[str]) -> list[tuple[str, str]]:
     """The pairs of label and class of one `--map`."""
-    if "=" not in text or Path(text).is_file():
+    if "=" not in text or os.path.isfile(text):  # noqa: PTH113 Path.is_file raises if the text is too long for a name
         return _pairs_of_file(Path(text))
     pairs: list[tuple[str, str]] = []
     for item in filter(None, (part.strip() for part in text.split(","))):

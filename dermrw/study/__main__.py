@@ -55,9 +55,10 @@ def _run(arguments: argparse.Namespace) -> None:
     plan = read_plan()
     if arguments.budget not in plan.budgets:
         raise UserError(f"--budget must be {' or '.join(plan.budgets)}, not {arguments.budget}")
-    unknown = [name for name in arguments.table or [] if name not in plan.tables]
+    tables = plan.tables_of(arguments.budget)
+    unknown = [name for name in arguments.table or [] if name not in tables]
     if unknown:
-        raise UserError(f"there is no table {unknown[0]}: choose one of {', '.join(plan.tables)}")
+        raise UserError(f"--budget {arguments.budget} has no table {unknown[0]}: choose one of {', '.join(tables)}")
     if sum([arguments.report, arguments.list, bool(arguments.run)]) > 1:
         raise UserError("--report, --list and --run exclude each other: give only one of them")
     if not RESULTS.is_dir() and not arguments.run:

@@ -207,6 +207,11 @@ def test_other_tables_next_to_a_table_of_ones_own_are_not_read(tmp_path: Path) -
     assert labelled.unit == "images" and "split" not in labelled.table and labelled.table["lesion_id"].tolist() == ["a"]
 
 
+def test_a_long_map_is_no_file_name(info: ModelInfo) -> None:
+    text = ",".join(f"mel=a long diagnosis of number {i}" for i in range(40))
+    assert len(text) > 300 and set(read_map([text], info).values()) == {"mel"}
+
+
 def test_an_empty_cell_of_a_class_is_a_zero(tmp_path: Path, info: ModelInfo) -> None:
     for name in "abc":
         image(tmp_path / f"{name}.png")

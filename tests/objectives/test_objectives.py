@@ -257,3 +257,28 @@ def test_meta_weight_net_takes_the_step_that_double_backward_takes(case: tuple[n
     values = objective.net(losses.detach()[:, None])[:, 0].detach()
     assert loss.item() == pytest.approx((values / values.sum() * losses).sum().item(), rel=1e-9)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_meta_weight_nets_virtual_step_counts_in_bf16(case: tuple[nn.Linear, Batch]) -> None:
+    """Autocast keeps copies of the parameters, which must not outlive the virtual step."""
+    found = []
+    for cached in (True, False):
+        model, batch = copy.deepcopy(case[0]), case[1]
+        objective = objective_of("objective=meta_weight_net", "train.lr=1")
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached):
+            assert isinstance(objective, MetaWeightNet)
+            weights = objective.weigh(model, batch)[1]
+        found.append([weights, *(p.detach() for p in objective.net.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_kept_weights_do_not_drift(case: tuple[nn.Linear, Batch]) -> None:
+    """Between refreshes the weights are normalised in other batches, which says nothing about the images."""
+    model, batch = case
+    objective = objective_of("objective=reweight", "objective.refresh_every=2")
+    assert isinstance(objective, Weighted)
+    objective(model, batch)
+    before = objective.last.clone()
+    part = batch._replace(x=batch.x[:4], y=batch.y[:4], row=batch.row[:4], total=4)
+    objective(model, part)
+    assert torch.equal(objective.last, before) and objective.seen[:4].tolist() == [2.0] * 4

@@ -301,3 +301,49 @@ def test_floating_point_operations_are_at_most_four_thirds_of_plain_training() -
     expected = 3 * forward + share * forward - first + plain * len(meta_x) / len(x)
     assert counted(reweighted) == pytest.approx(expected, rel=0.005)
     assert expected / plain < 4 / 3 + len(meta_x) / len(x) + 0.02
+
+
+class Coupled(nn.Module):
+    """A hand-written coupling of the examples, which no layer's rule can see."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) if self.training else x
+
+
+@pytest.mark.parametrize("first", ["a head of zeros", "eval mode", "a single example"])
+def test_a_first_step_that_shows_nothing_is_no_proof(first: str) -> None:
+    """The influence of the examples on each other is found in the next step, which falls back to the exact way."""
+    torch.manual_seed(0)
+    head = nn.Linear(8, CLASSES)
+    model = nn.Sequential(nn.Linear(6, 8), Coupled(), nn.Tanh(), head).double()
+    x, y = torch.randn(6, 6).double(), torch.arange(6) % CLASSES
+    meta_x, meta_y = torch.randn(5, 6).double(), torch.arange(5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+
+    def step(examples: slice) -> Tensor:
+        losses, weights = reweighted_losses(model, x[examples], y[examples], meta_x, meta_y)
+        optimizer.zero_grad()
+        (losses * weights).sum().backward()
+        optimizer.step()
+        return weights
+
+    if first == "a head of zeros":
+        nn.init.zeros_(head.weight)
+    if first == "eval mode":
+        model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step(slice(1 if first == "a single example" else None))
+        model.train()
+        other = copy.deepcopy(model)
+        found = step(slice(None))
+    direction = meta_gradient(other, meta_x, meta_y)
+    epsilon = torch.zeros(6, dtype=torch.double, requires_grad=True)
+    gradient = torch.autograd.grad(
+        (epsilon * cross_entropy(other(x), y)).sum(), list(other.parameters()), create_graph=True
+    )
+    along: Any = sum(
+        (g * direction[name]).sum() for g, (name, _) in zip(gradient, other.named_parameters(), strict=True)
+    )
+    expected = torch.autograd.grad(along, epsilon)[0].clamp(min=0)
+    assert torch.allclose(found, expected / expected.sum(), atol=1e-10)

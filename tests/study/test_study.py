@@ -538,7 +538,8 @@ def test_the_laboratory_has_the_figures_of_an_evaluation(method: str, tiny: Plan
         np.testing.assert_allclose(frames[name].iloc[:, 1:], again.iloc[:, 1:], atol=1e-5)
     assert ours["balanced_accuracy"] == theirs["balanced_accuracy"] and ours["epoch"] == theirs["epoch"]
     assert ours["weights"] == theirs["weights"] and set(ours["classes"]) == set(theirs["classes"])
-    assert read_result(runs[1])["balanced_accuracy_as_trained"] >= 0
+    again = json.loads((folder_of(runs[1]) / "report.json").read_text())
+    assert read_result(runs[1])["balanced_accuracy"] == pytest.approx(again["balanced_accuracy"], abs=1e-4)
 
     features, table = stored_embeddings(folder)
     assert len(features) == len(table) == table["image_id"].nunique()
@@ -684,7 +685,7 @@ def test_mistakes_are_sentences(
     tiny: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, said in [
-        (["--table", "nonsense"], "there is no table nonsense"),
+        (["--table", "nonsense"], "--budget tiny has no table nonsense"),
         (["--run", "nonsense-0"], "the study has no run nonsense-0"),
         (["--run", "ham_reweight"], "name a row and a seed, such as ham_reweight-"),
         (["--weights", "nowhere.pth"], "--weights nowhere.pth is not a file"),
