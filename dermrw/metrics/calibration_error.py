@@ -193,7 +193,7 @@ def calibration_intervals(
         name: {
             key: reflected_interval([row[key] for row in values[name]], estimate)
             if key.endswith("ece")
-            else interval_of([row[key] for row in values[name]])
+            else interval_of([row[key] for row in values[name]] if np.isfinite(estimate) else [])
             for key, estimate in estimates[name].items()
         }
         for name in probabilities

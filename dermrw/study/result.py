@@ -241,7 +241,11 @@ def over_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def found_by_weight(path: Path) -> dict[str, Any] | None:
-    """Returns how well a low mean weight detects wrong labels: AUROC, and precision among the lowest weights."""
+    """Returns how well a low mean weight detects wrong labels: AUROC, and precision among the lowest weights.
+
+    `auroc_within_class` is that of the weight over the mean of its class, over all images together. It differs from
+    `example_weights.auroc_within_class`, the mean over the classes.
+    """
     if not path.is_file():
         return None
     table = pd.read_csv(path, dtype={"image_id": str, "lesion_id": str}).dropna(subset="weight")

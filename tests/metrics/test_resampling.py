@@ -92,13 +92,20 @@ def test_calibration_intervals_are_those_of_the_errors_for_the_same_draws(ties: 
             np.testing.assert_allclose(ends, want, rtol=1e-12, atol=1e-12, err_msg=f"{name} {key}")
 
 
-def test_a_probability_of_zero_makes_the_nll_infinite_where_it_is_drawn() -> None:
+def test_an_infinite_nll_has_no_interval() -> None:
+    """Replicates without the image of probability zero would give a finite one."""
     p, y = np.array([[1.0, 0.0], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]), np.array([1, 1, 0, 1])
-    found = calibration_error.calibration_intervals(
-        {"x": p}, y, np.arange(4), np.ones(4), {"x": np.copy}, replicates=50
-    )
-    rows = [calibration_error.nll(p, y, row) for row in drawn_weights(np.arange(4), np.ones(4), 50)]
-    np.testing.assert_allclose(found["x"]["nll"], interval_of(rows))
+
+    def interval(rows: slice) -> tuple[float, ...]:
+        groups = np.arange(4)[rows]
+        found = calibration_error.calibration_intervals(
+            {"x": p[rows]}, y[rows], groups, np.ones(len(groups)), {"x": np.copy}, replicates=50
+        )
+        return tuple(found["x"]["nll"])
+
+    assert np.isnan(interval(slice(0, 4))).all()
+    rows = [calibration_error.nll(p[1:], y[1:], row) for row in drawn_weights(np.arange(3), np.ones(3), 50)]
+    np.testing.assert_allclose(interval(slice(1, 4)), interval_of(rows))
 
 
 def test_biased_measures_are_reflected_at_the_estimate() -> None:
