@@ -33,14 +33,6 @@ class Interval(NamedTuple):
     high: float
 
 
-class Bootstrap(NamedTuple):
-    """Intervals of balanced accuracy and of each class's recall, and the number of lesions [C] of each class."""
-
-    balanced_accuracy: Interval
-    recalls: tuple[Interval, ...]
-    lesions: Ints
-
-
 class Group(NamedTuple):
     """One value of a grouping, such as one sex or one age band."""
 
@@ -177,71 +169,6 @@ def balanced_loss(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     scores, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     losses = logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]
     return float(np.average(losses, weights=equal_prevalence_weights(y)))
-
-
-def replicated_means(
-    values: Floats, weights: Floats, lesions: npt.NDArray[Any], replicates: int, rng: np.random.Generator
-) -> tuple[Floats, int]:
-    """Returns bootstrap replicates `[replicates]` of Σ values / Σ weights, and the number of lesions drawn from.
-
-    Whole lesions are drawn with replacement. Lesions with the same (Σ values, Σ weights) are equivalent. The draw is
-    therefore multinomial over these kinds, which gives the same distribution and is fast.
-
-    Args:
-        values: of the images of one class, times their weights `[N]`.
-        weights: their weights, above 0 `[N]`.
-        lesions: the lesion of each image `[N]`.
-        replicates: their number.
-        rng: draws the lesions.
-    """
-    _, lesion = np.unique(lesions, return_inverse=True)
-    sums = np.column_stack([np.bincount(lesion, values), np.bincount(lesion, weights)])
-    kinds, number = np.unique(sums, axis=0, return_counts=True)
-    count = int(number.sum())
-    totals = rng.multinomial(count, number / count, size=replicates) @ kinds
-    return totals[:, 0] / totals[:, 1], count
-
-
-def bootstrap_interval(
-    probabilities: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    lesions: npt.ArrayLike,
-    weights: Weights = None,
-    *,
-    replicates: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Bootstrap:
-    """Returns percentile intervals of balanced accuracy and each recall, from a bootstrap of lesions within classes.
-
-    The errors on images of one lesion are correlated, so whole lesions are drawn (cluster bootstrap: Field and Welsh,
-    J. R. Stat. Soc. B 69:369-390 (2007); Cameron, Gelbach, Miller, Rev. Econ. Stat. 90:414-427 (2008)). They are drawn
-    within classes, because balanced accuracy takes the classes as given. Each replicate draws, with replacement, as
-    many lesions of a class as the class has. Its recall is the correctly decided weight divided by the drawn weight. A
-    lesion with images of two classes counts as one lesion in each.
-
-    The interval has width 0 for a class with one lesion, and for a class whose lesions are all right or all wrong. It
-    then means that the bootstrap saw no variation, not that the recall is known. With L lesions the variance is about
-    (L - 1) / L of the true one.
-    """
-    p, y, w = checked(probabilities, labels, weights)
-    lesion_of, right = np.asarray(lesions), w * (decide(p) == y)
-    if lesion_of.shape != y.shape:
-        raise ValueError(f"lesions must be [{len(y)}], not of shape {lesion_of.shape}")
-    rng = np.random.default_rng(seed)
-    drawn = np.full((replicates, p.shape[1]), np.nan)
-    count = np.zeros(p.shape[1], dtype=np.int64)
-    for c in np.unique(y[w > 0]):
-        mine = (y == c) & (w > 0)
-        drawn[:, c], count[c] = replicated_means(right[mine], w[mine], lesion_of[mine], replicates, rng)
-
-    def interval(values: Floats) -> Interval:
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(float(low), float(high))
-
-    present = count > 0
-    overall = drawn[:, present].mean(axis=1) if present.any() else drawn[:, 0]
-    return Bootstrap(interval(overall), tuple(interval(column) for column in drawn.T), count)
 
 
 def _two_sides(positive: npt.ArrayLike, score: npt.ArrayLike, weights: Weights) -> list[Any] | None:

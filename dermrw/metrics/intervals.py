@@ -9,24 +9,20 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 
+from dermrw.metrics.class_bootstrap import CELLS, FEW, Bootstrap, bootstrap_interval
 from dermrw.metrics.classification import (
     Bools,
-    Bootstrap,
     Floats,
     Interval,
     Ints,
     RankedCurve,
     Weights,
-    balanced_accuracy,
-    bootstrap_interval,
     checked_weights,
     recalls,
     roc_areas,
 )
 from dermrw.metrics.resampling import bootstrap_counts
 
-FEW = 10  # groups below which a bootstrap interval is extended by Clopper and Pearson's
-CELLS = 1_000_000  # of the replicates' weights at a time, so that memory does not grow with the images
 ROUNDING = 1e-9  # replicates that differ by less do not vary
 UNDEFINED = Interval(np.nan, np.nan)
 
@@ -55,7 +51,11 @@ def extend_if_few(interval: Interval, share: float, groups: float, level: float 
     exact = clopper_pearson(share, groups, level)
     if not np.isfinite(exact.low) or (groups >= FEW and interval.high - interval.low > ROUNDING):
         return interval
-    return Interval(float(np.fmin(interval.low, exact.low)), float(np.fmax(interval.high, exact.high)))
+    return _union(interval, exact)
+
+
+def _union(one: Interval, other: Interval) -> Interval:
+    return Interval(float(np.fmin(one.low, other.low)), float(np.fmax(one.high, other.high)))
 
 
 def score_intervals(
@@ -67,22 +67,18 @@ def score_intervals(
     replicates: int = 2000,
     level: float = 0.95,
 ) -> Bootstrap:
-    """Returns `bootstrap_interval`'s intervals, extended by `extend_if_few` where a class has few groups.
+    """Returns `bootstrap_interval`'s intervals, those of recalls extended by Clopper and Pearson's.
 
-    For balanced accuracy, the number of groups is the effective one of a mean of C recalls: C² / Σ 1/L, where L are the
-    classes' numbers of groups. It is used only if the bootstrap interval has width 0, or if there are few groups
-    altogether.
+    They are extended for a class of fewer than `FEW` groups, and for one whose images are all right or all wrong.
     """
     drawn = bootstrap_interval(probabilities, labels, groups, weights, replicates=replicates, level=level)
     shares = recalls(probabilities, labels, weights)
     classes = zip(drawn.recalls, shares, drawn.lesions, strict=True)
-    each_class = tuple(extend_if_few(ends, float(share), float(n), level) for ends, share, n in classes)
-    present = drawn.lesions[drawn.lesions > 0]
-    effective = len(present) ** 2 / np.sum(1 / present) if len(present) else 0.0
-    overall = extend_if_few(
-        drawn.balanced_accuracy, balanced_accuracy(probabilities, labels, weights), effective, level
+    each_class = tuple(
+        ends if n >= FEW and 0 < share < 1 else _union(ends, clopper_pearson(float(share), float(n), level))
+        for ends, share, n in classes
     )
-    return Bootstrap(overall, each_class, drawn.lesions)
+    return drawn._replace(recalls=each_class)
 
 
 def area_intervals(

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.metrics.classification import Weights, balanced_accuracy, checked, decide, replicated_means
+from dermrw.metrics.class_bootstrap import replicated_means
+from dermrw.metrics.classification import Weights, balanced_accuracy, checked, decide
 
 
 class Difference(NamedTuple):
@@ -29,9 +30,9 @@ def paired_difference(
 ) -> Difference:
     """Returns the difference in balanced accuracy of A and B, and its percentile interval.
 
-    The bootstrap is that of `classification.bootstrap_interval`: lesions are drawn within classes. Each replicate draws
-    the same lesions for both models, so that variation which both share cancels. The interval covers the choice of
-    lesions, not the variation between training runs of different seeds.
+    The bootstrap is that of `class_bootstrap.bootstrap_interval`: lesions are drawn within classes. Each replicate
+    draws the same lesions for both models, so that variation which both share cancels. The interval covers the choice
+    of lesions, not the variation between training runs of different seeds.
 
     Args:
         a: probabilities `[N, C]` of one model.
@@ -49,12 +50,12 @@ def paired_difference(
     if pa.shape != pb.shape or lesion_of.shape != y.shape:
         raise ValueError(f"a, b [N, C] and lesions [N] have shapes {pa.shape}, {pb.shape} and {lesion_of.shape}")
     gain = w * ((decide(pa) == y).astype(np.float64) - (decide(pb) == y))
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for c in np.unique(y[w > 0]):
-        mine = (y == c) & (w > 0)
-        drawn.append(replicated_means(gain[mine], w[mine], lesion_of[mine], replicates, rng)[0])
-    if not drawn:
+    if not gain.any() and w.any():  # two models that decide alike on every image
+        return Difference(0.0, 0.0, 0.0)
+    drawn, lesions_of_class = replicated_means(gain, w, y, lesion_of, pa.shape[1], replicates, seed, signed=True)
+    if not lesions_of_class.any():
         return Difference(np.nan, np.nan, np.nan)
-    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])
-    return Difference(balanced_accuracy(pa, y, w) - balanced_accuracy(pb, y, w), float(low), float(high))
+    means = drawn[:, lesions_of_class > 0].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    difference = balanced_accuracy(pa, y, w) - balanced_accuracy(pb, y, w)
+    return Difference(difference, float(np.minimum(low, difference)), float(np.maximum(high, difference)))

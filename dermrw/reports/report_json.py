@@ -15,6 +15,7 @@ from dermrw.diagnoses import DX, Classes
 from dermrw.images.skin_tone import ORDER, TONE_COLUMN
 from dermrw.metrics import calibration_error as reliability
 from dermrw.metrics import classification as metrics
+from dermrw.metrics.class_bootstrap import FEW
 from dermrw.metrics.intervals import area_intervals, replicates_for, score_intervals
 from dermrw.reports.report_schema import Decided, Report, SetFigures
 
@@ -125,7 +126,8 @@ def set_figures(
     figures: dict[str, Any] = {
         "balanced_accuracy": metrics.balanced_accuracy(p, y, weights),
         "interval_95": list(interval.balanced_accuracy),
-        "interval": f"percentile bootstrap over {unit} within classes, {REPLICATES} replicates, seed 0",
+        "interval": f"percentile bootstrap over {unit} within classes, {REPLICATES} replicates, seed 0; classes of "
+        f"fewer than {FEW} {unit}: Jeffreys' posterior",
         "auc_interval": f"percentile bootstrap over {unit}, {replicates} replicates, seed 0",
         "scored_on": scored.title,
         "images": int((weights > 0).sum()),

@@ -11,11 +11,13 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta
 from sklearn import metrics as sk
 from sklearn.utils.class_weight import compute_sample_weight
 
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.metrics import calibration_error as reliability
+from dermrw.metrics import class_bootstrap
 from dermrw.metrics import classification as metrics
 from dermrw.metrics.classification import Floats, Ints
 
@@ -143,7 +145,7 @@ def test_nothing_is_nan_not_a_crash() -> None:
         [reliability.nll(p, y), reliability.brier(p, y), reliability.expected_calibration_error(p, y)]
     ).all()
     assert np.isnan(metrics.per_class(metrics.auc, p, y)).all()
-    assert np.isnan(metrics.bootstrap_interval(p, y, []).balanced_accuracy).all()
+    assert np.isnan(class_bootstrap.bootstrap_interval(p, y, []).balanced_accuracy).all()
 
 
 @pytest.mark.parametrize("labels", [[0, 1, -1], [0, 1, 3], [0.0, 1.0, 2.0], [0, 1]])
@@ -197,11 +199,11 @@ def slow_bootstrap(p: Floats, y: Ints, lesions: npt.NDArray[np.str_], w: Floats,
 @pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True])
 def test_bootstrap_is_the_definition(weighted: bool) -> None:
-    p, y, lesions, rng = random_case(5, n=120, c=3)
+    p, y, lesions, rng = random_case(5, n=240, c=3)  # at least ten lesions of each class
     w = rng.choice([0.0, 1.0, 2.5], len(y)) if weighted else np.ones(len(y))
     slow = slow_bootstrap(p, y, lesions, w, 1200, 0)
     for level in (0.5, 0.8, 0.95):
-        ours = metrics.bootstrap_interval(p, y, lesions, w, replicates=20000, level=level)
+        ours = class_bootstrap.bootstrap_interval(p, y, lesions, w, replicates=20000, level=level)
         ends = np.array([ours.balanced_accuracy, *ours.recalls])
         # Quantiles of a lattice jump; so ask what share of the slow draws lies below each end. The share's
         # standard error is at most sqrt(0.25 * 0.75 / 1200) = 0.0125 at these levels.
@@ -217,10 +219,10 @@ def test_bootstrap_spread_is_the_cluster_variance() -> None:
     right = np.repeat(rng.random(200) < 0.7, 4)
     p = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
     y = np.zeros(800, dtype=int)
-    ours = metrics.bootstrap_interval(p, y, np.repeat(np.arange(200), 4), replicates=20000)
+    ours = class_bootstrap.bootstrap_interval(p, y, np.repeat(np.arange(200), 4), replicates=20000)
     m = right.mean()
     assert ours.recalls[0].high - ours.recalls[0].low == pytest.approx(2 * 1.96 * np.sqrt(m * (1 - m) / 200), rel=0.06)
-    images = metrics.bootstrap_interval(p, y, np.arange(800), replicates=20000)
+    images = class_bootstrap.bootstrap_interval(p, y, np.arange(800), replicates=20000)
     assert images.recalls[0].high - images.recalls[0].low == pytest.approx(
         2 * 1.96 * np.sqrt(m * (1 - m) / 800), rel=0.06
     )
@@ -228,25 +230,55 @@ def test_bootstrap_spread_is_the_cluster_variance() -> None:
 
 def test_bootstrap_of_one_lesion_and_of_none() -> None:
     p = np.array([[0.9, 0.1, 0], [0.1, 0.9, 0], [0.9, 0.1, 0], [0.2, 0.8, 0]])
-    ours = metrics.bootstrap_interval(p, [0, 0, 1, 1], [7, 7, 8, 9], seed=3)
-    assert ours.recalls[0] == (0.5, 0.5)  # one lesion: no variation to see
-    assert ours.recalls[1] == (0.0, 1.0)
+    ours = class_bootstrap.bootstrap_interval(p, [0, 0, 1, 1], [7, 7, 8, 9], seed=3)
+    # of one lesion, half right, and of two, one right: Jeffreys' posterior
+    assert ours.recalls[0] == pytest.approx(beta.ppf([0.025, 0.975], 1, 1), abs=0.02)
+    assert ours.recalls[1] == pytest.approx(beta.ppf([0.025, 0.975], 1.5, 1.5), abs=0.02)
     assert np.isnan(ours.recalls[2]).all()
-    assert ours.balanced_accuracy == (0.25, 0.75)
+    draws = np.random.default_rng(0).beta([1, 1.5], [1, 1.5], size=(100_000, 2)).mean(1)
+    assert ours.balanced_accuracy == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.02)
     assert ours.lesions.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(("few", "recall"), [(1, 0.8), (2, 0.8), (3, 0.95), (12, 0.8)])
+def test_a_class_of_few_lesions_widens_the_interval(few: int, recall: float) -> None:
+    """Six classes of a hundred lesions and one of few: the 95 % interval covers the truth in about 95 % of samples."""
+    rng, y = np.random.default_rng(few), np.r_[np.repeat(np.arange(6), 100), np.full(few, 6)]
+    covered = 0
+    for _ in range(200):
+        decided = np.where(rng.random(len(y)) < recall, y, (y + 1) % 7)
+        low, high = class_bootstrap.bootstrap_interval(
+            np.eye(7)[decided], y, np.arange(len(y)), replicates=400
+        ).balanced_accuracy
+        covered += low <= recall <= high
+    assert covered / 200 >= 0.9
+
+
+def test_patients_with_images_of_several_classes_stay_whole() -> None:
+    """Each of 60 patients has an image of each of four classes, all right or all wrong: as if there were one class."""
+    right = np.random.default_rng(1).random(60) < 0.7
+    y, patients = np.tile(np.arange(4), 60), np.repeat(np.arange(60), 4)
+    decided = np.where(np.repeat(right, 4), y, (y + 1) % 4)
+    together = class_bootstrap.bootstrap_interval(np.eye(4)[decided], y, patients, replicates=20_000).balanced_accuracy
+    one = class_bootstrap.bootstrap_interval(
+        np.eye(2)[(~right).astype(int)], np.zeros(60, int), np.arange(60), replicates=20_000
+    ).balanced_accuracy
+    assert together == pytest.approx(one, abs=0.01)
+    apart = class_bootstrap.bootstrap_interval(np.eye(4)[decided], y, np.arange(240)).balanced_accuracy
+    assert apart.high - apart.low < 0.6 * (one.high - one.low)
 
 
 def test_bootstrap_is_seeded_and_blind_to_order() -> None:
     p, y, lesions, rng = random_case(2)
-    ours = metrics.bootstrap_interval(p, y, lesions, seed=1)
+    ours = class_bootstrap.bootstrap_interval(p, y, lesions, seed=1)
     order = rng.permutation(len(y))
-    again = metrics.bootstrap_interval(p[order], y[order], lesions[order], seed=1)
+    again = class_bootstrap.bootstrap_interval(p[order], y[order], lesions[order], seed=1)
     assert ours.balanced_accuracy == again.balanced_accuracy
     assert ours.recalls == again.recalls
-    assert ours.balanced_accuracy != metrics.bootstrap_interval(p, y, lesions, seed=2).balanced_accuracy
+    assert ours.balanced_accuracy != class_bootstrap.bootstrap_interval(p, y, lesions, seed=2).balanced_accuracy
     assert ours.balanced_accuracy.low < metrics.balanced_accuracy(p, y) < ours.balanced_accuracy.high
     with pytest.raises(ValueError, match="lesions"):
-        metrics.bootstrap_interval(p, y, lesions[:-1])
+        class_bootstrap.bootstrap_interval(p, y, lesions[:-1])
 
 
 # ---- ranking
@@ -437,5 +469,5 @@ def test_properties(data: st.DataObject) -> None:
         assert score == pytest.approx(metrics.balanced_accuracy(p[copies], y[copies]), abs=1e-14)
         order = rng.permutation(c)  # the names of the classes do not matter
         assert score == pytest.approx(metrics.balanced_accuracy(p[:, order], np.argsort(order)[y], w), abs=1e-14)
-        box = metrics.bootstrap_interval(p, y, rng.integers(n, size=n), w, replicates=50)
+        box = class_bootstrap.bootstrap_interval(p, y, rng.integers(n, size=n), w, replicates=50)
         assert 0 <= box.balanced_accuracy.low <= box.balanced_accuracy.high <= 1

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dermrw.metrics.classification import balanced_accuracy, bootstrap_interval
+from dermrw.metrics.class_bootstrap import bootstrap_interval
+from dermrw.metrics.classification import balanced_accuracy
 from dermrw.metrics.paired import paired_difference
 
 
