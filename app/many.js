@@ -77,6 +77,7 @@
             if (!section || (Number(section.dataset.call) !== this.calls && section.dataset.call !== "0")) return;
             if (section.dataset.code === "gone" && !this.resent) {  // the server keeps a result for ten minutes
                 this.resent = true;
+                this.calls += 1;  // what still arrives of this call is not shown
                 const files = this.files;
                 [this.files, this.paths] = [[], []];
                 this.add(files);

@@ -358,3 +358,30 @@ def test_another_picture_ends_a_crop_whose_rotation_is_still_computed(visit: Vis
     assert page.locator("#thumbs li").all_inner_texts() == thumbs
     page.click("#thumbs li:nth-child(1) button")
     assert page.evaluate("document.querySelector('#picture').naturalWidth") == 400
+
+
+def test_results_that_the_server_has_lost_are_computed_again(visit: Visit, lesion: Path, other: Path) -> None:
+    """After ten minutes without use; here the page names uploads that are not there."""
+    page = visit.page
+    visit.open_table()
+    visit.give(lesion, other, selector="a[download]", place="many", result="table")
+    rows = page.locator("#table tbody tr").all_inner_texts()
+    lost = page.evaluate(
+        """() => {
+            const many = window.dermrw.many;
+            many.paths = many.paths.map((path) => path.replace(/[^/]*[/]([^/]*)$/, "gone/$1"));
+            many.ask();
+            return many.paths;
+        }"""
+    )
+    page.wait_for_function("(lost) => !window.dermrw.many.paths.some((path) => lost.includes(path))", arg=lost)
+    page.wait_for_selector("#table a[download]")
+    assert page.locator("#table tbody tr").all_inner_texts() == rows and len(rows) == 2
+
+
+def test_more_files_than_a_call_can_name_are_refused_by_the_page(visit: Visit, lesion: Path, other: Path) -> None:
+    page = visit.page
+    visit.open_table()
+    page.evaluate("window.dermrw.many.files = Array.from({ length: 999 }, () => new File([], 'x.txt'))")
+    page.set_input_files("#many-input", [str(lesion), str(other)])
+    page.wait_for_selector("#many-status:has-text('1 file was not sent: the table takes at most 1000.')")
