@@ -37,6 +37,12 @@ class Replicates(NamedTuple):
     means: Floats  # [replicates, C]; nan for a class without weight
     lesions: Ints  # [C]
 
+    @property
+    def overall(self) -> Floats:
+        """Replicates `[replicates]` of the mean over the classes with weight; nan if there is none."""
+        present = self.lesions > 0
+        return self.means[:, present].mean(axis=1) if present.any() else self.means[:, 0]
+
 
 def replicated_means(
     values: Floats,
@@ -50,9 +56,8 @@ def replicated_means(
 ) -> Replicates:
     """Returns bootstrap replicates of Σ values / Σ weights of each class.
 
-    Whole lesions are drawn with replacement, within each class: lesions with the same (Σ values, Σ weights) are
-    equivalent, so the draw is multinomial over these kinds. If a lesion (or patient) has images of several classes, the
-    classes are not independent: then lesions are drawn from all of them.
+    Whole lesions are drawn with replacement, within each class. If a lesion (or patient) has images of several classes,
+    the classes are not independent: then lesions are drawn from all of them.
 
     A class of fewer than `FEW` lesions, or whose lesions all have one mean, shows too little variation. Its replicates
     are drawn from the posterior of its mean under Jeffreys' prior instead: a Dirichlet distribution of the shares of
@@ -70,43 +75,39 @@ def replicated_means(
     """
     rng = np.random.default_rng(seed)
     kept = weights > 0
-    values, weights, labels = values[kept], weights[kept], labels[kept]
     _, lesion = np.unique(lesions[kept], return_inverse=True)
-    count = int(lesion.max(initial=-1)) + 1
-    sums = np.zeros((2, classes, count))
-    np.add.at(sums[0], (labels, lesion), values)
-    np.add.at(sums[1], (labels, lesion), weights)
-    present = sums[1] > 0  # [C, lesions]
-    joint = _drawn_together(sums, replicates, rng) if (present.sum(0) > 1).any() else None
+    # the images of one lesion and one class make a cell
+    cells, cell_of = np.unique(lesion * classes + labels[kept], return_inverse=True)
+    sums = np.column_stack([np.bincount(cell_of, values[kept]), np.bincount(cell_of, weights[kept])])
+    lesion_of, class_of = np.divmod(cells, classes)
+    joint = None
+    if len(np.unique(lesion)) < len(cells):
+        whole = np.zeros((lesion_of.max() + 1, 2, classes))
+        whole[lesion_of, :, class_of] = sums
+        joint = _drawn_sums(whole.reshape(len(whole), -1), replicates, rng).reshape(replicates, 2, classes)
     means = np.full((replicates, classes), np.nan)
-    for c in np.flatnonzero(present.any(1)):
-        total, weight = sums[:, c, present[c]]
-        share = total / weight
+    for c in np.unique(class_of):
+        mine = sums[class_of == c]
+        share = mine[:, 0] / mine[:, 1]
         if len(share) < FEW or np.ptp(share) < 1e-9:
             means[:, c] = _posterior_means(share, signed, replicates, rng)
-        elif joint is not None:
-            means[:, c] = joint[:, c]
-        else:
-            kinds, number = np.unique(np.column_stack([total, weight]), axis=0, return_counts=True)
-            drawn = rng.multinomial(len(share), number / len(share), size=replicates) @ kinds
-            means[:, c] = drawn[:, 0] / drawn[:, 1]
-    return Replicates(means, present.sum(1))
+            continue
+        drawn = _drawn_sums(mine, replicates, rng) if joint is None else joint[:, :, c]
+        own = np.full(replicates, mine[:, 0].sum() / mine[:, 1].sum())  # where no lesion of the class is drawn
+        means[:, c] = np.divide(drawn[:, 0], drawn[:, 1], out=own, where=drawn[:, 1] > 0)
+    return Replicates(means, np.bincount(class_of, minlength=classes))
 
 
-def _drawn_together(sums: Floats, replicates: int, rng: np.random.Generator) -> Floats:
-    """Returns replicates `[replicates, C]` of the classes' means from draws of whole lesions of all classes.
+def _drawn_sums(sums: Floats, replicates: int, rng: np.random.Generator) -> Floats:
+    """Returns the sums `[replicates, K]` of as many lesions as there are, drawn with replacement.
 
-    A class of which no lesion is drawn has its own mean.
+    Lesions with the same sums `[lesions, K]` are equivalent. The draw is therefore multinomial over these kinds, which
+    gives the same distribution and is fast.
     """
-    count = sums.shape[2]
-    rows = max(1, CELLS // max(count, 1))
-    parts = []
-    for start in range(0, replicates, rows):
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(rows, replicates - start)).astype(np.float64)
-        total, weight = drawn @ sums[0].T, drawn @ sums[1].T
-        own = np.broadcast_to(sums[0].sum(1) / np.maximum(sums[1].sum(1), np.finfo(float).tiny), total.shape)
-        parts.append(np.divide(total, weight, out=own.copy(), where=weight > 0))
-    return np.concatenate(parts)
+    kinds, number = np.unique(sums, axis=0, return_counts=True)
+    rows = max(1, CELLS // len(kinds))
+    sizes = [min(rows, replicates - start) for start in range(0, replicates, rows)]
+    return np.concatenate([rng.multinomial(len(sums), number / len(sums), size=size) @ kinds for size in sizes])
 
 
 def _posterior_means(share: Floats, signed: bool, replicates: int, rng: np.random.Generator) -> Floats:
@@ -120,6 +121,15 @@ def _posterior_means(share: Floats, signed: bool, replicates: int, rng: np.rando
     drawn = rng.dirichlet([minus + 0.5, len(share) - plus - minus + 0.5, plus + 0.5], size=replicates)
     difference: Floats = drawn[:, 2] - drawn[:, 0]
     return difference
+
+
+def interval_around(estimate: float, replicates: Floats, level: float) -> Interval:
+    """Returns the percentile interval of replicates `[R]`, extended to the estimate; nan if a replicate is.
+
+    An estimate at the end of its range, such as 1, would otherwise lie outside.
+    """
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.minimum(low, estimate)), float(np.maximum(high, estimate)))
 
 
 def bootstrap_interval(
@@ -148,14 +158,10 @@ def bootstrap_interval(
     lesion_of, right = np.asarray(lesions), w * (decide(p) == y)
     if lesion_of.shape != y.shape:
         raise ValueError(f"lesions must be [{len(y)}], not of shape {lesion_of.shape}")
-    drawn, count = replicated_means(right, w, y, lesion_of, p.shape[1], replicates, seed)
-
-    def interval(values: Floats, estimate: float) -> Interval:  # holds the estimate, also of 0 or 1
-        low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(float(np.minimum(low, estimate)), float(np.maximum(high, estimate)))
-
-    present = count > 0
-    overall = drawn[:, present].mean(axis=1) if present.any() else drawn[:, 0]
-    each_class = zip(drawn.T, recalls(p, y, w), strict=True)
-    score = balanced_accuracy(p, y, w)
-    return Bootstrap(interval(overall, score), tuple(interval(means, share) for means, share in each_class), count)
+    drawn = replicated_means(right, w, y, lesion_of, p.shape[1], replicates, seed)
+    each_class = zip(drawn.means.T, recalls(p, y, w), strict=True)
+    return Bootstrap(
+        interval_around(balanced_accuracy(p, y, w), drawn.overall, level),
+        tuple(interval_around(share, means, level) for means, share in each_class),
+        drawn.lesions,
+    )

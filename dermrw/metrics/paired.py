@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dermrw.metrics.class_bootstrap import replicated_means
+from dermrw.metrics.class_bootstrap import interval_around, replicated_means
 from dermrw.metrics.classification import Weights, balanced_accuracy, checked, decide
 
 
@@ -52,10 +52,6 @@ def paired_difference(
     gain = w * ((decide(pa) == y).astype(np.float64) - (decide(pb) == y))
     if not gain.any() and w.any():  # two models that decide alike on every image
         return Difference(0.0, 0.0, 0.0)
-    drawn, lesions_of_class = replicated_means(gain, w, y, lesion_of, pa.shape[1], replicates, seed, signed=True)
-    if not lesions_of_class.any():
-        return Difference(np.nan, np.nan, np.nan)
-    means = drawn[:, lesions_of_class > 0].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    drawn = replicated_means(gain, w, y, lesion_of, pa.shape[1], replicates, seed, signed=True)
     difference = balanced_accuracy(pa, y, w) - balanced_accuracy(pb, y, w)
-    return Difference(difference, float(np.minimum(low, difference)), float(np.maximum(high, difference)))
+    return Difference(difference, *interval_around(difference, drawn.overall, level))
