@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms
 
-from dermrw.images.formats import last_fill
+from dermrw.images.formats import jpeg_segments
 
 Floats = npt.NDArray[np.float64]
 Chromaticities = tuple[float, float, float, float, float, float, float, float]  # x and y of white, red, green, blue
@@ -242,16 +242,11 @@ def _decompressed(chunk: bytes) -> bytes:
 
 def jpeg_states_profile(content: bytes) -> bool:
     """Whether a JPEG has a segment of an ICC profile. Pillow drops an incomplete one without a word."""
-    at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
-        if content[at + 1] == 0xE2 and content[at + 4 : at + 16] == b"ICC_PROFILE\0":
+    for marker, at in jpeg_segments(content):
+        if marker == 0xDA:
+            return False
+        if marker == 0xE2 and content[at + 2 : at + 14] == b"ICC_PROFILE\0":
             return True
-        # fill bytes may come before a marker
-        at = (
-            last_fill(content, at)
-            if content[at + 1] == 0xFF
-            else at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-        )
     return False
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from dermrw.errors import UserError
@@ -126,30 +127,31 @@ def _is_bare_dicom(head: bytes) -> bool:
 FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 
 
-FILL = re.compile(rb"\xff*")
+FILL = re.compile(rb"\xff+")
 
 
-def last_fill(content: bytes, at: int) -> int:
-    """The place of the last of the bytes 0xFF that begin at `at`: the next marker's own."""
-    found = FILL.match(content, at)
-    assert found is not None
-    return found.end() - 1
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, int]]:
+    """Marker of each segment of a JPEG, and the place of its length, until something else follows a segment."""
+    at = 2
+    while (fill := FILL.match(content, at)) and fill.end() + 3 <= len(content):  # fill bytes may come before a marker
+        yield content[fill.end()], fill.end() + 1
+        at = fill.end() + 1 + int.from_bytes(content[fill.end() + 1 : fill.end() + 3], "big")
 
 
 def jpeg_fault(content: bytes) -> str | None:
     """The reason why a JPEG is not read, for `the image NAME …`; None if there is none, or it is damaged."""
-    at, adobe = 2, False
-    while at + 10 <= len(content) and content[at] == 0xFF:
-        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
-        adobe |= marker == 0xEE and content[at + 4 : at + 9] == b"Adobe"
+    adobe = False
+    for marker, at in jpeg_segments(content):
+        if at + 8 > len(content):
+            return None
+        adobe |= marker == 0xEE and content[at + 2 : at + 7] == b"Adobe"
         if marker == 0xF7:
             return "is a JPEG-LS file, which is not read: save it as JPEG or PNG"
         if marker in FRAMES:
-            bits, components = content[at + 4], content[at + 9]
+            bits, components = content[at + 2], content[at + 7]
             if bits != 8:
                 return f"is a JPEG of {bits} bits a channel, which is not read: save it with 8 bits"
             if components == 4 and not adobe:
                 return "is a CMYK JPEG without Adobe's marker, so its colours are ambiguous: save it as RGB"
             return None
-        at = last_fill(content, at) if marker == 0xFF else at + 2 + length  # fill bytes may come before a marker
     return None
