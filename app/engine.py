@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dermrw.errors import UserError
-from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case, Index
 from dermrw.inference.classifier import Classifier, Explanation
@@ -110,7 +109,6 @@ class Engine:
             UserError: the prevalence is 0 for every diagnosis with a probability above 0.
         """
         verdict, codes, triage = lesion.verdict, self.info.codes, self.info.triage
-        boxes = [Box(*(picture.box or (0, 0, *picture.size))) for picture in lesion.pictures]
         shares_of_triage = None if triage is None else self.info.triage_shares
         return {
             "refused": verdict.refused,
@@ -133,14 +131,14 @@ class Engine:
                     "refused": picture.verdict.refused,
                     "triage": picture.verdict.triage or None,
                     "notes": list(picture.notes),
-                    "box": list(box),
-                    "seen": list(seen_part(box, self.info.crop)),
+                    "box": list(picture.used),
+                    "seen": list(seen_part(picture.used, self.info.crop)),
                     "probabilities": None
                     if picture.verdict.refused
                     else by_code(codes, adjust_prevalence(picture.probabilities, shares)),
                     **({} if heat_map is None else {"heat_map": self._heat_map(picture, heat_map)}),
                 }
-                for name, picture, box in zip(names, lesion.pictures, boxes, strict=True)
+                for name, picture in zip(names, lesion.pictures, strict=True)
             ],
             "model": {"name": self.info.name, "created": self.info.created, "sha256": self.classifier.digest},
             "warning": self.info.warning,

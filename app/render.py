@@ -13,7 +13,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dermrw.diagnoses import ABOUT
 from dermrw.errors import UserError
 from dermrw.formatting import decimals
-from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import read_image
 from dermrw.inference.case_index import Case
 from dermrw.inference.classifier import Explanation
@@ -161,7 +160,7 @@ def picture_data(
         shares: the prevalence `[C]`; None for equal prevalence.
         preview: a JPEG of the picture, if the browser can't show the file.
     """
-    box = picture.box or Box(0, 0, *picture.size)
+    box = picture.used
     decision = decision_of(picture.verdict)
     data: dict[str, Any] = {
         "size": list(picture.size),

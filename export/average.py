@@ -14,11 +14,11 @@ import torch
 from dermrw.errors import UserError
 from dermrw.evaluation.average import Member, evaluate_average, joint_splits, require_alike
 from dermrw.evaluation.calibration import EqualPrevalence
-from dermrw.evaluation.evaluate import with_overrides
+from dermrw.evaluation.evaluate import device_of, with_overrides
 from dermrw.evaluation.predict import Predictor, load_best
 from dermrw.files import require_writable, write_atomic
 from dermrw.inference.model_file import Precision
-from dermrw.training.device import Placement, choose_device
+from dermrw.training.device import Placement
 from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import AVERAGED_RUNS, open_run
 
@@ -82,8 +82,7 @@ def _member(run: Path, overrides: Sequence[str]) -> Member:
     config = with_overrides(open_run(run), run, overrides, "export")
     report = report_of(run, config, classes_of(run, config), overrides)
     splits = run_splits(run, config)
-    chosen = any(item.startswith("train.device=") for item in overrides)
-    device = choose_device(config.train.device if chosen else "auto")
+    device = device_of(config, overrides)
     placement = Placement(device, "fp32", config.train.channels_last is True)
     model = placement.place(load_best(run, config, splits.classes)[0]).eval()
     checks = checks_of(run, report).to(device)

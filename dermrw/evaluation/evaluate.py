@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
 from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, class_shares, image_set, resolve_root
@@ -97,8 +98,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         require_writable(run / name)
     root = resolve_root(config.data)
     splits = run_splits(run, config, announce=True)
-    chosen = any(item.startswith("train.device=") for item in overrides)
-    device = choose_device(config.train.device if chosen else "auto")
+    device = device_of(config, overrides)
     placement = Placement(device, "fp32", config.train.channels_last is True)  # the faster layout, as training found
     model, state = load_best(run, config, splits.classes)
     model = placement.place(model)
@@ -348,6 +348,12 @@ def _log(run: Path) -> list[dict[str, Any]]:
         return read_log(run)
     except (OSError, UserError):
         return []
+
+
+def device_of(config: Config, overrides: Sequence[str]) -> torch.device:
+    """The device that the overrides ask for; otherwise the best here, wherever the run was trained."""
+    asked = any(item.startswith("train.device=") for item in overrides)
+    return choose_device(config.train.device if asked else "auto")
 
 
 def with_overrides(config: Config, run: Path, overrides: Sequence[str], program: str) -> Config:

@@ -78,6 +78,11 @@ class Explanation(NamedTuple):
     box: Box | None = None  # the part of it that is used; None: all of it, nothing was cut
     thumbnail: npt.NDArray[np.uint8] | None = None  # the whole picture `[h, w, 3]`, if something was cut
 
+    @property
+    def used(self) -> Box:
+        """The part of the upright picture that is used; all of it if nothing was cut."""
+        return self.box or Box(0, 0, *self.size)
+
 
 def _providers(device: str) -> list[str]:
     """ONNX Runtime's execution providers for `auto`, `cpu` or `cuda`."""
