@@ -94,7 +94,7 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
         )
     model, _ = load_best(run, config, classes)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
-    network = Exported(model, calibration, checks_of(run, report), config.data.views)
+    network = Exported(model, calibration, checks_of(run, config, report), config.data.views)
     info = info_of(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     splits = _splits(run, config)
@@ -272,11 +272,11 @@ def _triage(report: DefinedReport) -> Triage | None:
     )
 
 
-def checks_of(run: Path, report: DefinedReport) -> Checks:
+def checks_of(run: Path, config: Config, report: DefinedReport) -> Checks:
     """Returns the image checks that `eval` fitted.
 
     Raises:
-        UserError: the file is absent or damaged, or of another evaluation than the report.
+        UserError: the file is absent or damaged, of another evaluation than the report, or fitted on changed colours.
     """
     path = run / "familiarity.npz"
     try:
@@ -284,9 +284,12 @@ def checks_of(run: Path, report: DefinedReport) -> Checks:
             content = file.read()
         if report.checks_sha256 not in (None, hashlib.sha256(content).hexdigest()):
             raise ValueError("it is not of the evaluation that wrote report.json")
-        return Checks.load(content)
+        checks = Checks.load(content)
+        if config.model.colour_constancy != "none" and not checks.own_colours:
+            raise ValueError("an earlier version of dermrw fitted it on pixels with colour constancy")
+        return checks
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error}): write it again with `make eval RUN={run}`") from None
+        raise UserError(f"{path} can't be used ({error}): write it again with `make eval RUN={run}`") from None
 
 
 def _splits(run: Path, config: Config) -> Splits | None:

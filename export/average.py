@@ -85,7 +85,7 @@ def _member(run: Path, overrides: Sequence[str]) -> Member:
     device = device_of(config, overrides)
     placement = Placement(device, "fp32", config.train.channels_last is True)
     model = placement.place(load_best(run, config, splits.classes)[0]).eval()
-    checks = checks_of(run, report).to(device)
+    checks = checks_of(run, config, report).to(device)
     return Member(run, config, splits, Predictor(model, checks, config.data, placement), report)
 
 

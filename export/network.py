@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from dermrw.decisions.refusal import QUALITY
 from dermrw.evaluation.calibration import EqualPrevalence
-from dermrw.evaluation.image_checks import Checks
+from dermrw.evaluation.image_checks import Checks, maps_in_own_colours
 from dermrw.evaluation.ood_score import Watch
 from dermrw.models import RecordedInputs, last_linear, views
 from dermrw.network_input import normalisation_of, to_input
@@ -43,12 +43,13 @@ class Exported(nn.Module):
         names = self.checks.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
             logits, activation_map = logits_and_map(self.parts, x)
+            maps = maps_in_own_colours(self.model, watch, pixels, pixels.device)
         if self.number_of_views > 1:
             turned = torch.cat(views(x, self.number_of_views)[1:])
             others = self.model(turned).unflatten(0, (self.number_of_views - 1, -1))  # [V - 1, N, C]
             logits = (logits + others.sum(0)) / self.number_of_views
         # The head first processes the whole map, then the maps with one position blanked out.
-        return logits, activation_map, entered[0].flatten(1), self.checks(pixels, watch.take())
+        return logits, activation_map, entered[0].flatten(1), self.checks(pixels, maps)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the four outputs that the class lists."""

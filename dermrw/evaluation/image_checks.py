@@ -85,10 +85,14 @@ def _noise(maps: Tensor, quantile: float) -> Tensor:
 class Checks(nn.Module):
     """All checks `[N, 8]` or `[N, 9]`, in the order of `refusal.ALL_CHECKS`, from pixels and maps of blocks."""
 
-    def __init__(self, familiarity: Familiarity, detector: PhotographDetector | None = None) -> None:
+    def __init__(
+        self, familiarity: Familiarity, detector: PhotographDetector | None = None, own_colours: bool = True
+    ) -> None:
+        """`own_colours`: the parts were fitted on pixels without colour constancy, see `maps_in_own_colours`."""
         super().__init__()
         self.familiarity = familiarity
         self.detector = detector
+        self.own_colours = own_colours
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,7 +111,7 @@ class Checks(nn.Module):
         """Returns the content of a NumPy archive with everything that was fitted."""
         buffer = io.BytesIO()
         parts: dict[str, Any] = self.familiarity.arrays() | ({} if self.detector is None else self.detector.arrays())
-        np.savez(buffer, **parts)
+        np.savez(buffer, own_colours=self.own_colours, **parts)
         return buffer.getvalue()
 
     @classmethod
@@ -119,9 +123,34 @@ class Checks(nn.Module):
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return cls(Familiarity.of(arrays), PhotographDetector.of(arrays))
+                own_colours = bool(arrays["own_colours"]) if "own_colours" in arrays else False
+                return cls(Familiarity.of(arrays), PhotographDetector.of(arrays), own_colours)
         except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(str(error)) from None
+
+
+def maps_in_own_colours(
+    model: nn.Module, watch: Watch, pixels: Tensor, device: torch.device, channels_last: bool = False
+) -> list[Tensor]:
+    """Returns the maps of the blocks that `watch` records, for pixels without colour constancy.
+
+    It is called directly after the network's own pass over these pixels. If that pass had colour constancy, it runs
+    another one without. Constancy removes the colours by which many other pictures differ from dermoscopy: on the
+    changed colours, the checks let a photograph of an animal pass, and miss more clinical photographs.
+
+    Args:
+        model: the network that `watch` records, in eval mode.
+        watch: the record of its own pass.
+        pixels: uint8 `[N, S, S, 3]`.
+        device: of the network.
+        channels_last: the memory layout of the input.
+    """
+    maps = watch.take()
+    normalisation = normalisation_of(model)
+    if normalisation.colour_constancy == "none":
+        return maps
+    model(to_input(pixels, device, normalisation._replace(colour_constancy="none"), channels_last))
+    return watch.take()
 
 
 @torch.no_grad()
@@ -158,13 +187,15 @@ def fit_checks(
     names = (*familiar, *last_map(model, data.size)) if refuse else familiar
     names = tuple(dict.fromkeys(names))
 
+    own_colours = normalisation_of(model)._replace(colour_constancy="none")
+
     def descriptions(batches: Iterable[np.ndarray]) -> list[list[np.ndarray]]:
         found = []
         with Watch(model, names) as watch:
             model.eval()
             for pixels in batches:
                 x = torch.from_numpy(np.ascontiguousarray(pixels))
-                model(to_input(x, choice.device, normalisation_of(model), choice.channels_last))
+                model(to_input(x, choice.device, own_colours, choice.channels_last))
                 maps = watch.take()
                 found.append([describe(m).float().cpu().numpy() for m in (maps[: len(familiar)], maps)])
         return found
@@ -223,7 +254,8 @@ def logits_and_checks(
     with Watch(model, checks.names) as watch:
 
         def measure(images: Tensor) -> None:
-            measures.append(checks(images.to(choice.device), watch.take()).float().cpu())
+            maps = maps_in_own_colours(model, watch, images, choice.device, choice.channels_last)
+            measures.append(checks(images.to(choice.device), maps).float().cpu())
 
         logits = predict_logits(model, pixels, choice, batch_size, number_of_views, measure)
     return logits, torch.cat(measures).numpy()
@@ -241,5 +273,6 @@ def logits_and_checks_of(
             images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(choice.device)
             x = to_input(images, choice.device, normalisation_of(model), choice.channels_last)
             logits.append(model(x).float().cpu())
-            measures.append(checks(images, watch.take()).float().cpu())
+            maps = maps_in_own_colours(model, watch, images, choice.device, choice.channels_last)
+            measures.append(checks(images, maps).float().cpu())
     return torch.cat(logits).numpy(), torch.cat(measures).numpy()
