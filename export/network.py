@@ -43,7 +43,7 @@ class Exported(nn.Module):
         names = self.checks.names
         with RecordedInputs(last_linear(self.model)) as entered, Watch(self.model, names) as watch:
             logits, activation_map = logits_and_map(self.parts, x)
-            maps = maps_in_own_colours(self.model, watch, pixels, pixels.device)
+            maps = maps_in_own_colours(self.model, watch, pixels)
         if self.number_of_views > 1:
             turned = torch.cat(views(x, self.number_of_views)[1:])
             others = self.model(turned).unflatten(0, (self.number_of_views - 1, -1))  # [V - 1, N, C]

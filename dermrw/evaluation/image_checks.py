@@ -129,9 +129,7 @@ class Checks(nn.Module):
             raise ValueError(str(error)) from None
 
 
-def maps_in_own_colours(
-    model: nn.Module, watch: Watch, pixels: Tensor, device: torch.device, channels_last: bool = False
-) -> list[Tensor]:
+def maps_in_own_colours(model: nn.Module, watch: Watch, pixels: Tensor, channels_last: bool = False) -> list[Tensor]:
     """Returns the maps of the blocks that `watch` records, for pixels without colour constancy.
 
     It is called directly after the network's own pass over these pixels. If that pass had colour constancy, it runs
@@ -141,15 +139,14 @@ def maps_in_own_colours(
     Args:
         model: the network that `watch` records, in eval mode.
         watch: the record of its own pass.
-        pixels: uint8 `[N, S, S, 3]`.
-        device: of the network.
+        pixels: uint8 `[N, S, S, 3]`, on the network's device.
         channels_last: the memory layout of the input.
     """
     maps = watch.take()
     normalisation = normalisation_of(model)
     if normalisation.colour_constancy == "none":
         return maps
-    model(to_input(pixels, device, normalisation._replace(colour_constancy="none"), channels_last))
+    model(to_input(pixels, pixels.device, normalisation._replace(colour_constancy="none"), channels_last))
     return watch.take()
 
 
@@ -186,7 +183,6 @@ def fit_checks(
     familiar = middle(model, data.size)
     names = (*familiar, *last_map(model, data.size)) if refuse else familiar
     names = tuple(dict.fromkeys(names))
-
     own_colours = normalisation_of(model)._replace(colour_constancy="none")
 
     def descriptions(batches: Iterable[np.ndarray]) -> list[list[np.ndarray]]:
@@ -254,8 +250,9 @@ def logits_and_checks(
     with Watch(model, checks.names) as watch:
 
         def measure(images: Tensor) -> None:
-            maps = maps_in_own_colours(model, watch, images, choice.device, choice.channels_last)
-            measures.append(checks(images.to(choice.device), maps).float().cpu())
+            images = images.to(choice.device)
+            maps = maps_in_own_colours(model, watch, images, choice.channels_last)
+            measures.append(checks(images, maps).float().cpu())
 
         logits = predict_logits(model, pixels, choice, batch_size, number_of_views, measure)
     return logits, torch.cat(measures).numpy()
@@ -273,6 +270,6 @@ def logits_and_checks_of(
             images = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch_size])).to(choice.device)
             x = to_input(images, choice.device, normalisation_of(model), choice.channels_last)
             logits.append(model(x).float().cpu())
-            maps = maps_in_own_colours(model, watch, images, choice.device, choice.channels_last)
+            maps = maps_in_own_colours(model, watch, images, choice.channels_last)
             measures.append(checks(images, maps).float().cpu())
     return torch.cat(logits).numpy(), torch.cat(measures).numpy()
