@@ -82,10 +82,25 @@ def build(network: Exported | Averaged, info: ModelInfo) -> onnx.ModelProto:
     )
     _rename_input(whole, INPUT)
     make_quantizable(whole)
-    del whole.metadata_props[:]  # the exporter's
+    remove_exporter_notes(whole)
     onnx.helper.set_model_props(whole, info.to_props())
     onnx.checker.check_model(whole, full_check=True)
     return whole
+
+
+def remove_exporter_notes(model: onnx.ModelProto) -> None:
+    """Removes what the exporter noted beside the graph: above all the stack trace of each node.
+
+    No user needs these notes. In the file of three averaged networks they take 2 MB, and they name folders of the
+    machine that exported it.
+    """
+    graph = model.graph
+    parts = [model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output]
+    for function in model.functions:
+        parts += [function, *function.node]
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def make_quantizable(model: onnx.ModelProto) -> None:

@@ -316,6 +316,13 @@ def test_the_file_agrees_with_torch_on_pictures_of_any_size(run: Path, model_fil
         assert seen.activation_map.shape == (7, 4, 4) and seen.embedding.shape == (256,)
 
 
+def test_the_file_names_no_folder_of_the_machine(model_file: Path) -> None:
+    """The exporter adds a stack trace to each node."""
+    content = model_file.read_bytes()
+    assert b'File "' not in content and str(Path(__file__).parents[2]).encode() not in content
+    assert str(Path(torch.__file__).parents[1]).encode() not in content
+
+
 def test_the_metadata_tells_all(run: Path, model_file: Path) -> None:
     info = Classifier(model_file).info
     report = json.loads((run / "report.json").read_text())
