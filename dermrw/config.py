@@ -169,6 +169,9 @@ class Model(_Section):
     head: Literal["linear", "cosine"] = Field(
         "linear", description="cosine: logits are 30 times the cosine similarity; for ldam_drw"
     )
+    keep_head: bool = Field(
+        False, description="the head is that of model.weights, too: the checkpoint of a run with the same classes"
+    )
 
 
 class Objective(_Section):
@@ -304,6 +307,10 @@ class Config(_Section):
             )
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine require each other: set both or neither")
+        if self.model.keep_head and self.model.weights in ("imagenet", "none"):
+            raise ValueError("model.keep_head requires model.weights=FILE, the best.pt of a run")
+        if self.model.keep_head and self.model.head == "cosine":
+            raise ValueError("model.keep_head requires model.head=linear")
         if self.objective.weights == "finite_difference" and self.train.precision == "bf16":
             raise ValueError("objective.weights=finite_difference requires train.precision=fp32: bf16 is too coarse")
         for key in ("images", "classes"):

@@ -1,6 +1,7 @@
 """Networks by their torchvision or timm names, with a head for our classes and where their weights come from."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 
@@ -113,8 +114,13 @@ def _untrained(backbone: str, classes: int) -> nn.Module:
     return create_timm(backbone, classes)[0]
 
 
-def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
+def build_model(config: Model, classes: int, codes: Sequence[str] = ()) -> tuple[nn.Module, str]:
     """Returns the network `[N, 3, H, W] -> [N, classes]` and a phrase that describes where its weights come from.
+
+    Args:
+        config: the config's section.
+        classes: their number.
+        codes: the classes in order; needed for `model.keep_head`.
 
     Raises:
         UserError: the name is unknown, the file does not fit, or the ImageNet weights can't be downloaded.
@@ -138,11 +144,11 @@ def build_model(config: Model, classes: int) -> tuple[nn.Module, str]:
             ) from None
         origin = f"ImageNet weights {weights} of torchvision {torchvision.__version__}"
     else:
-        model = _untrained(config.backbone, 1000)
-        path = Path(config.weights).expanduser()
-        name = load_backbone(model, Head(model).name, config.backbone, path, config.colour_constancy)
+        model = _untrained(config.backbone, classes if config.keep_head else 1000)
+        path, kept = Path(config.weights).expanduser(), codes if config.keep_head else None
+        name = load_backbone(model, Head(model).name, config.backbone, path, config.colour_constancy, kept)
         origin = f"weights from {name}"
-    if config.head == "cosine" or config.weights != "none":
+    if config.head == "cosine" or (config.weights != "none" and not config.keep_head):
         _replace_head(model, classes, config.head == "cosine")
     model.normalisation = normalisation_of(model)._replace(colour_constancy=config.colour_constancy)  # type: ignore[assignment]
     return model, origin

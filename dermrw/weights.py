@@ -6,7 +6,7 @@ head is left out, because the classes have a head of their own.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class WeightsFile(NamedTuple):
     tensors: dict[str, Tensor]
     metadata: Mapping[str, str]  # of a safetensors file, such as one of `dermrw export --encoder`
     sha256: str
+    classes: tuple[str, ...] | None = None  # of a run's checkpoint, in the order of the head
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -45,13 +46,14 @@ def read_weights(path: Path) -> WeightsFile:
         raise UserError(
             f"model.weights={path} must be a file that torch.save wrote from a state dict alone, or a safetensors file"
         ) from None
+    classes = state.get("classes") if isinstance(state, Mapping) else None
     for key in NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
     if not tensors:
         raise UserError(f"model.weights={path} contains no state dict: save one with torch.save(model.state_dict(), …)")
-    return WeightsFile(tensors, {}, digest)
+    return WeightsFile(tensors, {}, digest, tuple(map(str, classes)) if isinstance(classes, list) else None)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -92,7 +94,14 @@ def without_prefix(tensors: Mapping[str, Tensor], wanted: set[str]) -> tuple[dic
     return best, removed
 
 
-def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colour_constancy: str) -> str:
+def load_backbone(
+    network: nn.Module,
+    head: str,
+    backbone: str,
+    path: Path,
+    colour_constancy: str,
+    kept_classes: Sequence[str] | None = None,
+) -> str:
     """Loads all weights of a network but its head from a file, and prints what was left out or differs.
 
     Args:
@@ -101,16 +110,25 @@ def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colo
         backbone: the name of the network, for messages.
         path: the weights file.
         colour_constancy: the config's key.
+        kept_classes: load the head, too, which must be for these classes; None: leave it out.
 
     Returns:
         the file's name and SHA-256 digest.
 
     Raises:
-        UserError: the file can't be read, or it lacks a tensor of the network or has it in another shape.
+        UserError: the file can't be read, it lacks a tensor of the network or has it in another shape, or its head is
+            for other classes.
     """
     file = read_weights(path)
+    if kept_classes is not None and file.classes != tuple(kept_classes):
+        found = f"the classes {', '.join(file.classes)}" if file.classes else "no stated classes"
+        raise UserError(
+            f"model.weights={path} has a head for {found}, not for {', '.join(kept_classes)}: leave out "
+            "model.keep_head, or name the best.pt of a run with these classes"
+        )
     state: dict[str, Any] = network.state_dict()
-    wanted = {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}
+    without = () if kept_classes is not None else (f"{head}.",)
+    wanted = {name: tensor for name, tensor in state.items() if not name.startswith(without)}
     stated = file.metadata.get("backbone", backbone)
     if stated != backbone:
         raise UserError(
@@ -141,6 +159,8 @@ def load_backbone(network: nn.Module, head: str, backbone: str, path: Path, colo
     notes = [f"names without the prefix {prefix!r}"] if prefix else []
     notes += [f"without {', '.join(left_out[:4])}{' …' if len(left_out) > 4 else ''}"] if left_out else []
     # dermrw's own files have a key backbone; older ones have no colour_constancy, and were trained without it
+    if kept_classes is not None:
+        notes.append("with its head")
     trained = file.metadata.get("colour_constancy", "none" if "backbone" in file.metadata else colour_constancy)
     if trained != colour_constancy:
         notes.append(f"trained with model.colour_constancy={trained}, not {colour_constancy}")

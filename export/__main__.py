@@ -26,7 +26,7 @@ from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.predict import load_best
 from dermrw.files import open_regular, require_writable, write_atomic
 from dermrw.images.preprocess import Framing, read_image
-from dermrw.inference.known_images import KnownImages, is_distinctive
+from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import (
     AveragedRun,
     ModelInfo,
@@ -42,7 +42,8 @@ from dermrw.reports.report_schema import DefinedReport, Report, ShareWithInterva
 from dermrw.reports.report_text import report_unit
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.run_data import classes_of, run_splits
-from dermrw.training.run_folder import latest_run, open_run, read_split
+from dermrw.training.run_folder import averaged_runs, latest_run, open_run
+from dermrw.training.starting_weights import StartingWeights, images_of, with_earlier
 
 from .build import build, check
 from .card import model_card
@@ -51,7 +52,7 @@ from .encoder import encoder_of_model_file, write_encoder
 from .half_weights import compare_precisions, rounded_network, store_half_weights
 from .network import Averaged, Exported
 from .report import official_reports, report_of, score_reports
-from .training_images import PARTS, add_list, known_images
+from .training_images import add_list, known_images
 
 PICTURES = 12  # number of images in the comparison with torch
 COMPARED = 200  # number of images in the comparison of fp16 with fp32 weights
@@ -98,7 +99,7 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
     info = info_of(run, config, report, classes)
     print(f"Exporting {run}, {config.model.backbone}, epoch {report.epoch}", flush=True)
     splits = _splits(run, config)
-    known = _known_images(run, config, splits)
+    known = all_known_images(run, config, splits)
     official = official_reports(run, report, classes)
 
     with checked_file(path, network, info, weights, splits, known) as (candidate, info):
@@ -107,7 +108,9 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
         text = model_card(report, info, digest, config, official=official, scores=scores)
         write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
-        write_encoder(model, encoder, config.model.backbone, config.data.size, _origin(info), info.licence)
+        write_encoder(
+            model, encoder, config.model.backbone, config.data.size, _origin(info), info.licence, _images(run, config)
+        )
         candidate.replace(path)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), {card}, {encoder}. Next: `make demo RUN={run}`.")
     return path
@@ -177,8 +180,9 @@ def export_encoder(model: Path, out: Path) -> None:
     network, state = load_best(model, config, Classes(codes, codes, codes, None))
     digest = hashlib.sha256((model / "best.pt").read_bytes()).hexdigest()
     origin = f"{model.resolve().name} (sha256 of best.pt {digest})"
-    licence = LICENCES.get(config.data.name, "") + _further_licence(config)
-    write_encoder(network, out, config.model.backbone, config.data.size, origin, licence)
+    licence = LICENCES.get(config.data.name, "") + _further_licences(config, model)
+    images = _images(model, config)
+    write_encoder(network, out, config.model.backbone, config.data.size, origin, licence, images)
     print(f"{out}: the encoder of {model}, epoch {state['epoch']}")
 
 
@@ -230,16 +234,33 @@ def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) 
                 images=report.images,
             ),
             warning=report.warning,
-            licence=LICENCES[config.data.name] + _further_licence(config),
+            licence=LICENCES[config.data.name] + _further_licences(config, run),
         )
     except ValidationError as error:
         raise UserError(f"{run} can't be exported, because a model file can't store its {first_fault(error)}") from None
 
 
-def _further_licence(config: Config) -> str:
-    if not config.data.extra:
-        return ""
-    return f" Also trained on images of {Path(config.data.extra).name[:200]}, whose licence applies, too."
+def _further_licences(config: Config, run: Path) -> str:
+    """Sentences on the licence of `data.extra`, and of the weights that the run or the averaged runs started from."""
+    sentences = []
+    if config.data.extra:
+        sentences.append(
+            f" Also trained on images of {Path(config.data.extra).name[:200]}, whose licence applies, too."
+        )
+    started = {weights.licence or "" for weights in _starting_weights(run)} - {"", LICENCES.get(config.data.name)}
+    sentences += [f" Training started from weights with this licence: {licence}" for licence in sorted(started)]
+    return "".join(sentences)
+
+
+def _starting_weights(run: Path) -> list[StartingWeights]:
+    """What is known of the weights that a run, or each run of an average, started from."""
+    recorded = [StartingWeights.recorded(part) for part in averaged_runs(run) or [run]]
+    return [weights for weights in recorded if weights is not None]
+
+
+def _images(run: Path, config: Config) -> KnownImages | None:
+    """The list of a run's training images by their ids; None for CIFAR-10's numbers."""
+    return None if config.data.name == "cifar10" else images_of(run)
 
 
 def _proportion(part: ShareWithInterval | None) -> Proportion | None:
@@ -301,16 +322,17 @@ def _splits(run: Path, config: Config) -> Splits | None:
         return None
 
 
-def _known_images(run: Path, config: Config, splits: Splits | None) -> KnownImages | None:
+def all_known_images(run: Path, config: Config, splits: Splits | None) -> KnownImages | None:
     """The list of the run's training images: without the images, of their ids alone; None for CIFAR-10's numbers."""
     if config.data.name == "cifar10":
         return None
-    if splits is not None:
-        return known_images(splits, config)
-    table = read_split(run)
-    ids = table["image_id"][table["split"].isin(PARTS)].tolist()
-    print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
-    return KnownImages.of(filter(is_distinctive, ids) if config.data.name == "table" else ids, [])
+    if splits is None:
+        print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
+        return images_of(run)
+    known = known_images(splits, config)
+    for weights in _starting_weights(run):
+        known = with_earlier(known, weights)
+    return known
 
 
 def _pictures(splits: Splits | None, count: int) -> tuple[list[npt.NDArray[np.uint8]], str]:

@@ -22,12 +22,11 @@ from dermrw.training.device import Placement
 from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import AVERAGED_RUNS, open_run
 
-from .__main__ import checked_file, checks_of, info_of
+from .__main__ import all_known_images, checked_file, checks_of, info_of
 from .card import model_card
 from .diagram import reliability_diagram
 from .network import Averaged, Exported
 from .report import official_reports, parsed_report, report_of
-from .training_images import known_images
 
 
 def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], weights: Precision = "fp32") -> Path:
@@ -65,7 +64,7 @@ def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], w
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
     info = info_of(folder, config, report, classes)
     splits = joint_splits(members)
-    known = None if config.data.name == "cifar10" else known_images(splits, config)
+    known = all_known_images(folder, config, splits)
     official = official_reports(folder, report, classes)
     with checked_file(path, Averaged(parts, calibration).cpu(), info, weights, splits, known) as (candidate, info):
         digest = hashlib.sha256(candidate.read_bytes()).hexdigest()

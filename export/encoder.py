@@ -18,6 +18,7 @@ from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.inference.classifier import Classifier
+from dermrw.inference.known_images import KEY, KnownImages
 from dermrw.inference.model_file import OUTPUTS
 from dermrw.models import Head, backbones, build_model, embed
 from dermrw.network_input import normalisation_of, to_input
@@ -29,7 +30,9 @@ PREFIX = "model."  # of the network in `export.network.Exported`
 FIRST = "runs.0."  # of the first one in `export.network.Averaged`
 
 
-def write_encoder(model: nn.Module, path: Path, backbone: str, size: int, origin: str, licence: str) -> None:
+def write_encoder(
+    model: nn.Module, path: Path, backbone: str, size: int, origin: str, licence: str, known: KnownImages | None
+) -> None:
     """Writes the encoder of a network as safetensors, with a description in the file's metadata.
 
     Args:
@@ -39,12 +42,15 @@ def write_encoder(model: nn.Module, path: Path, backbone: str, size: int, origin
         size: side in pixels of the images that it was trained on.
         origin: the run or the model file, and its digest.
         licence: of the weights.
+        known: the images that they were trained on, so that no later run is judged on one of them.
     """
     head = Head(model)
     metadata = {
         "backbone": backbone, "size": str(size), "embedding": str(head.linear.in_features), "origin": origin,
         "licence": licence, "colour_constancy": normalisation_of(model).colour_constancy,
     }  # fmt: skip
+    if known is not None:
+        metadata[KEY] = known.to_prop()
     write_atomic(path, safetensors_bytes(encoder_state(model, head.name), metadata))
 
 
@@ -101,7 +107,8 @@ def encoder_of_model_file(path: Path, out: Path) -> tuple[int, float]:
             f"the embeddings of torch differ from those of {path} by {worst:.0e}: the encoder isn't written"
         )
     part = f", the first of {len(info.runs)} networks" if info.runs else ""
-    write_encoder(model, out, backbone, info.size, f"{info.name} (sha256 {classifier.digest}){part}", info.licence)
+    origin = f"{info.name} (sha256 {classifier.digest}){part}"
+    write_encoder(model, out, backbone, info.size, origin, info.licence, classifier.known_images())
     return len(info.runs), worst
 
 

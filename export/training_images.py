@@ -22,8 +22,7 @@ from dermrw.files import write_atomic
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, ImageHash, KnownImages, image_hash, is_distinctive
-
-PARTS = ("train", "meta", "validation")  # everything but the test split
+from dermrw.training.starting_weights import USED
 
 
 def known_images(splits: Splits, config: Config) -> KnownImages:
@@ -39,7 +38,7 @@ def known_images(splits: Splits, config: Config) -> KnownImages:
         except UserError:  # it is still listed by its id
             return None
 
-    parts = [getattr(splits, name) for name in PARTS]
+    parts = [getattr(splits, name) for name in USED]
     ids = [name for part in parts for name in part.table["image_id"]]
     sources = [source for part in parts for source in part.sources]
     for table in bounding_images(config, splits).values():

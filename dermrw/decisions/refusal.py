@@ -45,9 +45,9 @@ RELAXED = {
     "colour_grain": 4.0,  # JPEG smooths colours, lossless files keep their noise; harmful noise is stronger
 }
 MARGIN = 0.1  # how far beyond the validation images' extreme a limit may lie, as a share of the interquartile range
-# share of the images of a group that may lie beyond a limit; together about 3 %. Other dermatoscopes set the limit of the
-# photograph detector: in cross-validation of 115 clinical photographs (EfficientNet-Lite0 with colour constancy, trained
-# with data.extra, seed 0), 1.5, 2 and 2.5 % find 85, 88 and 90 %
+# share of the images of a group that may lie beyond a limit; together about 3 %. Other dermatoscopes set the limit of
+# the photograph detector: in cross-validation of 115 clinical photographs (EfficientNet-Lite0 with colour constancy,
+# trained with data.extra, seed 0), 1.5, 2 and 2.5 % find 85, 88 and 90 %
 GROUP_SHARES = dict.fromkeys(QUALITY, 0.003) | {"strangeness": 0.005, PHOTOGRAPH: 0.02}
 LEAST_GROUP = 100  # images that a group needs to bound a limit; with few, one bad picture would set it
 

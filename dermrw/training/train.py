@@ -11,6 +11,7 @@ from dermrw.config import Config
 from dermrw.datasets.dataset import load_splits, located, resolve_root
 from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
+from dermrw.files import write_atomic
 from dermrw.formatting import counted
 from dermrw.models import backbones, build_model, check_backbone, check_fit, embed, freeze, uses_batch_statistics
 from dermrw.objectives import Batch, Objective, build_objective
@@ -21,6 +22,7 @@ from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.head_loop import HeadLoop
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, run_facts, sole_training, start_run
+from dermrw.training.starting_weights import RECORD, StartingWeights
 from dermrw.training.tensorboard import require_tensorboard
 
 
@@ -56,10 +58,13 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     else:
         config = _with_interpolation(asked)
         splits = load_splits(config.data, root, announce=True)
+    earlier = None if resumed else StartingWeights.of(config.model.weights)
+    if earlier is not None:
+        earlier.require_unseen(splits, config.model.weights)
 
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
-    model, origin = job.in_turn(lambda: build_model(config.model, classes))
+    model, origin = job.in_turn(lambda: build_model(config.model, classes, splits.classes.codes))
     for size in {config.data.size, *([config.train.first_size] if config.first_epochs else [])}:
         check_fit(model, config.model.backbone, size)
     freeze(model, config.model.freeze)
@@ -71,6 +76,8 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if choice.device.type == "cuda" and job.world > 1:
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
     if not resumed and job.leads:
+        if earlier is not None:
+            write_atomic(run / RECORD, earlier.record())
         start_run(run, config, splits.table, splits.facts, splits.left_out)
     data = config.data.name if splits.facts is None else root.name
     print(
