@@ -19,15 +19,14 @@ from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, KnownImages
-from dermrw.inference.model_file import OUTPUTS
+from dermrw.inference.model_file import OUTPUTS, ModelInfo
 from dermrw.models import Head, backbones, build_model, embed
 from dermrw.network_input import normalisation_of, to_input
 from dermrw.timm_models import is_timm
 from dermrw.weights import encoder_state, safetensors_bytes
 
 TOLERANCE = 1e-4  # of an embedding, relative to the largest value
-PREFIX = "model."  # of the network in `export.network.Exported`
-FIRST = "runs.0."  # of the first one in `export.network.Averaged`
+PREFIX = "model."  # of the network in `export.network.Exported`; in `Averaged` after `runs.NUMBER.`
 
 
 def write_encoder(
@@ -70,17 +69,45 @@ def encoder_of_model_file(path: Path, out: Path) -> tuple[int, float]:
     """
     classifier = Classifier(path, "cpu")
     info = classifier.info
+    model = network_of_model_file(path, info, out)
     backbone = info.runs[0].backbone if info.runs else info.backbone
-    prefix = f"{FIRST}{PREFIX}" if info.runs else PREFIX
+    worst = _difference(model, classifier)
+    if worst > TOLERANCE:
+        raise UserError(
+            f"the embeddings of torch differ from those of {path} by {worst:.0e}: the encoder isn't written"
+        )
+    part = f", the first of {len(info.runs)} networks" if info.runs else ""
+    origin = f"{info.name} (sha256 {classifier.digest}){part}"
+    write_encoder(model, out, backbone, info.size, origin, info.licence, classifier.known_images())
+    return len(info.runs), worst
+
+
+def network_of_model_file(
+    path: Path, info: ModelInfo, out: Path, number: int = 0, with_head: bool = False
+) -> nn.Module:
+    """Returns a network with the parameters that a model file stores.
+
+    Args:
+        path: the model file.
+        info: its metadata.
+        out: the encoder to write, for messages.
+        number: of the run, if the file averages several.
+        with_head: its head is restored, too; otherwise it is random.
+
+    Raises:
+        UserError: the backbone is unknown, or the file lacks a parameter or is quantized.
+    """
+    backbone = info.runs[number].backbone if info.runs else info.backbone
+    prefix = f"runs.{number}.{PREFIX}" if info.runs else PREFIX
     if backbone not in backbones() and not is_timm(backbone):
         raise UserError(f"{path} has the unknown backbone {backbone}: export it with this version of dermrw")
     settings = Model(backbone=backbone, weights="none", colour_constancy=info.colour_constancy)
     model, _ = build_model(settings, len(info.codes))
-    head = Head(model).name
+    skipped = () if with_head else (f"{Head(model).name}.",)
     stored = {c.name: c for c in onnx.load(path).graph.initializer}
     state = model.state_dict()
     for name, tensor in state.items():
-        if name.startswith(f"{head}.") or name.endswith("num_batches_tracked"):
+        if name.startswith(skipped) or name.endswith("num_batches_tracked"):
             continue
         if f"{prefix}{name}" in stored:
             value = onnx.numpy_helper.to_array(stored[f"{prefix}{name}"])
@@ -101,15 +128,7 @@ def encoder_of_model_file(path: Path, out: Path) -> tuple[int, float]:
             )
         state[name] = torch.from_numpy(value.copy())
     model.load_state_dict(state)
-    worst = _difference(model, classifier)
-    if worst > TOLERANCE:
-        raise UserError(
-            f"the embeddings of torch differ from those of {path} by {worst:.0e}: the encoder isn't written"
-        )
-    part = f", the first of {len(info.runs)} networks" if info.runs else ""
-    origin = f"{info.name} (sha256 {classifier.digest}){part}"
-    write_encoder(model, out, backbone, info.size, origin, info.licence, classifier.known_images())
-    return len(info.runs), worst
+    return model
 
 
 def _difference(model: nn.Module, classifier: Classifier) -> float:
