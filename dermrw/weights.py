@@ -121,10 +121,10 @@ def load_backbone(
     """
     file = read_weights(path)
     if kept_classes is not None and file.classes != tuple(kept_classes):
-        found = f"the classes {', '.join(file.classes)}" if file.classes else "no stated classes"
+        has = f"a head for the classes {', '.join(file.classes)}" if file.classes else "no head whose classes it states"
         raise UserError(
-            f"model.weights={path} has a head for {found}, not for {', '.join(kept_classes)}: leave out "
-            "model.keep_head, or name the best.pt of a run with these classes"
+            f"model.weights={path} has {has}, and model.keep_head needs one for {', '.join(kept_classes)}: leave it "
+            "out, or name the best.pt of a run with these classes"
         )
     state: dict[str, Any] = network.state_dict()
     without = () if kept_classes is not None else (f"{head}.",)
@@ -139,6 +139,11 @@ def load_backbone(
     remedy = f"name weights of model.backbone={backbone}"
     # counters of batch norm, which some formats leave out; only a cumulative average uses them
     lacking = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
+    if lacking and all(name.startswith(f"{head}.") for name in lacking):
+        raise UserError(
+            f"model.weights={path} has another kind of head, such as the cosine head of ldam_drw: leave out "
+            "model.keep_head"
+        )
     if lacking:
         raise UserError(
             f"model.weights={path} lacks {len(lacking)} of the {len(wanted)} tensors of the network, such as "
@@ -183,7 +188,11 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def safetensors_metadata(path: Path) -> dict[str, Any]:
-    """Returns the metadata in the header of a safetensors file."""
+    """Returns the metadata in the header of a safetensors file; none if the header is damaged."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)).get("__metadata__", {})
+        try:
+            metadata = json.loads(file.read(length)).get("__metadata__", {})
+        except (ValueError, AttributeError, RecursionError):  # a damaged file, which `read_weights` refuses
+            return {}
+    return metadata if isinstance(metadata, dict) else {}

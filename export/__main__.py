@@ -15,6 +15,7 @@ from pydantic import ValidationError
 import dermrw
 from dermrw.config import Config
 from dermrw.datasets.dataset import Splits
+from dermrw.datasets.licences import licences_of
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.decisions.lesion_rule import LESION_RULE
 from dermrw.decisions.triage import LEAST_POSITIVE, few_positive
@@ -41,9 +42,9 @@ from dermrw.inference.shipped import shipped_model
 from dermrw.reports.report_schema import DefinedReport, Report, ShareWithInterval
 from dermrw.reports.report_text import report_unit
 from dermrw.training.checkpoint import load_checkpoint
+from dermrw.training.image_record import METADATA, ImageRecord, united
 from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import averaged_runs, latest_run, open_run
-from dermrw.training.starting_weights import StartingWeights, images_of, with_earlier
 
 from .build import build, check
 from .card import model_card
@@ -56,17 +57,7 @@ from .training_images import add_list, known_images
 
 PICTURES = 12  # number of images in the comparison with torch
 COMPARED = 200  # number of images in the comparison of fp16 with fp32 weights
-HAM_LICENCE = (
-    "CC BY-NC 4.0, as its training data: HAM10000, ViDIR Group, Medical University of Vienna; Tschandl, Rosendahl, "
-    "Kittler, Sci. Data 5:180161 (2018). For research, non-commercial. Not a medical device."
-)
-LICENCES = {
-    "ham10000": HAM_LICENCE,
-    "sample": "Apache-2.0, like dermrw, which drew its training images. It was not trained on images of skin.",
-    "cifar10": "Trained on CIFAR-10 (Krizhevsky 2009), which has no stated licence: for research.",
-    "table": "The licence of the training images applies. dermrw does not know it: ask whoever provided the images "
-    "before you pass the model on.",
-}
+MOST_LICENCE = 2000  # characters that a model file can state
 
 
 def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> Path:
@@ -108,9 +99,8 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
         text = model_card(report, info, digest, config, official=official, scores=scores)
         write_atomic(run / "reliability.png", reliability_diagram(run, info))
         write_atomic(card, text.encode())
-        write_encoder(
-            model, encoder, config.model.backbone, config.data.size, _origin(info), info.licence, _images(run, config)
-        )
+        images = {METADATA: ImageRecord.of_run(run).to_text()}
+        write_encoder(model, encoder, config.model.backbone, config.data.size, _origin(info), info.licence, images)
         candidate.replace(path)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB), {card}, {encoder}. Next: `make demo RUN={run}`.")
     return path
@@ -180,8 +170,7 @@ def export_encoder(model: Path, out: Path) -> None:
     network, state = load_best(model, config, Classes(codes, codes, codes, None))
     digest = hashlib.sha256((model / "best.pt").read_bytes()).hexdigest()
     origin = f"{model.resolve().name} (sha256 of best.pt {digest})"
-    licence = LICENCES.get(config.data.name, "") + _further_licences(config, model)
-    images = _images(model, config)
+    licence, images = _licence(model, config), {METADATA: ImageRecord.of_run(model).to_text()}
     write_encoder(network, out, config.model.backbone, config.data.size, origin, licence, images)
     print(f"{out}: the encoder of {model}, epoch {state['epoch']}")
 
@@ -234,33 +223,24 @@ def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) 
                 images=report.images,
             ),
             warning=report.warning,
-            licence=LICENCES[config.data.name] + _further_licences(config, run),
+            licence=_licence(run, config),
         )
     except ValidationError as error:
         raise UserError(f"{run} can't be exported, because a model file can't store its {first_fault(error)}") from None
 
 
-def _further_licences(config: Config, run: Path) -> str:
-    """Sentences on the licence of `data.extra`, and of the weights that the run or the averaged runs started from."""
-    sentences = []
-    if config.data.extra:
-        sentences.append(
-            f" Also trained on images of {Path(config.data.extra).name[:200]}, whose licence applies, too."
-        )
-    started = {weights.licence or "" for weights in _starting_weights(run)} - {"", LICENCES.get(config.data.name)}
-    sentences += [f" Training started from weights with this licence: {licence}" for licence in sorted(started)]
-    return "".join(sentences)
+def _licence(run: Path, config: Config) -> str:
+    """Sentences on the licence of the data, and of the weights that the run, or a run of the average, started from."""
+    own = licences_of(config)
+    records = _records(run)
+    earlier = dict.fromkeys(sentence for record in records for sentence in record.licences if sentence not in own)
+    text = " ".join([*own, *(f"Training started from weights with this licence: {sentence}" for sentence in earlier)])
+    return text if len(text) <= MOST_LICENCE else f"{text[: MOST_LICENCE - 2]} …"
 
 
-def _starting_weights(run: Path) -> list[StartingWeights]:
-    """What is known of the weights that a run, or each run of an average, started from."""
-    recorded = [StartingWeights.recorded(part) for part in averaged_runs(run) or [run]]
-    return [weights for weights in recorded if weights is not None]
-
-
-def _images(run: Path, config: Config) -> KnownImages | None:
-    """The list of a run's training images by their ids; None for CIFAR-10's numbers."""
-    return None if config.data.name == "cifar10" else images_of(run)
+def _records(run: Path) -> list[ImageRecord]:
+    """The records of the training images of a run, or of each run of an average."""
+    return [ImageRecord.of_run(part) for part in averaged_runs(run) or [run]]
 
 
 def _proportion(part: ShareWithInterval | None) -> Proportion | None:
@@ -328,10 +308,9 @@ def all_known_images(run: Path, config: Config, splits: Splits | None) -> KnownI
         return None
     if splits is None:
         print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
-        return images_of(run)
-    known = known_images(splits, config)
-    for weights in _starting_weights(run):
-        known = with_earlier(known, weights)
+    known = KnownImages.of([], []) if splits is None else known_images(splits, config)
+    for record in _records(run):
+        known = united(known, record.known)
     return known
 
 

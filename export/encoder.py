@@ -4,6 +4,7 @@ The tensors have the names of torchvision's or timm's network, so `load_state_di
 `model.weights=FILE` read them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from dermrw.diagnoses import DX
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.inference.classifier import Classifier
-from dermrw.inference.known_images import KEY, KnownImages
+from dermrw.inference.known_images import KEY
 from dermrw.inference.model_file import OUTPUTS, ModelInfo
 from dermrw.models import Head, backbones, build_model, embed
 from dermrw.network_input import normalisation_of, to_input
@@ -30,7 +31,7 @@ PREFIX = "model."  # of the network in `export.network.Exported`; in `Averaged` 
 
 
 def write_encoder(
-    model: nn.Module, path: Path, backbone: str, size: int, origin: str, licence: str, known: KnownImages | None
+    model: nn.Module, path: Path, backbone: str, size: int, origin: str, licence: str, images: Mapping[str, str]
 ) -> None:
     """Writes the encoder of a network as safetensors, with a description in the file's metadata.
 
@@ -41,16 +42,14 @@ def write_encoder(
         size: side in pixels of the images that it was trained on.
         origin: the run or the model file, and its digest.
         licence: of the weights.
-        known: the images that they were trained on, so that no later run is judged on one of them.
+        images: entry of the metadata with the images that they were trained on, so that they judge no later run.
     """
     head = Head(model)
     metadata = {
         "backbone": backbone, "size": str(size), "embedding": str(head.linear.in_features), "origin": origin,
         "licence": licence, "colour_constancy": normalisation_of(model).colour_constancy,
     }  # fmt: skip
-    if known is not None:
-        metadata[KEY] = known.to_prop()
-    write_atomic(path, safetensors_bytes(encoder_state(model, head.name), metadata))
+    write_atomic(path, safetensors_bytes(encoder_state(model, head.name), {**metadata, **images}))
 
 
 def encoder_of_model_file(path: Path, out: Path) -> tuple[int, float]:
@@ -78,7 +77,9 @@ def encoder_of_model_file(path: Path, out: Path) -> tuple[int, float]:
         )
     part = f", the first of {len(info.runs)} networks" if info.runs else ""
     origin = f"{info.name} (sha256 {classifier.digest}){part}"
-    write_encoder(model, out, backbone, info.size, origin, info.licence, classifier.known_images())
+    known = classifier.known_images()
+    images = {} if known is None else {KEY: known.to_prop()}
+    write_encoder(model, out, backbone, info.size, origin, info.licence, images)
     return len(info.runs), worst
 
 

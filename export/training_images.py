@@ -22,7 +22,7 @@ from dermrw.files import write_atomic
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, ImageHash, KnownImages, image_hash, is_distinctive
-from dermrw.training.starting_weights import USED
+from dermrw.training.image_record import USED
 
 
 def known_images(splits: Splits, config: Config) -> KnownImages:

@@ -29,6 +29,7 @@ from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
 from dermrw.training.embeddings import temporary_embeddings
+from dermrw.training.image_record import FILE, METADATA
 from dermrw.training.logits import predict_logits
 from dermrw.training.optim import build_optimizer, build_schedule, moving_average
 from dermrw.training.progress import TimeEstimate, average, describe, stoppable
@@ -83,6 +84,7 @@ class Loop:
         self.saved = time.monotonic()  # time of the last checkpoint
         self.images: EpochImages | None = None
         self.validation: ImageDataset | None = None
+        self.image_record = (run / FILE).read_text() if (run / FILE).exists() else None  # of the training images
         self.log: Log | None = None  # only on the leading process
         self.tensorboard: TensorBoard | None = None
         self.time = TimeEstimate(config, self.steps)
@@ -358,6 +360,7 @@ class Loop:
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 "classes": list(self.splits.classes.codes),
+                **({METADATA: self.image_record} if self.image_record is not None else {}),
                 "environment": environment(),
             },
         )

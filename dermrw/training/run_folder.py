@@ -1,4 +1,4 @@
-"""The run folder `runs/NAME/`: config.yaml, split.csv, metrics.jsonl, last.pt, best.pt and the files of eval.
+"""The run folder `runs/NAME/`: config.yaml, split.csv, images.json, metrics.jsonl, last.pt, best.pt and files of eval.
 
 A run on a user's own table also has classes.yaml.
 """

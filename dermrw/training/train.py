@@ -1,6 +1,7 @@
 """Training of a run from its config: loads the data, builds the network and the objective, then starts `Loop`."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from dermrw.models import backbones, build_model, check_backbone, check_fit, emb
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.objectives.confident_learning import require_cleanlab
 from dermrw.timm_models import interpolation
+from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose, keep_freed_memory
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.head_loop import HeadLoop
+from dermrw.training.image_record import FILE, ImageRecord
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, run_facts, sole_training, start_run
-from dermrw.training.starting_weights import RECORD, StartingWeights
 from dermrw.training.tensorboard import require_tensorboard
 
 
@@ -58,13 +60,13 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     else:
         config = _with_interpolation(asked)
         splits = load_splits(config.data, root, announce=True)
-    earlier = None if resumed else StartingWeights.of(config.model.weights)
+    earlier = None if resumed else ImageRecord.of_weights(config.model.weights)
     if earlier is not None:
-        earlier.require_unseen(splits, config.model.weights)
+        earlier.require_unseen(splits, config)
 
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
-    model, origin = job.in_turn(lambda: build_model(config.model, classes, splits.classes.codes))
+    model, origin = job.in_turn(lambda: _network(run, config, splits.classes.codes, resumed))
     for size in {config.data.size, *([config.train.first_size] if config.first_epochs else [])}:
         check_fit(model, config.model.backbone, size)
     freeze(model, config.model.freeze)
@@ -76,8 +78,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if choice.device.type == "cuda" and job.world > 1:
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
     if not resumed and job.leads:
-        if earlier is not None:
-            write_atomic(run / RECORD, earlier.record())
+        write_atomic(run / FILE, ImageRecord.of_split(splits.table, config, earlier).to_text().encode())
         start_run(run, config, splits.table, splits.facts, splits.left_out)
     data = config.data.name if splits.facts is None else root.name
     print(
@@ -95,6 +96,22 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command with RUN={run} resumes from the last checkpoint") from None
     return run
+
+
+def _network(run: Path, config: Config, codes: Sequence[str], resumed: bool) -> tuple[nn.Module, str]:
+    """Builds the network; a run that is resumed after its `model.weights` are gone has all weights in last.pt."""
+    weights, checkpoint = config.model.weights, run / "last.pt"
+    gone = weights not in ("imagenet", "none") and not Path(weights).expanduser().is_file()
+    if not (resumed and gone and checkpoint.exists()):
+        return build_model(config.model, len(codes), codes)
+    state = load_checkpoint(checkpoint)
+    model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(codes))
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint} does not fit {config.model.backbone} ({reason}): start a new run") from None
+    return model, str(state["origin"])
 
 
 def _with_interpolation(config: Config) -> Config:
