@@ -66,7 +66,7 @@ def whole(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_run_folder(whole: Path, sample: Path) -> None:
-    names = {"config.yaml", "split.csv", "metrics.jsonl", "last.pt", "best.pt", "weights.csv"}
+    names = {"config.yaml", "split.csv", "images.json", "metrics.jsonl", "last.pt", "best.pt", "weights.csv"}
     assert {p.name for p in whole.iterdir()} == names
     stored = load_config(whole / "config.yaml")
     assert stored.data.root == str(sample.resolve()) and stored.train.precision == "fp32"
