@@ -278,7 +278,8 @@ def test_a_disk_that_fills_in_the_middle_of_a_checkpoint(
     )  # fmt: skip
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert "can't be written" in ended.stderr and f"RUN={run}" in ended.stderr
-    assert sorted(p.name for p in run.iterdir()) == ["config.yaml", "metrics.jsonl", "split.csv", "weights.csv"]
+    names = ["config.yaml", "images.json", "metrics.jsonl", "split.csv", "weights.csv"]
+    assert sorted(p.name for p in run.iterdir()) == names
     command(monkeypatch, *options)  # there is space again
     assert load_checkpoint(run / "last.pt")["epoch"] == 2
 
