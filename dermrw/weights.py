@@ -163,9 +163,9 @@ def load_backbone(
     network.load_state_dict({name: tensors[name] for name in wanted if name in tensors}, strict=False)
     notes = [f"names without the prefix {prefix!r}"] if prefix else []
     notes += [f"without {', '.join(left_out[:4])}{' …' if len(left_out) > 4 else ''}"] if left_out else []
-    # dermrw's own files have a key backbone; older ones have no colour_constancy, and were trained without it
     if kept_classes is not None:
         notes.append("with its head")
+    # dermrw's own files have a key backbone; older ones have no colour_constancy, and were trained without it
     trained = file.metadata.get("colour_constancy", "none" if "backbone" in file.metadata else colour_constancy)
     if trained != colour_constancy:
         notes.append(f"trained with model.colour_constancy={trained}, not {colour_constancy}")

@@ -42,7 +42,7 @@ from dermrw.inference.shipped import shipped_model
 from dermrw.reports.report_schema import DefinedReport, Report, ShareWithInterval
 from dermrw.reports.report_text import report_unit
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.image_record import METADATA, ImageRecord, united
+from dermrw.training.image_record import METADATA, ImageRecord
 from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import averaged_runs, latest_run, open_run
 
@@ -310,7 +310,7 @@ def all_known_images(run: Path, config: Config, splits: Splits | None) -> KnownI
         print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
     known = KnownImages.of([], []) if splits is None else known_images(splits, config)
     for record in _records(run):
-        known = united(known, record.known)
+        known = known.united(record.known)
     return known
 
 

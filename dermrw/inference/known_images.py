@@ -80,8 +80,11 @@ class KnownImages(NamedTuple):
 
     def added(self, ids: Iterable[str], hashes: Hashes) -> "KnownImages":
         """Returns the list with further images."""
-        both = np.unique(np.concatenate([self.hashes, hashes]), axis=0)
-        return KnownImages(self.ids | {id_digest(name) for name in ids}, both)
+        return self.united(KnownImages(frozenset(id_digest(name) for name in ids), hashes))
+
+    def united(self, other: "KnownImages") -> "KnownImages":
+        """Returns the images of both lists."""
+        return KnownImages(self.ids | other.ids, np.unique(np.concatenate([self.hashes, other.hashes]), axis=0))
 
     def match(self, ids: Sequence[str], hashes: Sequence[ImageHash] | Hashes) -> npt.NDArray[np.bool_]:
         """Returns whether each image `[N]` is listed, by its id or as a copy of a listed image."""

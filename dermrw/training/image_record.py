@@ -9,7 +9,7 @@ Each run writes its record to `images.json`. Its checkpoints and its encoder con
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -63,15 +63,14 @@ class ImageRecord(NamedTuple):
             config: of the run.
             earlier: the record of the weights that it starts from.
         """
-        used = split[split["split"].isin(USED)]
-        fitted = split[split["split"].isin(FITTED)]
+        used, fitted = (split[split["split"].isin(parts)] for parts in (USED, FITTED))
         names = used["image_id"].tolist()
         if config.data.name == "table":
             names = [name for name in names if is_distinctive(name)]
         ids = [] if config.data.name == "cifar10" else names
         record = cls(
-            frozenset(_digests(fitted, config)),
-            frozenset(_digests(used, config)),
+            frozenset().union(*_keys(fitted, config)),
+            frozenset().union(*_keys(used, config)),
             KnownImages.of(ids, []),
             sum(_is_local(name, config) for name in used["image_id"]),
             _folder(config),
@@ -80,9 +79,9 @@ class ImageRecord(NamedTuple):
         if earlier is None:
             return record
         return record._replace(
-            fitted=None if earlier.fitted is None or record.fitted is None else record.fitted | earlier.fitted,
+            fitted=frozenset(record.fitted or ()) | frozenset(earlier.fitted or ()),
             used=record.used | earlier.used,
-            known=united(record.known, earlier.known),
+            known=record.known.united(earlier.known),
             local=record.local + earlier.local,
             licences=tuple(dict.fromkeys([*record.licences, *earlier.licences])),
         )
@@ -181,7 +180,8 @@ class ImageRecord(NamedTuple):
         """
         for part, known in (("test", self.used), ("validation", self.fitted or frozenset())):
             table = getattr(splits, part).table
-            seen = [row.image_id for row in table.itertuples() if not known.isdisjoint(_keys(row, config))]
+            keys = _keys(table, config)
+            seen = [name for name, own in zip(table["image_id"], keys, strict=True) if not known.isdisjoint(own)]
             if seen:
                 raise UserError(
                     f"model.weights={config.model.weights} was trained or selected on {len(seen):,} of the "
@@ -195,11 +195,6 @@ class ImageRecord(NamedTuple):
                 "test images. Figures on images that are the same would be too good",
                 flush=True,
             )
-
-
-def united(known: KnownImages, other: KnownImages) -> KnownImages:
-    """Returns both lists as one."""
-    return KnownImages(known.ids | other.ids, np.unique(np.concatenate([known.hashes, other.hashes]), axis=0))
 
 
 def _remedy(config: Config) -> str:
@@ -233,18 +228,15 @@ def _is_local(name: str, config: Config) -> bool:
     return re.search(r"ISIC_\d{7}|[1-9]\d{4}", name.replace("\\", "/").rpartition("/")[2]) is None
 
 
-def _keys(row: Any, config: Config) -> set[bytes]:
-    """The digests by which an image, and the images of its lesion, patient or group, are found in another run."""
-    folder = _folder(config)
-    image, group = str(row.image_id), f"group of {row.lesion_id}"
+def _keys(table: pd.DataFrame, config: Config) -> list[set[bytes]]:
+    """The digests by which each image, and the images of its lesion, patient or group, are found in another run."""
+    names, groups = table["image_id"].astype(str), table["lesion_id"]
     if config.data.name == "cifar10":
-        return {id_digest(f"CIFAR-10 {image}")}
-    if config.data.name == "table":
-        group = f"{folder} {group}"
-        if _is_local(image, config):
-            image = f"{folder} {image}"
-    return {id_digest(image), id_digest(group)}
-
-
-def _digests(split: pd.DataFrame, config: Config) -> Iterable[bytes]:
-    return (key for row in split.itertuples() for key in _keys(row, config))
+        return [{id_digest(f"CIFAR-10 {name}")} for name in names]
+    if config.data.name != "table":
+        return [{id_digest(name), id_digest(f"group of {group}")} for name, group in zip(names, groups, strict=True)]
+    folder = _folder(config)
+    return [
+        {id_digest(f"{folder} {name}" if _is_local(name, config) else name), id_digest(f"{folder} group of {group}")}
+        for name, group in zip(names, groups, strict=True)
+    ]

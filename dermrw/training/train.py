@@ -99,19 +99,13 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
 
 
 def _network(run: Path, config: Config, codes: Sequence[str], resumed: bool) -> tuple[nn.Module, str]:
-    """Builds the network; a run that is resumed after its `model.weights` are gone has all weights in last.pt."""
+    """Builds the network. If a resumed run's `model.weights` are gone, `Loop` loads all weights of last.pt."""
     weights, checkpoint = config.model.weights, run / "last.pt"
     gone = weights not in ("imagenet", "none") and not Path(weights).expanduser().is_file()
     if not (resumed and gone and checkpoint.exists()):
         return build_model(config.model, len(codes), codes)
-    state = load_checkpoint(checkpoint)
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(codes))
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint} does not fit {config.model.backbone} ({reason}): start a new run") from None
-    return model, str(state["origin"])
+    return model, load_checkpoint(checkpoint)["origin"]
 
 
 def _with_interpolation(config: Config) -> Config:

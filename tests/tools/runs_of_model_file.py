@@ -29,15 +29,16 @@ def restore(path: Path, folder: Path, keys: list[str], epochs: list[int]) -> Non
     classifier = Classifier(path, "cpu")
     info = classifier.info
     names = [run.name for run in info.runs] or [info.name]
+    data = load_config(Path("configs/ham.yaml"), keys).data
+    splits = load_splits(data, resolve_root(data))
+    if splits.classes.codes != info.codes:
+        raise UserError(f"{path} has the classes {', '.join(info.codes)}, not those of this config")
     for number, name in enumerate(names):
         run = folder / name
         if run.exists():
             raise UserError(f"{run} exists: name another FOLDER")
         model = network_of_model_file(path, info, run, number, with_head=True)
         config = load_config(Path("configs/ham.yaml"), [*keys, f"train.seed={number}"])
-        splits = load_splits(config.data, resolve_root(config.data))
-        if splits.classes.codes != info.codes:
-            raise UserError(f"{path} has the classes {', '.join(info.codes)}, not those of this config")
         run.mkdir(parents=True)
         epoch = epochs[number] if number < len(epochs) else config.train.epochs
         state = {

@@ -106,6 +106,15 @@ def test_images_of_a_lesion_count_like_it(first: Path, place: Path) -> None:
             record.require_unseen(changed, config)
 
 
+def test_a_runs_own_images_stay_known_after_weights_that_do_not_tell(first: Path) -> None:
+    """The encoder of a model file doesn't tell training from validation images; the runs after it do."""
+    own = ImageRecord.of_run(first)
+    merged = ImageRecord.of_split(
+        pd.read_csv(first / "split.csv"), load_config(first / "config.yaml"), own._replace(fitted=None)
+    )
+    assert merged.fitted == own.fitted and ImageRecord.of_text(merged.to_text(), "x").fitted == own.fitted
+
+
 def test_names_of_a_users_own_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Running numbers are compared within one folder only."""
 
