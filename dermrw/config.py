@@ -173,6 +173,11 @@ class Model(_Section):
         False, description="the head is that of model.weights, too: the checkpoint of a run with the same classes"
     )
 
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that `weights` names; None for `imagenet` and `none`."""
+        return None if self.weights in ("imagenet", "none") else Path(self.weights).expanduser()
+
 
 class Objective(_Section):
     """The training objective. `objective=NAME` sets `objective.name` and resets the other keys to their defaults."""
@@ -307,7 +312,7 @@ class Config(_Section):
             )
         if (self.objective.loss == "ldam_drw") != (self.model.head == "cosine"):
             raise ValueError("objective.loss=ldam_drw and model.head=cosine require each other: set both or neither")
-        if self.model.keep_head and self.model.weights in ("imagenet", "none"):
+        if self.model.keep_head and self.model.weights_file is None:
             raise ValueError("model.keep_head requires model.weights=FILE, the best.pt of a run")
         if self.model.keep_head and self.model.head == "cosine":
             raise ValueError("model.keep_head requires model.head=linear")

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 from urllib.error import URLError
 
 import torch
@@ -131,9 +130,14 @@ def build_model(config: Model, classes: int, codes: Sequence[str] = ()) -> tuple
     origin = "trained from scratch"
     if config.weights == "none":
         model = _untrained(config.backbone, classes)
-    elif config.weights == "imagenet" and config.backbone not in backbones():
+    elif (path := config.weights_file) is not None:
+        model = _untrained(config.backbone, classes if config.keep_head else 1000)
+        kept = codes if config.keep_head else None
+        name = load_backbone(model, Head(model).name, config.backbone, path, config.colour_constancy, kept)
+        origin = f"weights from {name}"
+    elif config.backbone not in backbones():
         model, origin = create_timm(config.backbone, classes, pretrained=True)
-    elif config.weights == "imagenet":
+    else:
         weights = get_model_weights(config.backbone).DEFAULT
         try:
             model = get_model(config.backbone, weights=weights)
@@ -143,11 +147,6 @@ def build_model(config: Model, classes: int, codes: Sequence[str] = ()) -> tuple
                 "that file elsewhere and set model.weights=FILE, or train from scratch with model.weights=none"
             ) from None
         origin = f"ImageNet weights {weights} of torchvision {torchvision.__version__}"
-    else:
-        model = _untrained(config.backbone, classes if config.keep_head else 1000)
-        path, kept = Path(config.weights).expanduser(), codes if config.keep_head else None
-        name = load_backbone(model, Head(model).name, config.backbone, path, config.colour_constancy, kept)
-        origin = f"weights from {name}"
     if config.head == "cosine" or (config.weights != "none" and not config.keep_head):
         _replace_head(model, classes, config.head == "cosine")
     model.normalisation = normalisation_of(model)._replace(colour_constancy=config.colour_constancy)  # type: ignore[assignment]

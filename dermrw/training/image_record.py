@@ -137,8 +137,8 @@ class ImageRecord(NamedTuple):
         return json.dumps(values, indent=1)
 
     @classmethod
-    def of_weights(cls, weights: str) -> Self | None:
-        """Returns the record of `model.weights`; None for weights of ImageNet, and for files of other programs.
+    def of_weights(cls, path: Path | None) -> Self | None:
+        """Returns the record of the weights in a file; None without a file, and for files of other programs.
 
         A checkpoint or an encoder of an earlier version of dermrw has no record. If it is in its run's folder, the
         record follows from split.csv; otherwise a line says that nothing is known.
@@ -146,8 +146,7 @@ class ImageRecord(NamedTuple):
         Raises:
             UserError: the record, or the run's files, can't be read.
         """
-        path = Path(weights).expanduser()
-        if weights in ("imagenet", "none") or not path.is_file():
+        if path is None or not path.is_file():
             return None
         own: Mapping[str, Any] | None = safetensors_metadata(path) if is_safetensors(path) else _checkpoint(path)
         if own is None or not ("backbone" in own or set(own) >= OF_A_CHECKPOINT):

@@ -60,7 +60,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     else:
         config = _with_interpolation(asked)
         splits = load_splits(config.data, root, announce=True)
-    earlier = None if resumed else ImageRecord.of_weights(config.model.weights)
+    earlier = None if resumed else ImageRecord.of_weights(config.model.weights_file)
     if earlier is not None:
         earlier.require_unseen(splits, config)
 
@@ -100,8 +100,8 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
 
 def _network(run: Path, config: Config, codes: Sequence[str], resumed: bool) -> tuple[nn.Module, str]:
     """Builds the network. If a resumed run's `model.weights` are gone, `Loop` loads all weights of last.pt."""
-    weights, checkpoint = config.model.weights, run / "last.pt"
-    gone = weights not in ("imagenet", "none") and not Path(weights).expanduser().is_file()
+    weights, checkpoint = config.model.weights_file, run / "last.pt"
+    gone = weights is not None and not weights.is_file()
     if not (resumed and gone and checkpoint.exists()):
         return build_model(config.model, len(codes), codes)
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(codes))

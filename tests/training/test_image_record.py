@@ -149,16 +149,16 @@ def test_weights_without_a_record_are_named(first: Path, place: Path, capsys: py
         torch.save(state, path)
     before = ImageRecord.of_run(first)
     (first / FILE).unlink()
-    found = ImageRecord.of_weights(str(first / "best.pt"))
+    found = ImageRecord.of_weights(first / "best.pt")
     assert found is not None and found.fitted == before.fitted and found.used == before.used
-    assert ImageRecord.of_weights(str(place / "copy.pt")) is None
+    assert ImageRecord.of_weights(place / "copy.pt") is None
     assert "does not list the images" in capsys.readouterr().out
     torch.save(state["model"], place / "weights.pth")  # of another program
-    assert ImageRecord.of_weights(str(place / "weights.pth")) is None and ImageRecord.of_weights("imagenet") is None
+    assert ImageRecord.of_weights(place / "weights.pth") is None and ImageRecord.of_weights(None) is None
     assert capsys.readouterr().out == ""
     (first / "split.csv").unlink()
     with pytest.raises(UserError, match=r"the run of model\.weights="):
-        ImageRecord.of_weights(str(first / "best.pt"))
+        ImageRecord.of_weights(first / "best.pt")
 
 
 @pytest.mark.slow
@@ -184,11 +184,11 @@ def test_the_model_file_lists_the_images_of_all_stages(first: Path, place: Path)
     assert licence.count("Apache-2.0") == 1
     assert licence.endswith("Training started from weights with this licence: Only for tests.")
     export_encoder(third, place / "third.safetensors")
-    again = ImageRecord.of_weights(str(place / "third.safetensors"))
+    again = ImageRecord.of_weights(place / "third.safetensors")
     assert again is not None and again.known.ids == known.ids and again.licences == record.licences
     metadata = {"backbone": "small_cnn", KEY: known.to_prop()}  # as of the encoder of a model file
     (place / "file.safetensors").write_bytes(safetensors_bytes({}, metadata))
-    listed = ImageRecord.of_weights(str(place / "file.safetensors"))
+    listed = ImageRecord.of_weights(place / "file.safetensors")
     assert listed is not None and listed.fitted is None and listed.used == known.ids
 
 
