@@ -43,13 +43,18 @@ def _malignant_names(info: ModelInfo) -> str:
 
 
 def recipe(config: Config) -> str:
-    """Returns the run's config as YAML: only values that differ from the defaults, without paths of the machine."""
+    """Returns the run's config as YAML: only values that differ from the defaults, without paths of the machine.
+
+    Of a file of weights, the name remains.
+    """
     kept: dict[str, Any] = {}
     before = Config().model_dump(mode="json")
     for section, part in without_folders(config).model_dump(mode="json").items():
         for key, value in part.items() if isinstance(part, dict) else ():
             if value != before[section][key] and f"{section}.{key}" not in NOT_PART_OF_A_RESULT:
                 kept.setdefault(section, {})[key] = Path(value).name if key == "classes" else value
+    if (weights := config.model.weights_file) is not None:
+        kept.setdefault("model", {})["weights"] = weights.name
     return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=200).strip()
 
 
@@ -83,6 +88,7 @@ def model_card(
     unit = report_unit(report)
     text = template.render(
         report=report, info=info, digest=file_digest, recipe=recipe(config), doubt=doubt, official=official,
+        first_weights=config.model.weights_file is not None,
         scores=scores,
         likenesses=LIKENESSES, ham=config.data.name in ("ham10000", "sample"), dermatology=info.codes == DX,
         unit=unit, grouped=unit != "images", diagnoses="diagnoses" if info.codes == DX else "classes",
