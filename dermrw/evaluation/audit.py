@@ -24,7 +24,7 @@ from dermrw.files import require_writable, write_atomic
 from dermrw.images.thumbnail import thumbnail
 from dermrw.inference.neighbours import nearest_rows
 from dermrw.models import RecordedInputs, last_linear
-from dermrw.training.device import Placement, choose_device, keep_freed_memory
+from dermrw.training.device import Placement, choose_device
 from dermrw.training.example_weights import Detection, by_weight, detection, read_weights, wrong_share_of_class
 from dermrw.training.logits import predict_logits
 from dermrw.training.run_data import run_splits
@@ -54,7 +54,6 @@ def embed(model: nn.Module, images: ImageSet, config: Config, choice: Placement)
 
 def find(run: Path, count: int) -> tuple[Audit, Splits, Config]:
     """The `count` training images of the lowest weight, with predictions and neighbours."""
-    keep_freed_memory()
     config = open_run(run)
     splits = run_splits(run, config)
     train, codes = splits.train, splits.classes.codes

@@ -37,7 +37,7 @@ from dermrw.reports.report_json import ScoredSet, build_report, compare_lesion_r
 from dermrw.reports.report_schema import DecisionRules, Report, TrainingSource
 from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.device import Placement, choose_device, environment, keep_freed_memory
+from dermrw.training.device import Placement, choose_device, environment
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
@@ -92,7 +92,6 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         the report on the run's own test split, as report.json holds it.
     """
-    keep_freed_memory()
     config = with_overrides(open_run(run), run, overrides, "eval")
     for name in ("predictions.csv", "report.json", "report.html"):
         require_writable(run / name)

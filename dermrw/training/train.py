@@ -19,7 +19,7 @@ from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.objectives.confident_learning import require_cleanlab
 from dermrw.timm_models import interpolation
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.device import Placement, choose, keep_freed_memory
+from dermrw.training.device import Placement, choose
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.head_loop import HeadLoop
 from dermrw.training.image_record import FILE, ImageRecord
@@ -40,7 +40,6 @@ def train(asked: Config, run: Path | None = None) -> Path:
         require_tensorboard()
     if asked.objective.name == "confident_learning":
         require_cleanlab()
-    keep_freed_memory()
     with join() as job:
         check_backbone(asked.model)  # before the data is read, which can take minutes
         root = job.in_turn(lambda: resolve_root(asked.data))

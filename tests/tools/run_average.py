@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from dermrw.config import Data, load_config
 from dermrw.datasets.dataset import Splits, class_shares
 from dermrw.decisions.prevalence import at_prevalence
 from dermrw.evaluation.predict import load_best
+from dermrw.training.device import Placement
 from dermrw.training.run_data import run_splits
 
 
@@ -37,7 +39,9 @@ class RunAverage(NamedTuple):
         """Loads the best epoch of each run."""
         configs = [load_config(run / "config.yaml") for run in runs]
         splits = run_splits(runs[0], configs[0])
-        models = [load_best(run, c, splits.classes)[0].eval() for run, c in zip(runs, configs, strict=True)]
+        placement = Placement(torch.device("cpu"), "fp32", channels_last=True)
+        networks = [load_best(run, config, splits.classes)[0] for run, config in zip(runs, configs, strict=True)]
+        models = [placement.place(network).eval() for network in networks]
         return cls(models, splits, configs[0].data)
 
     def malignancy(self, probabilities: np.ndarray) -> np.ndarray:
