@@ -106,7 +106,7 @@ def test_the_file_is_the_average_of_the_files_of_two_folds(
     assert set(single[0].info.to_props()) == set(info.to_props())
     assert "by the 1 to 2 of 2 runs that were not trained on its lesion" in report["notes"][0]
     card = (path.parent / "MODEL_CARD.md").read_text()
-    assert [part["seed"] for part in report["runs"]] == [0, 0] and " epochs, seed 0;" in card
+    assert [part["seed"] for part in report["runs"]] == [0, 0] and " 1 epoch, seed 0;" in card
     assert all(c.info.digest in card for c in single) and average.digest in card and report["notes"][0] in card
     images = sum(part["split"].eq("validation").sum() for part in (read_split(run), read_split(other)))
     both = set.intersection(*(set(read_split(r).query("split == 'validation'")["image_id"]) for r in (run, other)))

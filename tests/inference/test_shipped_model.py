@@ -28,10 +28,10 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def pictures() -> Iterator[tuple[str, Pixels]]:
-    """Three drawn lesions of each diagnosis, the first of them damaged in several ways, and pictures of no lesion."""
+    """Four drawn lesions of each diagnosis, the first of them damaged in several ways, and pictures of no lesion."""
     rng = np.random.default_rng
     for i, code in enumerate(DX):
-        for n in range(3):
+        for n in range(4):
             yield f"{code} {n}", draw_lesion(code, rng(100 * i + n), rng(7 + n), 300 + 20 * n, 400)
     lesion = draw_lesion(DX[0], rng(0), rng(7), 300, 400)
     yield "dark", lesion // 8
