@@ -45,14 +45,14 @@ def _malignant_names(info: ModelInfo) -> str:
 def recipe(config: Config) -> str:
     """Returns the run's config as YAML: only values that differ from the defaults, without paths of the machine.
 
-    Of a file of weights, the name remains.
+    Of files, such as that of the weights, the name remains.
     """
     kept: dict[str, Any] = {}
     before = Config().model_dump(mode="json")
     for section, part in without_folders(config).model_dump(mode="json").items():
         for key, value in part.items() if isinstance(part, dict) else ():
             if value != before[section][key] and f"{section}.{key}" not in NOT_PART_OF_A_RESULT:
-                kept.setdefault(section, {})[key] = Path(value).name if key == "classes" else value
+                kept.setdefault(section, {})[key] = Path(value).name if key in ("classes", "meta", "reserve") else value
     if (weights := config.model.weights_file) is not None:
         kept.setdefault("model", {})["weights"] = weights.name
     return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, width=200).strip()

@@ -29,6 +29,7 @@ from dermrw.evaluation.predict import Predictor, Predicts, load_best, softmax
 from dermrw.evaluation.refusal_fit import fit_refusal, pictures_to_refuse
 from dermrw.files import require_writable, write_atomic
 from dermrw.images.skin_tone import TONE_COLUMN, skin_tones
+from dermrw.inference.known_images import id_digest
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.intervals import score_intervals
 from dermrw.reports.predictions_csv import read_predictions, write_lesions, write_predictions
@@ -38,8 +39,9 @@ from dermrw.reports.report_schema import DecisionRules, Report, TrainingSource
 from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment
+from dermrw.training.image_record import ImageRecord
 from dermrw.training.run_data import run_splits
-from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
+from dermrw.training.run_folder import LEFT_OUT, averaged_runs, open_run, read_log, unit_of
 
 # keys that eval accepts, with the kind of their value
 MOVABLE = {
@@ -128,7 +130,7 @@ def score_test_sets(
     own = _score(folder, "", "the run's own test split", splits.test, splits.classes, predictor, fitted, training)
     for part in ("validation", "test") if config.data.name == "ham10000" else ():
         official = find_official(root, part.capitalize())
-        if official is not None:
+        if official is not None and not _trained_on(folder, official):
             images, incomplete = _readable_images(official, splits.classes, root)
             if len(images):  # labels without images are not scored
                 about = fitted.about | ({"incomplete": incomplete} if incomplete else {})
@@ -137,6 +139,19 @@ def score_test_sets(
     if own.warning:
         print(own.warning)
     return own
+
+
+def _trained_on(folder: Path, official: OfficialSet) -> bool:
+    """Whether images of an official set trained or selected a model or the weights that it started from; prints so."""
+    runs = averaged_runs(folder) or [folder]
+    known = frozenset().union(*(ImageRecord.of_run(run).used for run in runs))
+    seen = [name for name in official.table["image_id"] if id_digest(name) in known]
+    if seen:
+        print(
+            f"{official.title} is not scored: {len(seen):,} of its {len(official.table):,} images, such as {seen[0]}, "
+            "trained or selected this model, or the weights that it started from"
+        )
+    return bool(seen)
 
 
 def _readable_images(official: OfficialSet, classes: Classes, root: Path) -> tuple[ImageSet, str | None]:

@@ -14,11 +14,13 @@ from sklearn.metrics import balanced_accuracy_score
 from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
+from dermrw.inference.known_images import id_digest
 from dermrw.reports.figures import class_styles
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import training_figures
 from dermrw.reports.report_json import ScoredSet, age_band, set_figures
 from dermrw.reports.report_schema import Report
+from dermrw.training.image_record import ImageRecord
 from dermrw.training.run_folder import read_log
 
 COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -89,11 +91,11 @@ def test_official_sets_are_scored_into_files_of_their_own(
     (official / "ISIC2018_Task3_Test_Input").mkdir(parents=True)
     table = pd.read_csv(sample / "HAM10000_metadata.csv").head(30)
     truth = pd.DataFrame(np.eye(7)[[COLUMNS.index(dx.upper()) for dx in table["dx"]]], columns=COLUMNS)
-    truth.insert(0, "image", table["image_id"])
+    truth.insert(0, "image", [f"ISIC_009{i:04}" for i in range(30)])
     missing = "ISIC_0035068,0,1,0,0,0,0,0\n"  # not among Dataverse's images
     (official / "ISIC2018_Task3_Test_GroundTruth.csv").write_text(truth.to_csv(index=False) + missing)
-    for name in table["image_id"]:
-        shutil.copy(next(sample.rglob(f"{name}.jpg")), official / "ISIC2018_Task3_Test_Input")
+    for old, new in zip(table["image_id"], truth["image"], strict=True):
+        shutil.copy(next(sample.rglob(f"{old}.jpg")), official / f"ISIC2018_Task3_Test_Input/{new}.jpg")
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     text = (copy / "config.yaml").read_text().replace("name: sample", "name: ham10000")
     (copy / "config.yaml").write_text(text)
@@ -108,6 +110,15 @@ def test_official_sets_are_scored_into_files_of_their_own(
     assert report["incomplete"].startswith(sentence) and sentence in capsys.readouterr().out
     assert sentence in (copy / "report_isic2018_test.html").read_text()
     assert "incomplete" not in json.loads((copy / "report.json").read_text())
+
+    for path in copy.glob("*_isic2018_*"):
+        path.unlink()
+    record = ImageRecord.of_run(copy)
+    record = record._replace(used=record.used | {id_digest("ISIC_0090007")})  # as of the weights that it started from
+    (copy / "images.json").write_text(record.to_text())
+    evaluate(copy, [f"data.root={root}"])
+    assert "is not scored: 1 of its 30 images, such as ISIC_0090007" in capsys.readouterr().out
+    assert not list(copy.glob("*_isic2018_*"))
 
 
 @pytest.mark.slow

@@ -82,7 +82,12 @@ def test_the_cards_recipe_is_the_run(tmp_path: Path) -> None:
         again = load_config(tmp_path / "recipe.yaml", [])
         assert {line.partition(":")[0] for line in differences(config, again)} <= NOT_PART_OF_A_RESULT
         assert "secret" not in (tmp_path / "recipe.yaml").read_text()
-    settings = ["model.weights=/secret/first/best.pt", "model.keep_head=true", "model.colour_constancy=shades_of_grey"]
+    settings = [
+        "data.meta=/secret/meta.csv",
+        "model.weights=/secret/first/best.pt",
+        "model.keep_head=true",
+        "model.colour_constancy=shades_of_grey",
+    ]
     (tmp_path / "recipe.yaml").write_text(recipe(load_config(configs / "ham.yaml", settings)))
     again = load_config(tmp_path / "recipe.yaml", [])
     assert again.model.weights == "best.pt" and again.model.keep_head and "secret" not in recipe(again)
