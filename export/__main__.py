@@ -44,7 +44,7 @@ from dermrw.reports.report_text import report_unit
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.image_record import METADATA, ImageRecord
 from dermrw.training.run_data import classes_of, run_splits
-from dermrw.training.run_folder import averaged_runs, latest_run, open_run
+from dermrw.training.run_folder import latest_run, open_run
 
 from .build import build, check
 from .card import model_card
@@ -232,15 +232,10 @@ def info_of(run: Path, config: Config, report: DefinedReport, classes: Classes) 
 def _licence(run: Path, config: Config) -> str:
     """Sentences on the licence of the data, and of the weights that the run, or a run of the average, started from."""
     own = licences_of(config)
-    records = _records(run)
+    records = ImageRecord.of_runs(run)
     earlier = dict.fromkeys(sentence for record in records for sentence in record.licences if sentence not in own)
     text = " ".join([*own, *(f"Training started from weights with this licence: {sentence}" for sentence in earlier)])
     return text if len(text) <= MOST_LICENCE else f"{text[: MOST_LICENCE - 2]} …"
-
-
-def _records(run: Path) -> list[ImageRecord]:
-    """The records of the training images of a run, or of each run of an average."""
-    return [ImageRecord.of_run(part) for part in averaged_runs(run) or [run]]
 
 
 def _proportion(part: ShareWithInterval | None) -> Proportion | None:
@@ -309,7 +304,7 @@ def all_known_images(run: Path, config: Config, splits: Splits | None) -> KnownI
     if splits is None:
         print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
     known = KnownImages.of([], []) if splits is None else known_images(splits, config)
-    for record in _records(run):
+    for record in ImageRecord.of_runs(run):
         known = known.united(record.known)
     return known
 

@@ -41,7 +41,7 @@ from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment
 from dermrw.training.image_record import ImageRecord
 from dermrw.training.run_data import run_splits
-from dermrw.training.run_folder import LEFT_OUT, averaged_runs, open_run, read_log, unit_of
+from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
 # keys that eval accepts, with the kind of their value
 MOVABLE = {
@@ -143,8 +143,7 @@ def score_test_sets(
 
 def _trained_on(folder: Path, official: OfficialSet) -> bool:
     """Whether images of an official set trained or selected a model or the weights that it started from; prints so."""
-    runs = averaged_runs(folder) or [folder]
-    known = frozenset().union(*(ImageRecord.of_run(run).used for run in runs))
+    known = frozenset().union(*(record.used for record in ImageRecord.of_runs(folder)))
     seen = [name for name in official.table["image_id"] if id_digest(name) in known]
     if seen:
         print(

@@ -23,7 +23,7 @@ from dermrw.datasets.licences import licences_of
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.inference.known_images import KEY, KnownImages, id_digest, is_distinctive
-from dermrw.training.run_folder import open_run, read_split
+from dermrw.training.run_folder import averaged_runs, open_run, read_split
 from dermrw.weights import is_safetensors, safetensors_metadata
 
 FILE = "images.json"  # in a run's folder
@@ -101,6 +101,15 @@ class ImageRecord(NamedTuple):
                 return cls.of_text(file.read().decode(), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} can't be read ({error}): restore it, or train again") from None
+
+    @classmethod
+    def of_runs(cls, folder: Path) -> list[Self]:
+        """Returns the record of a run, or of each run whose average was exported into the folder.
+
+        Raises:
+            UserError: a run's files can't be read.
+        """
+        return [cls.of_run(run) for run in averaged_runs(folder) or [folder]]
 
     @classmethod
     def of_text(cls, text: str, source: str) -> Self:
