@@ -40,6 +40,22 @@ def target(known: PublishedSet, row: Row) -> str:
     return known.codes.get(fold(known.label(row)), "")
 
 
+# ids that belong to one image wherever they occur: those of the ISIC archive, PAD-UFES-20 and PH2
+ARCHIVE_ID = re.compile(r"(isic|ham|bcn|msk)_?\d{5,}|pat_\d+(_\d+)+|imd\d{3}", re.IGNORECASE)
+
+
+def file_stem(image_id: str) -> str:
+    """Returns an id, which may be a path, without its folders, suffix and the ending `_downsampled`, in lower case."""
+    name = image_id.replace("\\", "/").rpartition("/")[2]
+    return image_name(re.sub(r"\.[A-Za-z]\w{1,5}$", "", name)).casefold()
+
+
+def archive_id(image_id: str) -> str | None:
+    """Returns the id of a public archive, in lower case, that an image's name is; None for other names."""
+    stem = file_stem(image_id)
+    return stem if ARCHIVE_ID.fullmatch(stem) else None
+
+
 def image_name(text: str) -> str:
     """Returns the id of an image of ISIC 2019, where some ids have the ending `_downsampled`, or the text itself."""
     return text.removesuffix("_downsampled")

@@ -301,10 +301,12 @@ def all_known_images(run: Path, config: Config, splits: Splits | None) -> KnownI
     """The list of the run's training images: without the images, of their ids alone; None for CIFAR-10's numbers."""
     if config.data.name == "cifar10":
         return None
-    if splits is None:
+    records = ImageRecord.of_runs(run)
+    if splits is None and not all(len(record.fitted.hashes) for record in records):
         print("The model file lists the ids of its training images, but not their perceptual hashes.", flush=True)
+    # those of the records are of 224 px, and small copies are found best by hashes of their own size
     known = KnownImages.of([], []) if splits is None else known_images(splits, config)
-    for record in ImageRecord.of_runs(run):
+    for record in records:
         known = known.united(record.known)
     return known
 

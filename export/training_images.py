@@ -44,11 +44,10 @@ def known_images(splits: Splits, config: Config) -> KnownImages:
     for table in bounding_images(config, splits).values():
         ids += table["image_id"].tolist()
         sources += table["path"].tolist()
-    if splits.facts is not None:
-        ids = [name for name in ids if is_distinctive(name)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         hashes = pool.map(hashed, sources)
-        return KnownImages.of(ids, (value for value in hashes if value is not None))
+        listed = (name for name in ids if is_distinctive(name))
+        return KnownImages.of(listed, (value for value in hashes if value is not None))
 
 
 def add_list(content: bytes, known: KnownImages) -> bytes:

@@ -8,7 +8,7 @@ from tools.any_model import model_info
 from dermrw.csv_table import read_csv_table
 from dermrw.diagnoses import DX
 from dermrw.labelled.classes import assign_classes
-from dermrw.published import ARCHIVE, PUBLISHED, image_name, published_duplicates, recognise, target
+from dermrw.published import ARCHIVE, PUBLISHED, archive_id, image_name, published_duplicates, recognise, target
 from dermrw.scoring.labels import find_truth
 
 ONE_HOT = "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\n"
@@ -87,6 +87,20 @@ def test_rows_without_a_clear_label_have_none() -> None:
 
 def test_downsampled_names_and_published_duplicates() -> None:
     assert image_name("ISIC_0000000_downsampled") == "ISIC_0000000" and image_name("ISIC_1") == "ISIC_1"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ISIC_0024306", "isic_0024306"), ("a\\b/isic_0024306.JPG", "isic_0024306"),
+        ("BCN_0000001.jpeg", "bcn_0000001"),
+        ("ISIC_0000000_downsampled.jpg", "isic_0000000"), ("PAT_1516_1765_530.png", "pat_1516_1765_530"),
+        ("IMD013.bmp", "imd013"), ("IMG_20230001.jpg", None), ("1.jpg", None), ("DSC12345", None), ("ISIC_1", None),
+    ],
+)  # fmt: skip
+def test_ids_of_public_archives(name: str, expected: str | None) -> None:
+    """Names that cameras and people give belong to many images."""
+    assert archive_id(name) == expected
     pairs = [("b", "a"), ("b", "c"), ("x", "y"), ("p", "q")]
     assert published_duplicates(pairs, ["a", "b", "c", "d", "x", "y", "p"]) == {"b", "c", "y"}
 

@@ -7,33 +7,27 @@ group are left out, too. A table may have a column `split`: then only its rows w
 `validation` bound the false refusals (`dermrw.evaluation.refusal_fit`).
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from dermrw.config import Data
 from dermrw.datasets.ham10000 import read_folder
-from dermrw.datasets.hash_cache import HashCache
+from dermrw.datasets.hash_cache import hash_images
 from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.diagnoses import BENIGN_LABEL, DX, HAM_CLASSES
 from dermrw.errors import UserError, first_of
 from dermrw.files import expand_home
-from dermrw.formatting import counted
-from dermrw.images.preprocess import evaluation_pixels
-from dermrw.inference.known_images import Hashes, ImageHash, have_copy, image_hash
+from dermrw.inference.known_images import Hashes, ImageHash, have_copy
 from dermrw.labelled.labelled_images import SPLIT_NAMES, read_labelled_images
 from dermrw.labelled.names import codes_by_name
 from dermrw.published import BENIGN, fold, image_name
 
 PREFIX = "extra "  # of these images' groups in split.csv
-SIDE = 224  # pixels of the square that is hashed
 OFFICIAL_IDS = range(34321, 36065)  # ISIC_0034321 to ISIC_0036064: ISIC 2018's official validation and test images
 HELD_ID, HELD_COPY = "id of a held-out image", "looks like a held-out image"
 HELD_LESION, HELD_GROUP = "lesion of a held-out image", "group of a held-out image"
@@ -215,30 +209,6 @@ def _official_sets(root: Path) -> list[OfficialSet]:
 def is_extra(split: pd.DataFrame) -> pd.Series:
     """Whether each row of a split.csv is an image of `data.extra`."""
     return split["lesion_id"].str.startswith(PREFIX)
-
-
-def hash_images(paths: Iterable[str]) -> dict[str, ImageHash]:
-    """Returns the perceptual hashes of image files by path, without those that cannot be read; with a progress bar."""
-    cache = HashCache.of(SIDE)
-    unique = [path for path in dict.fromkeys(paths) if path]
-    known = {path: value for path in unique if (value := cache.get(path)) is not None}
-    missing = [path for path in unique if path not in known]
-    if not missing:
-        return known
-
-    def hashed(path: str) -> ImageHash | None:
-        try:
-            return image_hash(evaluation_pixels(path, SIDE))
-        except UserError:
-            return None
-
-    images = counted(len(missing), "image")
-    print(f"Comparing images: perceptual hashes of {images}, which are kept in {cache.path}", flush=True)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = tqdm(pool.map(hashed, missing), "Hashing", len(missing), unit="image", leave=False)
-        fresh = {path: value for path, value in zip(missing, results, strict=True) if value is not None}
-    cache.add(fresh)
-    return known | fresh
 
 
 def _array(values: Iterable[ImageHash | None]) -> Hashes:

@@ -7,19 +7,48 @@ cache may be deleted at any time.
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock
+from tqdm import tqdm
 
 from dermrw.errors import UserError
 from dermrw.files import csv_text, expand_home, write_atomic
-from dermrw.inference.known_images import ImageHash
+from dermrw.formatting import counted
+from dermrw.images.preprocess import evaluation_pixels
+from dermrw.inference.known_images import ImageHash, image_hash
 
 FORMAT = 1  # of the file; to be raised if the hashes or the pixels that they are of change
+SIDE = 224  # pixels of the square that is hashed
 LONGEST_WAIT = 60  # seconds for another run's writing
 Key = tuple[str, int, int]  # absolute path, bytes, nanoseconds
+
+
+def hash_images(paths: Iterable[str]) -> dict[str, ImageHash]:
+    """Returns the perceptual hashes of image files by path, without those that cannot be read; with a progress bar."""
+    cache = HashCache.of(SIDE)
+    unique = [path for path in dict.fromkeys(paths) if path]
+    known = {path: value for path in unique if (value := cache.get(path)) is not None}
+    missing = [path for path in unique if path not in known]
+    if not missing:
+        return known
+
+    def hashed(path: str) -> ImageHash | None:
+        try:
+            return image_hash(evaluation_pixels(path, SIDE))
+        except UserError:
+            return None
+
+    images = counted(len(missing), "image")
+    print(f"Computing perceptual hashes of {images} to find copies; they are kept in {cache.path}", flush=True)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = tqdm(pool.map(hashed, missing), "Hashing", len(missing), unit="image", leave=False)
+        fresh = {path: value for path, value in zip(missing, results, strict=True) if value is not None}
+    cache.add(fresh)
+    return known | fresh
 
 
 class HashCache(NamedTuple):

@@ -1,6 +1,5 @@
 """A user's labelled images as training data: `data.name=table`."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -29,13 +28,11 @@ from dermrw.labelled.classes import (
     read_class_file,
 )
 from dermrw.labelled.labelled_images import SPLIT_NAMES, LabelledImages, read_labelled_images
-from dermrw.published import fold, image_name
+from dermrw.published import archive_id, file_stem, fold
 
 HELD_OUT = ("validation", "test")
 PARTS = ("train", *HELD_OUT, "meta")
 SHOWN = 5  # images or groups named in an error
-# ids that belong to one image wherever they occur: those of the ISIC archive, PAD-UFES-20 and PH2
-ARCHIVE_ID = re.compile(r"(isic|ham|bcn|msk)_?\d{5,}|pat_\d+(_\d+)+|imd\d{3}", re.IGNORECASE)
 HASH_SIZE = 224  # pixels
 SPLIT_BY_IMAGE = (
     "Images were split, not patients: the data names no group, so images of one patient or one object may be in "
@@ -280,14 +277,13 @@ def _same_names(table: pd.DataFrame) -> list[list[str]]:
     """Groups of ids that name one image: the same archive id, or the same file name and a similar picture."""
     of_name: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(table["image_id"]):
-        stem = re.sub(r"\.[A-Za-z]\w{1,5}$", "", name.replace("\\", "/").rpartition("/")[2])
-        of_name[image_name(stem).casefold()].append(i)
+        of_name[file_stem(name)].append(i)
     groups: list[list[str]] = []
     for name, rows in of_name.items():
         if len(rows) < 2:
             continue
         ids = table["image_id"].iloc[rows].tolist()
-        if ARCHIVE_ID.fullmatch(name):
+        if archive_id(name):
             groups.append(ids)
             continue
         hashes = [image_hash(evaluation_pixels(path, HASH_SIZE)) for path in table["path"].iloc[rows]]

@@ -27,6 +27,8 @@ from dermrw.evaluation.refusal_fit import pictures_to_refuse
 from dermrw.reports.predictions_csv import write_lesions, write_predictions
 from dermrw.reports.report_html import TrainingHistory
 from dermrw.reports.report_schema import AveragedRun, DefinedReport
+from dermrw.training.image_overlap import known_by
+from dermrw.training.image_record import ImageRecord, hashes_of
 from dermrw.training.run_folder import unit_of
 
 
@@ -56,7 +58,8 @@ class Average(NamedTuple):
     def predict_held_out(self, images: ImageSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns mean logits, mean checks and the number of runs `[N]`, each image by the runs not trained on it.
 
-        A run that was trained on another image of the same lesion does not count either.
+        A run that was trained on another image of the same lesion does not count either, nor one whose first weights
+        were (`model.weights`).
         """
         logits: Any = 0.0
         checks: Any = 0.0
@@ -66,6 +69,9 @@ class Average(NamedTuple):
             table = images.table
             known = table["lesion_id"].isin(seen["lesion_id"]) | table["image_id"].isin(seen["image_id"])
             held_out = ~known.to_numpy()
+            if member.config.model.weights_file is not None:
+                fitted, hashes = ImageRecord.of_run(member.run).fitted, hashes_of([images], member.config)
+                held_out &= np.array(known_by(fitted, images, member.config, hashes)) == ""
             found = member.predictor.predict(images.part(itemgetter(held_out)), "the validation split")
             sums = [np.zeros((len(images), array.shape[1])) for array in found]
             for total, array in zip(sums, found, strict=True):

@@ -29,7 +29,6 @@ from dermrw.evaluation.predict import Predictor, Predicts, load_best, softmax
 from dermrw.evaluation.refusal_fit import fit_refusal, pictures_to_refuse
 from dermrw.files import require_writable, write_atomic
 from dermrw.images.skin_tone import TONE_COLUMN, skin_tones
-from dermrw.inference.known_images import id_digest
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.intervals import score_intervals
 from dermrw.reports.predictions_csv import read_predictions, write_lesions, write_predictions
@@ -39,7 +38,8 @@ from dermrw.reports.report_schema import DecisionRules, Report, TrainingSource
 from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment
-from dermrw.training.image_record import ImageRecord
+from dermrw.training.image_overlap import known_by
+from dermrw.training.image_record import ImageRecord, hashes_of
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
 
@@ -130,7 +130,7 @@ def score_test_sets(
     own = _score(folder, "", "the run's own test split", splits.test, splits.classes, predictor, fitted, training)
     for part in ("validation", "test") if config.data.name == "ham10000" else ():
         official = find_official(root, part.capitalize())
-        if official is not None and not _trained_on(folder, official):
+        if official is not None and not _trained_on(folder, official, config):
             images, incomplete = _readable_images(official, splits.classes, root)
             if len(images):  # labels without images are not scored
                 about = fitted.about | ({"incomplete": incomplete} if incomplete else {})
@@ -141,10 +141,14 @@ def score_test_sets(
     return own
 
 
-def _trained_on(folder: Path, official: OfficialSet) -> bool:
+def _trained_on(folder: Path, official: OfficialSet, config: Config) -> bool:
     """Whether images of an official set trained or selected a model or the weights that it started from; prints so."""
-    known = frozenset().union(*(record.used for record in ImageRecord.of_runs(folder)))
-    seen = [name for name in official.table["image_id"] if id_digest(name) in known]
+    records, table = ImageRecord.of_runs(folder), official.table
+    images = ImageSet(table, np.zeros(len(table), np.int64), table["path"].tolist())
+    # the weights may be of a table that holds a copy under another name; a run's own extra images hold none
+    hashes = hashes_of([images], config) if any(record.weights for record in records) else {}
+    known = np.array([known_by(record.used, images, config, hashes) for record in records])
+    seen = table["image_id"][(known != "").any(axis=0)].tolist()
     if seen:
         print(
             f"{official.title} is not scored: {len(seen):,} of its {len(official.table):,} images, such as {seen[0]}, "

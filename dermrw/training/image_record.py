@@ -2,14 +2,17 @@
 
 A figure on images that a network was trained on is too good. A run may start from the weights of another
 (`model.weights=FILE`). None of the images that these were trained on may then be in the run's validation and test
-split, and the run's own model file lists them among its training images, so that `dermrw score` leaves them out.
+split (`dermrw.training.image_overlap`), and the run's own model file lists them among its training images, so that
+`dermrw score` leaves them out.
 
-Each run writes its record to `images.json`. Its checkpoints and its encoder contain it, so that a copy of them has it.
+An image is known by its name, if that is one of HAM10000 or of another public archive, and by its perceptual hashes. A
+name such as 1.jpg says nothing. Each run writes its record to `images.json`. Its checkpoints and its encoder contain
+it, so that a copy of them has it.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,89 +21,126 @@ import pandas as pd
 import torch
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import Splits
+from dermrw.datasets.dataset import ImageSet
+from dermrw.datasets.extra import PREFIX
+from dermrw.datasets.hash_cache import hash_images
 from dermrw.datasets.licences import licences_of
 from dermrw.errors import UserError
 from dermrw.files import open_regular
-from dermrw.inference.known_images import KEY, KnownImages, id_digest, is_distinctive
+from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, is_distinctive
+from dermrw.published import archive_id
 from dermrw.training.run_folder import averaged_runs, open_run, read_split
 from dermrw.weights import is_safetensors, safetensors_metadata
 
 FILE = "images.json"  # in a run's folder
 METADATA = "images"  # of a checkpoint and of an encoder
 FITTED = ("train", "meta")  # the parts of a split that train the network
-USED = (*FITTED, "validation")  # the parts that it was trained, selected or calibrated on
+SELECTED = ("validation",)  # the part that chooses the epoch, and calibrates
+USED = (*FITTED, *SELECTED)
 NO_HASHES = np.empty((0, 2), np.uint64)
 LONGEST_LICENCE = 300  # characters of a file's licence that are kept
 OF_A_CHECKPOINT = {"model", "classes", "best_epoch"}  # keys that tell a checkpoint of dermrw
+# names of a group that mean the same in every table: lesions and patients of HAM10000 and the ISIC archive
+ARCHIVE_GROUP = re.compile(r"(?:\w+ )?((?:ham|bcn|il|ip)_\d{5,})", re.IGNORECASE)
 
 
 class ImageRecord(NamedTuple):
     """The images that a network was trained on, in this run and in those that its weights come from.
 
     Attributes:
-        fitted: digests of the images in training and meta sets, and of their lesions; None if this is not known.
-        used: the same with validation.
-        known: the images of `used`, for a model file.
-        local: the number of images whose names, such as 1.jpg, say nothing outside their folder.
-        folder: digest of the data's folder, with which such names can be compared.
+        fitted: those in training and meta sets: digests of names and of groups, and perceptual hashes.
+        selected: those of the validation split, and those of which the part is not known.
+        names: digests of the images' names alone, for a model file.
+        undivided: the number of images of which it is not known whether they trained the weights or selected them.
+        nameless: the number of images that neither a name nor a hash identifies.
+        tables: the number of images whose group has a meaning in one table only, by the digest of the table's path.
         licences: sentences.
+        weights: SHA-256 of the file of `model.weights` that the run started from; empty without one.
     """
 
-    fitted: frozenset[bytes] | None
-    used: frozenset[bytes]
-    known: KnownImages
-    local: int
-    folder: str
+    fitted: KnownImages
+    selected: KnownImages
+    names: frozenset[bytes]
+    undivided: int
+    nameless: int
+    tables: Mapping[str, int]
     licences: tuple[str, ...]
+    weights: str = ""
+
+    @property
+    def used(self) -> KnownImages:
+        """The images that trained, selected or calibrated the network."""
+        return self.fitted.united(self.selected)
+
+    @property
+    def known(self) -> KnownImages:
+        """The list for a model file."""
+        return KnownImages(self.names, self.used.hashes)
 
     @classmethod
-    def of_split(cls, split: pd.DataFrame, config: Config, earlier: Self | None) -> Self:
+    def of_split(
+        cls,
+        split: pd.DataFrame,
+        config: Config,
+        hashes: Mapping[str, ImageHash],
+        earlier: Self | None,
+        weights: str = "",
+    ) -> Self:
         """Returns the record of a run.
 
         Args:
             split: the content of split.csv.
             config: of the run.
+            hashes: of the images, by id; empty if they are not known.
             earlier: the record of the weights that it starts from.
+            weights: the digest of their file.
         """
-        used, fitted = (split[split["split"].isin(parts)] for parts in (USED, FITTED))
+        used = split[split["split"].isin(USED)]
         names = used["image_id"].tolist()
-        if config.data.name == "table":
-            names = [name for name in names if is_distinctive(name)]
-        ids = [] if config.data.name == "cifar10" else names
+        listed = [] if config.data.name == "cifar10" else [name for name in names if is_distinctive(name)]
+        tables = [group_key(row, config)[1] for row in used.itertuples()]
         record = cls(
-            frozenset().union(*_keys(fitted, config)),
-            frozenset().union(*_keys(used, config)),
-            KnownImages.of(ids, []),
-            sum(_is_local(name, config) for name in used["image_id"]),
-            _folder(config),
+            _known(split[split["split"].isin(FITTED)], config, hashes),
+            _known(split[split["split"].isin(SELECTED)], config, hashes),
+            KnownImages.of([*listed, *(own for name in listed if (own := archive_id(name)))], []).ids,
+            0,
+            sum(name not in hashes and name_key(name, config) is None for name in names),
+            {table: tables.count(table) for table in set(tables) if table},
             licences_of(config),
+            weights,
         )
-        if earlier is None:
-            return record
-        return record._replace(
-            fitted=frozenset(record.fitted or ()) | frozenset(earlier.fitted or ()),
-            used=record.used | earlier.used,
-            known=record.known.united(earlier.known),
-            local=record.local + earlier.local,
-            licences=tuple(dict.fromkeys([*record.licences, *earlier.licences])),
+        return record if earlier is None else record._with(earlier)
+
+    def _with(self, earlier: Self) -> Self:
+        return self._replace(
+            fitted=self.fitted.united(earlier.fitted),
+            selected=self.selected.united(earlier.selected),
+            names=self.names | earlier.names,
+            undivided=earlier.undivided,
+            nameless=self.nameless + earlier.nameless,
+            tables={**earlier.tables, **self.tables},
+            licences=tuple(dict.fromkeys([*self.licences, *earlier.licences])),
         )
 
     @classmethod
     def of_run(cls, run: Path) -> Self:
-        """Returns the record of a run; that of its split alone if it is of dermrw before 29 November 2026.
+        """Returns the record of a run: from images.json, or else a checkpoint, or else its split alone.
 
         Raises:
             UserError: the run's files can't be read.
         """
         path = run / FILE
-        if not path.exists():
-            return cls.of_split(read_split(run), open_run(run), None)
-        try:
-            with open_regular(path) as file:
-                return cls.of_text(file.read().decode(), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} can't be read ({error}): restore it, or train again") from None
+        if path.exists():
+            try:
+                with open_regular(path) as file:
+                    return cls.of_text(file.read().decode(), str(path))
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{path} can't be read ({error}): restore it, or train again") from None
+        for checkpoint in (run / "last.pt", run / "best.pt"):
+            content = _checkpoint(checkpoint)
+            if content is not None and isinstance(content.get(METADATA), str):
+                return cls.of_text(content[METADATA], str(checkpoint))
+        return cls.of_split(read_split(run), open_run(run), {}, None)
 
     @classmethod
     def of_runs(cls, folder: Path) -> list[Self]:
@@ -113,35 +153,37 @@ class ImageRecord(NamedTuple):
 
     @classmethod
     def of_text(cls, text: str, source: str) -> Self:
-        """Returns the record in the result of `to_text`.
+        """Returns the record in the result of `to_text`, also of dermrw of 28 November 2026.
 
         Raises:
             UserError: the text is damaged.
         """
         try:
             values = json.loads(text)
-            fitted, used, known = (
-                None if values[key] is None else KnownImages.from_props({KEY: values[key]}, source)
-                for key in ("fitted", "used", KEY)
-            )
-            assert used is not None and known is not None
-            return cls(
-                None if fitted is None else fitted.ids,
-                used.ids,
-                known,
-                int(values["local"]),
-                str(values["folder"]),
-                tuple(str(sentence)[:LONGEST_LICENCE] for sentence in values["licences"]),
-            )
-        except (ValueError, KeyError, TypeError, AssertionError, UserError):
+            licences = tuple(str(sentence)[:LONGEST_LICENCE] for sentence in values["licences"])
+            if "format" not in values:
+                fitted, used, known = (
+                    KnownImages(frozenset(), NO_HASHES) if values[key] is None else _listed(values[key], source)
+                    for key in ("fitted", "used", KEY)
+                )
+                undivided = len(known.ids) if values["fitted"] is None else 0
+                return cls(fitted, used, known.ids, undivided, int(values["local"]), {}, licences)
+            if values["format"] != 2:
+                raise ValueError("of another version")
+            fitted, selected, names = (_listed(values[key], source) for key in ("fitted", "selected", "names"))
+            undivided, nameless = int(values["undivided"]), int(values["nameless"])
+            tables = {str(table): int(images) for table, images in values["tables"].items()}
+            return cls(fitted, selected, names.ids, undivided, nameless, tables, licences, str(values["weights"]))
+        except (ValueError, KeyError, TypeError, AttributeError, UserError):
             raise UserError(f"the list of training images in {source} is damaged: restore it, or train again") from None
 
     def to_text(self) -> str:
         """Returns JSON."""
-        fitted = None if self.fitted is None else KnownImages(self.fitted, NO_HASHES).to_prop()
         values = {
-            "fitted": fitted, "used": KnownImages(self.used, NO_HASHES).to_prop(), KEY: self.known.to_prop(),
-            "local": self.local, "folder": self.folder, "licences": list(self.licences),
+            "format": 2, "fitted": self.fitted.to_prop(), "selected": self.selected.to_prop(),
+            "names": KnownImages(self.names, NO_HASHES).to_prop(), "undivided": self.undivided,
+            "nameless": self.nameless, "tables": dict(self.tables), "licences": list(self.licences),
+            "weights": self.weights,
         }  # fmt: skip
         return json.dumps(values, indent=1)
 
@@ -164,9 +206,10 @@ class ImageRecord(NamedTuple):
             return cls.of_text(own[METADATA], str(path))
         listed = KnownImages.from_props(own, str(path)) if isinstance(own.get(KEY), str) else None
         if listed is not None:  # the encoder of a model file
-            print(f"model.weights={path} does not tell training from validation images: only test images are compared")
             licence = str(own.get("licence", ""))[:LONGEST_LICENCE]
-            return cls(None, listed.ids, listed, 0, "", (licence,) if licence else ())
+            nothing = KnownImages(frozenset(), NO_HASHES)
+            images = max(len(listed.ids), len(listed.hashes))
+            return cls(nothing, listed, listed.ids, images, 0, {}, (licence,) if licence else ())
         run = path.resolve().parent
         if (run / "config.yaml").is_file():
             try:
@@ -180,40 +223,6 @@ class ImageRecord(NamedTuple):
         )
         return None
 
-    def require_unseen(self, splits: Splits, config: Config) -> None:
-        """Checks that no validation image of a run trained these weights, and that no test image or lesion was used.
-
-        Raises:
-            UserError: there are such images.
-        """
-        for part, known in (("test", self.used), ("validation", self.fitted or frozenset())):
-            table = getattr(splits, part).table
-            keys = _keys(table, config)
-            seen = [name for name, own in zip(table["image_id"], keys, strict=True) if not known.isdisjoint(own)]
-            if seen:
-                raise UserError(
-                    f"model.weights={config.model.weights} was trained or selected on {len(seen):,} of the "
-                    f"{len(table):,} {part} images of this run (or on others of their lesions), such as {seen[0]}. Its "
-                    f"figures would be too good: {_remedy(config)}, or name other weights"
-                )
-        if self.local and self.folder != _folder(config):
-            print(
-                f"{self.local:,} of the images that model.weights={config.model.weights} was trained on have names "
-                "such as 1.jpg, which other images have, too: they are not compared with this run's validation and "
-                "test images. Figures on images that are the same would be too good",
-                flush=True,
-            )
-
-
-def _remedy(config: Config) -> str:
-    if config.data.name == "table":
-        return "give these images to training by a column split in the table, or leave them out"
-    if config.data.name == "cifar10":
-        return "use the data.split_seed of those weights"
-    return (
-        "divide the images as for those weights (data.split_seed, data.validation, data.test, data.meta, data.reserve)"
-    )
-
 
 def _checkpoint(path: Path) -> Mapping[str, Any] | None:
     """The content of a file of `torch.save`; None if it is another file, which `read_weights` refuses."""
@@ -224,27 +233,58 @@ def _checkpoint(path: Path) -> Mapping[str, Any] | None:
     return state if isinstance(state, Mapping) else None
 
 
-def _folder(config: Config) -> str:
-    """A digest of the folder or table that names of a user's own images belong to, which does not tell its path."""
-    return id_digest(str(Path(config.data.root or ".").expanduser().resolve())).hex()
+def hashes_of(sets: Iterable[ImageSet], config: Config) -> dict[str, ImageHash]:
+    """Returns the perceptual hashes of a run's images by id, where they are files; none of drawn pictures."""
+    if config.data.name not in ("ham10000", "table"):
+        return {}
+    paths = {name: path for part in sets for name, path in zip(part.table["image_id"], part.sources, strict=True)}
+    hashes = hash_images(paths.values())
+    return {name: hashes[path] for name, path in paths.items() if path in hashes}
 
 
-def _is_local(name: str, config: Config) -> bool:
-    """Whether a name says nothing outside its folder: of a user's own images, those with short or running numbers."""
-    if config.data.name != "table":
-        return False
-    return re.search(r"ISIC_\d{7}|[1-9]\d{4}", name.replace("\\", "/").rpartition("/")[2]) is None
-
-
-def _keys(table: pd.DataFrame, config: Config) -> list[set[bytes]]:
-    """The digests by which each image, and the images of its lesion, patient or group, are found in another run."""
-    names, groups = table["image_id"].astype(str), table["lesion_id"]
+def name_key(name: str, config: Config) -> bytes | None:
+    """Returns the digest of an image's name, or None if the name says nothing outside its table."""
     if config.data.name == "cifar10":
-        return [{id_digest(f"CIFAR-10 {name}")} for name in names]
-    if config.data.name != "table":
-        return [{id_digest(name), id_digest(f"group of {group}")} for name, group in zip(names, groups, strict=True)]
-    folder = _folder(config)
-    return [
-        {id_digest(f"{folder} {name}" if _is_local(name, config) else name), id_digest(f"{folder} group of {group}")}
-        for name, group in zip(names, groups, strict=True)
-    ]
+        return id_digest(f"CIFAR-10 {name}")
+    if config.data.name == "sample":
+        return id_digest(name)
+    archived = archive_id(name)
+    return id_digest(archived) if archived else None
+
+
+def group_key(row: Any, config: Config) -> tuple[bytes | None, str]:
+    """Returns the digest of a row's group, and that of its table if the group has a meaning only there.
+
+    Args:
+        row: with `image_id` and `lesion_id` of a split.csv.
+        config: of the run.
+    """
+    group = str(row.lesion_id)
+    extra = group.startswith(PREFIX)
+    name = group.removeprefix(PREFIX)
+    if config.data.name == "cifar10" or name in (row.image_id, f"image {row.image_id}"):
+        return None, ""  # no group
+    archived = ARCHIVE_GROUP.fullmatch(name)
+    if archived or not (extra or config.data.name == "table"):
+        return id_digest(f"group of {archived.group(1) if archived else name}"), ""
+    table = table_digest(config.data.extra if extra else config.data.root)
+    return id_digest(f"{table} group of {name}"), table
+
+
+def table_digest(source: str | None) -> str:
+    """Returns a digest of the path of a table, which does not tell the path."""
+    return id_digest(str(Path(source or ".").expanduser().resolve())).hex()
+
+
+def _known(rows: pd.DataFrame, config: Config, hashes: Mapping[str, ImageHash]) -> KnownImages:
+    """The images of a part of a split: their names, groups and hashes."""
+    keys = {name_key(name, config) for name in rows["image_id"]}
+    keys |= {group_key(row, config)[0] for row in rows.itertuples()}
+    pictures = KnownImages.of([], (hashes[name] for name in rows["image_id"] if name in hashes)).hashes
+    return KnownImages(frozenset(key for key in keys if key is not None), pictures)
+
+
+def _listed(text: Any, source: str) -> KnownImages:
+    known = KnownImages.from_props({KEY: text}, source)
+    assert known is not None
+    return known

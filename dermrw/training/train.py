@@ -1,6 +1,7 @@
 """Training of a run from its config: loads the data, builds the network and the objective, then starts `Loop`."""
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import load_splits, located, resolve_root
+from dermrw.datasets.dataset import Splits, load_splits, located, resolve_root
 from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
@@ -22,7 +23,8 @@ from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.head_loop import HeadLoop
-from dermrw.training.image_record import FILE, ImageRecord
+from dermrw.training.image_overlap import require_unseen
+from dermrw.training.image_record import FILE, ImageRecord, hashes_of
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, run_facts, sole_training, start_run
 from dermrw.training.tensorboard import require_tensorboard
@@ -56,12 +58,12 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if resumed:
         config = resume_config(run, asked)
         splits = load_splits(config.data, root, read_split(run), announce=True, facts=run_facts(run, config))
+        record = job.same(lambda: ImageRecord.of_run(run))
+        _require_same_weights(run, config, record)
     else:
         config = _with_interpolation(asked)
         splits = load_splits(config.data, root, announce=True)
-    earlier = None if resumed else ImageRecord.of_weights(config.model.weights_file)
-    if earlier is not None:
-        earlier.require_unseen(splits, config)
+        record = _image_record(config, splits, job)
 
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
@@ -76,8 +78,9 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     config = _resolved(config, choice)
     if choice.device.type == "cuda" and job.world > 1:
         choice = choice._replace(device=torch.device("cuda", job.local_rank))
+    if job.leads and not (resumed and (run / FILE).exists()):
+        write_atomic(run / FILE, record.to_text().encode())
     if not resumed and job.leads:
-        write_atomic(run / FILE, ImageRecord.of_split(splits.table, config, earlier).to_text().encode())
         start_run(run, config, splits.table, splits.facts, splits.left_out)
     data = config.data.name if splits.facts is None else root.name
     print(
@@ -95,6 +98,38 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command with RUN={run} resumes from the last checkpoint") from None
     return run
+
+
+def _image_record(config: Config, splits: Splits, job: Job) -> ImageRecord:
+    """Returns the record of a new run's training images, with those of the weights that it starts from.
+
+    Raises:
+        UserError: these weights were trained on its validation or test images.
+    """
+    weights = config.model.weights_file
+    earlier = ImageRecord.of_weights(weights)
+    sets = (splits.train, splits.validation, splits.test, splits.meta)
+    hashes = job.in_turn(lambda: hashes_of(sets, config))
+    if earlier is not None:
+        require_unseen(earlier, splits, config, hashes)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights is not None and weights.is_file() else ""
+    return ImageRecord.of_split(splits.table, config, hashes, earlier, digest)
+
+
+def _require_same_weights(run: Path, config: Config, record: ImageRecord) -> None:
+    """Checks that a run that is resumed before its first checkpoint starts from the same weights.
+
+    Raises:
+        UserError: the file of `model.weights` has changed, so its training images were not compared.
+    """
+    weights = config.model.weights_file
+    if (run / "last.pt").exists() or weights is None or not weights.is_file() or not record.weights:
+        return
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != record.weights:
+        raise UserError(
+            f"model.weights={config.model.weights} is not the file that {run} was started from: restore it, or name "
+            "another RUN"
+        )
 
 
 def _network(run: Path, config: Config, codes: Sequence[str], resumed: bool) -> tuple[nn.Module, str]:

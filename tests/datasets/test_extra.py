@@ -11,14 +11,15 @@ from conftest import TINY, command
 from PIL import Image
 
 from dermrw.config import Config, load_config, settings_of
-from dermrw.datasets import extra
 from dermrw.datasets.dataset import Splits, load_splits
 from dermrw.datasets.extra import PREFIX, choose_extra, count_reasons, held_out, read_extra, validation_sources
 from dermrw.datasets.ham10000 import read_folder, read_ham10000
-from dermrw.datasets.hash_cache import HashCache
+from dermrw.datasets.hash_cache import SIDE, HashCache, hash_images
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
+from dermrw.images.preprocess import evaluation_pixels
+from dermrw.inference.known_images import image_hash
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.head_loop import HeadLoop
 from dermrw.training.run_folder import latest_run, open_run, read_split
@@ -108,7 +109,7 @@ def test_held_out_images_and_their_groups_stay_out(
     output = capsys.readouterr().out
     assert "9 of 19 images (mel 1, nv 3, bcc 1" in output and "perceptual hashes" in output
     again = load_splits(data, sample)
-    assert "hashes of 1 image," in capsys.readouterr().out  # of the one that can't be read
+    assert "hashes of 1 image to" in capsys.readouterr().out  # of the one that can't be read
     assert again.table.equals(found.table)
     stored = load_splits(data, sample, found.table)  # as evaluation reads it; nothing is compared
     assert stored.train.table.equals(found.train.table) and stored.train.sources == found.train.sources
@@ -149,17 +150,17 @@ def test_published_labels_have_their_classes(tmp_path: Path) -> None:
 def test_changed_files_are_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     picture("nv", 1).save(path)
-    first = extra.hash_images([str(path), "", str(path), str(tmp_path / "none.png")])
+    first = hash_images([str(path), "", str(path), str(tmp_path / "none.png")])
     picture("mel", 2).save(path)
-    second = extra.hash_images([str(path)])
+    second = hash_images([str(path)])
     assert set(first) == {str(path)} and first != second
-    cache = HashCache.of(extra.SIDE)
+    cache = HashCache.of(SIDE)
     assert cache.get(str(path)) == second[str(path)]
     cache.path.write_text("damaged")
-    assert HashCache.of(extra.SIDE).entries == {}
-    assert extra.hash_images([str(path)]) == second
+    assert HashCache.of(SIDE).entries == {}
+    assert hash_images([str(path)]) == second
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # not a folder
-    assert extra.hash_images([str(path)]) == second
+    assert hash_images([str(path)]) == second
 
 
 def test_the_key_changes_no_other_digest() -> None:
@@ -199,10 +200,12 @@ def test_a_run_with_extra_images(
     command(monkeypatch, "audit", str(run), "--count", "5")
     found = load_splits(open_run(run).data, sample, read_split(run))
     known = known_images(found, open_run(run))
-    assert known.match(["new_nv", "scc"], [(0, 0)] * 2).tolist() == [True, False]
-    bounding = pd.DataFrame({"image_id": ["scc"], "path": [str(table.parent / "scc.jpg")]})
+    ours = {n: image_hash(evaluation_pixels(table.parent / f"{n}.jpg", 32)) for n in ("new_nv", "scc")}
+    assert known.match(["1", "2"], list(ours.values())).tolist() == [True, False]
+    assert not known.match(["new_nv"], [(0, 0)]).any()  # the name of another person's image, too
+    bounding = pd.DataFrame({"image_id": ["scc_20001"], "path": [str(table.parent / "scc.jpg")]})
     monkeypatch.setattr("export.training_images.bounding_images", lambda *_: {"a camera": bounding})
-    assert known_images(found, open_run(run)).match(["scc"], [(0, 0)]).tolist() == [True]
+    assert known_images(found, open_run(run)).match(["scc_20001"], [(0, 0)]).tolist() == [True]
     text = recipe(open_run(run))
     assert "extra: mine.csv" in text and str(tmp_path) not in text
 

@@ -14,7 +14,6 @@ from sklearn.metrics import balanced_accuracy_score
 from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError
 from dermrw.evaluation.evaluate import evaluate
-from dermrw.inference.known_images import id_digest
 from dermrw.reports.figures import class_styles
 from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import training_figures
@@ -114,7 +113,8 @@ def test_official_sets_are_scored_into_files_of_their_own(
     for path in copy.glob("*_isic2018_*"):
         path.unlink()
     record = ImageRecord.of_run(copy)
-    record = record._replace(used=record.used | {id_digest("ISIC_0090007")})  # as of the weights that it started from
+    # as of the weights that it started from
+    record = record._replace(selected=record.selected.added(["ISIC_0090007"], record.selected.hashes))
     (copy / "images.json").write_text(record.to_text())
     evaluate(copy, [f"data.root={root}"])
     assert "is not scored: 1 of its 30 images, such as ISIC_0090007" in capsys.readouterr().out

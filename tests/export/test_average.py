@@ -28,6 +28,7 @@ from dermrw.inference.classifier import Classifier
 from dermrw.models import build_model
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement
+from dermrw.training.image_record import FILE, ImageRecord
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import averaged_runs, open_run, read_split
 from export.__main__ import export, main
@@ -228,6 +229,17 @@ def test_validation_images_are_predicted_by_the_runs_that_were_not_trained_on_th
             expected = np.mean([single[k][of_run][row] for k in used], 0)
             np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-4)
     assert set(count) == {1, 2}
+
+    # the weights that the other run started from were trained on an image of the first run's validation split
+    model = members[1].config.model.model_copy(update={"weights": "first.pt"})
+    staged = members[1]._replace(config=members[1].config.model_copy(update={"model": model}))
+    record = ImageRecord.of_split(read_split(other), staged.config, {}, None)
+    rows = np.flatnonzero(count == 2)[:1]
+    images = splits.validation.table["image_id"].iloc[rows]
+    (other / FILE).write_text(record._replace(fitted=record.fitted.added(images, record.fitted.hashes)).to_text())
+    _, _, fewer = Average([members[0], staged]).predict_held_out(splits.validation)
+    of_lesion = lesions.isin(lesions.iloc[rows]).to_numpy()
+    assert (fewer == count - of_lesion).all()
 
 
 def in_config(section: str, key: str, value: object) -> Callable[[Path], None]:

@@ -1,6 +1,8 @@
 """A run that starts from the weights of another: its head, and the images that must not judge it."""
 
+import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +11,19 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
 from dermrw.config import Config, load_config
-from dermrw.datasets.dataset import ImageSet, Splits
-from dermrw.diagnoses import HAM_CLASSES
+from dermrw.datasets.dataset import Splits, load_splits, resolve_root
+from dermrw.datasets.sample_drawing import draw_lesion
+from dermrw.diagnoses import DX
 from dermrw.errors import UserError
+from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
-from dermrw.inference.known_images import KEY, id_digest
+from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, image_hash
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.image_record import FILE, METADATA, ImageRecord
+from dermrw.training.image_overlap import require_unseen
+from dermrw.training.image_record import FILE, METADATA, ImageRecord, hashes_of
 from dermrw.training.run_data import run_splits
 from dermrw.training.train import train
 from dermrw.weights import safetensors_bytes
@@ -94,7 +100,7 @@ def test_images_of_a_lesion_count_like_it(first: Path, place: Path) -> None:
     record = ImageRecord.of_run(first)
     config = load_config(first / "config.yaml")
     splits = run_splits(first, config)
-    record.require_unseen(splits, config)
+    require_unseen(record, splits, config, {})
     for part, other in (("test", "validation"), ("validation", "train")):
         table = getattr(splits, part).table.copy()
         table["lesion_id"] = (
@@ -102,43 +108,147 @@ def test_images_of_a_lesion_count_like_it(first: Path, place: Path) -> None:
         )  # under names that the weights don't know
         table["image_id"] = [f"ISIC_99{i:05}" for i in range(len(table))]
         changed = splits._replace(**{part: replace(getattr(splits, part), table=table)})
-        with pytest.raises(UserError, match=f"on {len(table)} of the {len(table)} {part} images"):
-            record.require_unseen(changed, config)
+        sentence = rf"on {len(table)} of the {len(table)} {part} images of this run \({len(table)} of a lesion of such"
+        with pytest.raises(UserError, match=sentence):
+            require_unseen(record, changed, config, {})
 
 
-def test_a_runs_own_images_stay_known_after_weights_that_do_not_tell(first: Path) -> None:
-    """The encoder of a model file doesn't tell training from validation images; the runs after it do."""
+def test_a_runs_own_images_stay_known_after_weights_that_do_not_tell(
+    first: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The encoder of a model file doesn't tell training from validation images; the runs after it do, and say so."""
     own = ImageRecord.of_run(first)
-    merged = ImageRecord.of_split(
-        pd.read_csv(first / "split.csv"), load_config(first / "config.yaml"), own._replace(fitted=None)
-    )
-    assert merged.fitted == own.fitted and ImageRecord.of_text(merged.to_text(), "x").fitted == own.fitted
+    config = load_config(first / "config.yaml")
+    half = own._replace(fitted=KnownImages.of([], []), selected=own.used, undivided=7)
+    merged = ImageRecord.of_split(pd.read_csv(first / "split.csv"), config, {}, half)
+    assert merged.fitted.ids == own.fitted.ids
+    assert ImageRecord.of_text(merged.to_text(), "x").fitted.ids == own.fitted.ids
+    require_unseen(merged, run_splits(first, config), config, {})
+    assert "which of its 7 images trained it and which selected it" in capsys.readouterr().out
 
 
-def test_names_of_a_users_own_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Running numbers are compared within one folder only."""
+def draw_table(folder: Path, names: Sequence[str], seed: int = 0, patients: bool = True) -> Path:
+    """A table whose images have these names; the seed gives the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [f"image,label{',patient' * patients}"]
+    for i, name in enumerate(names):
+        path = folder / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        code = DX[i % 2]
+        rng = np.random.default_rng([seed, i])
+        Image.fromarray(draw_lesion(code, rng, np.random.default_rng([seed, i, 1]), 90, 120)).save(path)
+        rows.append(f"{name}.png,{code}{f',P{i // 4}' * patients}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return folder / "table.csv"
 
-    def splits(names: list[str]) -> Splits:
-        table = pd.DataFrame({"image_id": names, "lesion_id": [f"patient {i}" for i in range(len(names))], "dx": "nv"})
-        images = ImageSet(table, np.zeros(len(names), np.int64), names)
-        return Splits(HAM_CLASSES, table, images, images, images, images, None, None, ())
 
-    def config(folder: str) -> Config:
-        return load_config(None, ["data.name=table", f"data.root={tmp_path / folder}"])
+def on_table(table: Path, *keys: str) -> tuple[Splits, Config]:
+    """The split that a run on a table would have."""
+    config = load_config(None, [*TINY, "data.name=table", f"data.root={table}", "data.meta_per_class=1", *keys])
+    return load_splits(config.data, resolve_root(config.data)), config
 
-    for name, compared in (("1.jpg", False), ("00011.jpg", False), ("a/ISIC_0000882.jpg", True), ("p_73812", True)):
-        split = pd.DataFrame({"image_id": [name, "x"], "lesion_id": ["a", "b"], "split": ["train", "test"]})
-        record = ImageRecord.of_split(split, config("mine"), None)
-        assert ImageRecord.of_text(record.to_text(), "x").to_text() == record.to_text()
-        with pytest.raises(UserError, match="by a column split in the table"):
-            record.require_unseen(splits([name]), config("mine"))
-        capsys.readouterr()
-        if compared:
-            with pytest.raises(UserError, match="too good"):
-                record.require_unseen(splits([name]), config("other"))
-        else:
-            record.require_unseen(splits([name]), config("other"))
-            assert "1 of the images that" in capsys.readouterr().out
+
+def record_of(splits: Splits, config: Config) -> tuple[ImageRecord, dict[str, ImageHash]]:
+    hashes = hashes_of([splits.train, splits.validation, splits.test, splits.meta], config)
+    record = ImageRecord.of_split(splits.table, config, hashes, None)
+    return ImageRecord.of_text(record.to_text(), "x"), hashes
+
+
+def test_own_images_are_known_by_their_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In another folder and under other names. Names such as IMG_20230001 of other pictures are not the same image."""
+    names = [f"IMG_202300{i:02}" for i in range(48)]
+    table = draw_table(tmp_path / "mine", names)
+    splits, config = on_table(table)
+    record, hashes = record_of(splits, config)
+    require_unseen(record, splits, config, hashes)
+    assert "too good" not in capsys.readouterr().out and record.nameless == 0
+
+    copied = tmp_path / "copied"  # JPEGs under running numbers, in another order and without patients
+    copied.mkdir()
+    rows = ["image,label"]
+    for i, name in enumerate(reversed(names)):
+        with Image.open(table.parent / f"{name}.png") as image:
+            image.save(copied / f"{i}.jpg", quality=80)
+        rows.append(f"{i}.jpg,{DX[(47 - i) % 2]}")
+    (copied / "table.csv").write_text("\n".join(rows) + "\n")
+    others, other_config = on_table(copied / "table.csv")
+    _, other_hashes = record_of(others, other_config)
+    with pytest.raises(UserError, match=r"\d+ of the \d+ test images of this run \(\d+ the same picture\)") as raised:
+        require_unseen(record, others, other_config, other_hashes)
+    used = splits.table["image_id"][splits.table["split"] != "test"]
+    both = sum(names[47 - int(name)] in set(used) for name in others.test.table["image_id"])
+    assert f"on {both} of the {len(others.test)} test images" in str(raised.value)
+
+    fresh, fresh_config = on_table(draw_table(tmp_path / "fresh", names, seed=1))
+    _, fresh_hashes = record_of(fresh, fresh_config)
+    require_unseen(record, fresh, fresh_config, fresh_hashes)
+    assert "belong to a patient that is named in another table" in capsys.readouterr().out
+
+
+def test_groups_of_a_table_and_archive_names(tmp_path: Path) -> None:
+    """An image of a known patient counts, in the same table; ids of public archives are known in any folder."""
+    table = draw_table(tmp_path / "mine", [f"a/{i}" for i in range(48)])
+    splits, config = on_table(table)
+    record, hashes = record_of(splits, config)
+    moved = splits.test.table.assign(lesion_id=splits.train.table["lesion_id"].iloc[0])
+    moved["image_id"] = [f"new {i}" for i in range(len(moved))]
+    changed = splits._replace(test=replace(splits.test, table=moved))
+    with pytest.raises(UserError, match=rf"\({len(moved)} of a patient of such an image\)"):
+        require_unseen(record, changed, config, hashes)
+    with pytest.raises(UserError, match="by a column split in the table"):
+        require_unseen(record, splits._replace(test=splits.train), config, {})
+    one = splits.test.part(lambda rows: rows[:1])
+    for name in ("ISIC_0000882", "b/PAT_1516_1765_530.png", "imd013"):
+        one = replace(one, table=one.table.assign(image_id=name, lesion_id="patient of nobody"))
+        split = pd.DataFrame({"image_id": [name.upper()], "lesion_id": ["a"], "dx": ["nv"], "split": ["train"]})
+        known = ImageRecord.of_split(split, load_config(None, ["data.name=table", "data.root=/elsewhere"]), {}, None)
+        with pytest.raises(UserError, match="1 known by name"):
+            require_unseen(known, splits._replace(test=one), config, {})
+        assert known.nameless == 0
+
+
+def test_records_of_the_first_format_are_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """They have no hashes, so images such as 1.jpg are compared with nothing."""
+    known = KnownImages.of(["ISIC_0000882"], [])
+    values = {"fitted": known.to_prop(), "used": known.to_prop(), KEY: known.to_prop(), "local": 3, "folder": "ab"}
+    record = ImageRecord.of_text(json.dumps({**values, "licences": ["Free."]}), "x")
+    assert record.fitted.ids == record.used.ids == record.names == known.ids and record.licences == ("Free.",)
+    splits, config = on_table(draw_table(tmp_path / "mine", [str(i) for i in range(48)]))
+    require_unseen(record, splits, config, {})
+    assert "3 of its images have a name such as 1.jpg and no stored hash" in capsys.readouterr().out
+    half = ImageRecord.of_text(json.dumps({**values, "fitted": None, "licences": []}), "x")
+    assert half.fitted.ids == frozenset() and half.used.ids == known.ids and half.undivided == 1
+
+
+def test_a_run_on_a_table_knows_its_images_in_its_model_file(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those of the first stage: `score` leaves them out, although their names say nothing."""
+    pictures = draw_table(tmp_path / "one", [str(i) for i in range(48)])
+    second = draw_table(tmp_path / "two", [str(i) for i in range(48)], seed=1)
+    keys = [*TINY, "data.size=128", "data.name=table", "data.meta_per_class=1"]
+    first = train(load_config(None, [*keys, f"data.root={pictures}", "model.weights=none"]), place / "runs/one")
+    run = train(load_config(None, [*keys, f"data.root={second}", f"model.weights={first / 'best.pt'}"]), place / "two")
+    record = ImageRecord.of_run(run)
+    assert len(record.weights) == 64 and record.nameless == 0
+    export(run, [])
+    known = Classifier(run / "model.onnx").known_images()
+    assert known is not None
+    for stage in (first, run):
+        split = pd.read_csv(stage / "split.csv", dtype=str)
+        images = (pictures if stage == first else second).parent
+        hashes = [image_hash(evaluation_pixels(images / f"{name}.png", 128)) for name in split["image_id"]]
+        found = known.match(split["image_id"].tolist(), hashes)
+        assert found[split["split"] != "test"].all() and not found[split["split"] == "test"].any()
+    encoder = ImageRecord.of_weights(run / "encoder.safetensors")
+    assert encoder is not None and encoder.used.hashes.tolist() == record.used.hashes.tolist()
+    metadata = {"backbone": "small_cnn", KEY: known.to_prop()}  # as of the encoder of a model file
+    (place / "file.safetensors").write_bytes(safetensors_bytes({}, metadata))
+    third = ImageRecord.of_weights(place / "file.safetensors")
+    assert third is not None and third.undivided > 0
+    with pytest.raises(UserError, match="the same picture"):  # an encoder of a model file, and names that say nothing
+        splits, config = on_table(pictures, "data.split_seed=3")
+        require_unseen(third, splits, config, hashes_of([splits.validation, splits.test], config))
 
 
 def test_weights_without_a_record_are_named(first: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,13 +260,14 @@ def test_weights_without_a_record_are_named(first: Path, place: Path, capsys: py
     before = ImageRecord.of_run(first)
     (first / FILE).unlink()
     found = ImageRecord.of_weights(first / "best.pt")
-    assert found is not None and found.fitted == before.fitted and found.used == before.used
+    assert found is not None and found.fitted.ids == before.fitted.ids and found.used.ids == before.used.ids
     assert ImageRecord.of_weights(place / "copy.pt") is None
     assert "does not list the images" in capsys.readouterr().out
     torch.save(state["model"], place / "weights.pth")  # of another program
     assert ImageRecord.of_weights(place / "weights.pth") is None and ImageRecord.of_weights(None) is None
     assert capsys.readouterr().out == ""
     (first / "split.csv").unlink()
+    (first / "last.pt").unlink()  # it has a record
     with pytest.raises(UserError, match=r"the run of model\.weights="):
         ImageRecord.of_weights(first / "best.pt")
 
@@ -167,7 +278,7 @@ def test_the_model_file_lists_the_images_of_all_stages(first: Path, place: Path)
     split = pd.read_csv(first / "split.csv")
     further = split[split["split"] == "train"].head(1).assign(image_id="ISIC_9999999", lesion_id="HAM_9999999")
     config = load_config(first / "config.yaml")
-    record = ImageRecord.of_split(pd.concat([split, further]), config, None)  # as if the first run had data.extra
+    record = ImageRecord.of_split(pd.concat([split, further]), config, {}, None)  # as if the first run had data.extra
     record = record._replace(licences=(*record.licences, "Only for tests."))
     state = torch.load(first / "best.pt", weights_only=True)
     torch.save({**state, METADATA: record.to_text()}, first / "best.pt")
@@ -185,11 +296,11 @@ def test_the_model_file_lists_the_images_of_all_stages(first: Path, place: Path)
     assert licence.endswith("Training started from weights with this licence: Only for tests.")
     export_encoder(third, place / "third.safetensors")
     again = ImageRecord.of_weights(place / "third.safetensors")
-    assert again is not None and again.known.ids == known.ids and again.licences == record.licences
+    assert again is not None and again.names == known.ids and again.licences == record.licences
     metadata = {"backbone": "small_cnn", KEY: known.to_prop()}  # as of the encoder of a model file
     (place / "file.safetensors").write_bytes(safetensors_bytes({}, metadata))
     listed = ImageRecord.of_weights(place / "file.safetensors")
-    assert listed is not None and listed.fitted is None and listed.used == known.ids
+    assert listed is not None and not listed.fitted.ids and listed.used.ids == known.ids
 
 
 def test_a_run_is_resumed_after_its_weights_are_gone(first: Path, place: Path) -> None:
@@ -200,6 +311,34 @@ def test_a_run_is_resumed_after_its_weights_are_gone(first: Path, place: Path) -
     (place / "gone.pt").unlink()
     assert start(place, place / "gone.pt", "model.keep_head=true", "train.epochs=2") == run
     assert torch.equal(state["model"]["0.weight"], whole["model"]["0.weight"])
+
+
+def test_a_run_without_a_checkpoint_is_resumed_with_the_same_weights_only(first: Path, place: Path) -> None:
+    """Otherwise the images of other weights would be compared with nothing."""
+    weights = Path(shutil.copy(first / "best.pt", place / "first.pt"))
+    run = start(place, weights)
+    for path in (run / "last.pt", run / "best.pt"):
+        path.unlink()
+    assert start(place, weights) == run
+    shutil.copy(first / "last.pt", weights)
+    assert start(place, weights) == run  # the checkpoint counts
+    for path in (run / "last.pt", run / "best.pt"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"is not the file that .* was started from"):
+        start(place, weights)
+
+
+def test_a_lost_list_of_images_is_restored_from_the_checkpoint(first: Path, place: Path) -> None:
+    text = (first / FILE).read_text()
+    record = ImageRecord.of_text(text, "x")
+    record = record._replace(licences=(*record.licences, "Only for tests."))  # as of earlier weights
+    for name in ("last.pt", "best.pt"):
+        state = torch.load(first / name, weights_only=True)
+        torch.save({**state, METADATA: record.to_text()}, first / name)
+    (first / FILE).unlink()
+    assert ImageRecord.of_run(first).licences == record.licences
+    (first / "last.pt").unlink()
+    assert ImageRecord.of_run(first).licences == record.licences
 
 
 def test_damaged_records_and_headers_are_one_sentence(first: Path, place: Path) -> None:
