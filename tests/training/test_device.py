@@ -23,9 +23,24 @@ def test_a_way_that_is_no_tenth_faster_is_not_chosen(
 ) -> None:
     times = iter(seconds)
     monkeypatch.setattr(machine, "_seconds", lambda *_: next(times))
+    monkeypatch.setattr(machine, "computes_bf16", lambda _: True)
     choice, measured = choose(Train(device="cpu"), nn.Linear(1, 1), lambda model, x: model(x).sum(), torch.zeros(1))
     assert (choice.precision, choice.channels_last) == expected
     assert list(measured.values()) == list(seconds)
+
+
+def test_bf16_is_not_tried_on_a_cpu_without_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would take minutes to find out that it is slow."""
+    monkeypatch.setattr(machine, "computes_bf16", lambda _: False)
+    model, x = nn.Linear(1, 1), torch.zeros(1, 1)
+    config = Train(device="cpu", channels_last=False)
+    choice, measured = choose(config, model, lambda model, x: model(x).sum(), x)
+    assert choice.precision == "fp32" and not measured and not capsys.readouterr().out
+    config = Train(device="cpu", channels_last=False, precision="bf16")
+    assert choose(config, model, lambda model, x: model(x).sum(), x)[0].precision == "bf16"
+    assert "has no instructions for bf16" in capsys.readouterr().out
 
 
 def strided(channels: int, kernel: int = 1, stride: int = 2) -> nn.Module:
