@@ -23,7 +23,7 @@ from dermrw.config import find_config, load_config
 from dermrw.datasets.ham10000 import find_ham10000
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import write_atomic
-from dermrw.training.device import choose_device, environment, keep_freed_memory
+from dermrw.training.device import choose_device, computes_bf16, environment, keep_freed_memory
 
 META, SIZE = 21, 64
 PARTS = ("networks", "frozen", "growth", "pipeline")
@@ -70,8 +70,11 @@ def bench_networks(
 ) -> list[dict[str, Any]]:
     """Measures every method on every network in fp32, and some methods in channels-last, with fp32 and with bf16."""
     groups = []
+    settings = [("fp32", False), ("fp32", True), *[("bf16", True)] * computes_bf16(device)]
+    if len(settings) < 3:
+        console.print("bf16 is left out: this CPU has no instructions for it")
     for name in names:
-        for precision, channels_last in (("fp32", False), ("fp32", True), ("bf16", True)):
+        for precision, channels_last in settings:
             steps: Mapping[str, Step] = available_methods()
             if channels_last:
                 chosen = [m for m in IN_BF16 if m != "double backward, shared" or precision == "bf16"]
