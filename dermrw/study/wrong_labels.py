@@ -236,6 +236,25 @@ def table(by_condition: dict[str, list[dict[str, Any]]]) -> str:
     return markdown_table(["method", *by_condition], body)
 
 
+def gains(by_condition: dict[str, list[dict[str, Any]]], first: int, last: int) -> str:
+    """Returns how much each method gains from `first` to `last` meta images of each class, a line for each noise.
+
+    Args:
+        by_condition: the repeats by noise and size, such as `clean-3`.
+        first, last: sizes.
+    """
+    lines = []
+    for noise in dict.fromkeys(name.rpartition("-")[0] for name in by_condition):
+        small, large = by_condition[f"{noise}-{first}"], by_condition[f"{noise}-{last}"]
+        cells = []
+        for method in small[0]["heads"]:
+            scores = [np.array([row["heads"][method]["balanced_accuracy"] for row in rows]) for rows in (small, large)]
+            gain = corrected_resampled(scores[1] - scores[0], TEST_TO_TRAIN)
+            cells.append(f"{method} {100 * gain.difference:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})")
+        lines.append(f"{noise}, from {first} to {last} of each class: {'; '.join(cells)}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Runs the missing repeats, writes the result file after each, and prints the table."""
     parser = argparse.ArgumentParser("dermrw.study.wrong_labels", description=__doc__.partition("\n")[0])
@@ -270,7 +289,10 @@ def main() -> None:
                 complete(arguments.output, settings, META_CONDITIONS, arguments.repeats, one_of_size)
             else:
                 complete(arguments.output, settings, tuple(NOISE), arguments.repeats, one)
-        print(table(read_repeats(arguments.output)))
+        repeats = read_repeats(arguments.output)
+        print(table(repeats))
+        if arguments.meta:
+            print(gains(repeats, 3, max(SIZES)))
 
 
 if __name__ == "__main__":

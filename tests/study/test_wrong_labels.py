@@ -1,5 +1,6 @@
 """Methods against wrong labels on fixed features: balanced softmax by autograd, the statistics by SciPy."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from dermrw.study.wrong_labels import (
     REPEATS,
     Heads,
     compare,
+    gains,
     read_repeats,
     solve,
     solve_meta,
@@ -108,3 +110,11 @@ def test_the_table_of_the_results_page_follows_from_the_committed_result() -> No
         for line in table(of_noise).splitlines()[2:]:
             assert line in page
         assert len({row["wrong"] for name in of_noise for row in of_noise[name][:1]}) == 1  # the same labels
+    words = page.replace("−", "-")
+    text = gains(sizes, 3, 20).splitlines()[1]
+    for method, written in (("balanced_softmax_meta", "2.1"), ("label_posterior", "+1.9"), ("one_step", "+1.3")):
+        found = re.search(rf"{method} \+(\d.\d) \(([-+]\d.\d) to \+(\d.\d)\)", text)
+        assert found is not None and written.removeprefix("+") == found[1]
+        assert (
+            f"({found[2].removeprefix('+')} to {found[3]})" in words or f"{written}, {found[2]} to {found[3]})" in words
+        )
