@@ -40,8 +40,7 @@ def target(known: PublishedSet, row: Row) -> str:
     return known.codes.get(fold(known.label(row)), "")
 
 
-# ids that belong to one image wherever they occur: those of the ISIC archive, PAD-UFES-20 and PH2
-ARCHIVE_ID = re.compile(r"(isic|ham|bcn|msk)_?\d{5,}|pat_\d+(_\d+)+|imd\d{3}", re.IGNORECASE)
+ARCHIVE_ID = re.compile(r"isic_\d{7}")  # cameras and clinics name no image like this
 
 
 def file_stem(image_id: str) -> str:
@@ -51,7 +50,10 @@ def file_stem(image_id: str) -> str:
 
 
 def archive_id(image_id: str) -> str | None:
-    """Returns the id of a public archive, in lower case, that an image's name is; None for other names."""
+    """Returns the id of the ISIC archive, in lower case, that an image's name is; None for other names.
+
+    HAM10000 and the ISIC challenges have these ids, too.
+    """
     stem = file_stem(image_id)
     return stem if ARCHIVE_ID.fullmatch(stem) else None
 

@@ -43,7 +43,7 @@ def hash_images(paths: Iterable[str]) -> dict[str, ImageHash]:
             return None
 
     images = counted(len(missing), "image")
-    print(f"Computing perceptual hashes of {images} to find copies; they are kept in {cache.path}", flush=True)
+    print(f"Computing perceptual hashes of {images} to find copies, to be kept in {cache.path}", flush=True)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = tqdm(pool.map(hashed, missing), "Hashing", len(missing), unit="image", leave=False)
         fresh = {path: value for path, value in zip(missing, results, strict=True) if value is not None}
@@ -79,7 +79,8 @@ class HashCache(NamedTuple):
                 text = csv_text([*key, *value] for key, value in (_read(self.path) | self.entries).items())
                 write_atomic(self.path, text.encode("utf-8", "surrogateescape"))
         except (OSError, UserError) as error:  # of a lock, too: Timeout is an OSError
-            print(f"The hashes are not kept: {error}", flush=True)
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            print(f"The hashes are not kept, so the next run computes them again: {reason}", flush=True)
 
 
 def _read(path: Path) -> dict[Key, ImageHash]:

@@ -27,7 +27,7 @@ from dermrw.evaluation.refusal_fit import pictures_to_refuse
 from dermrw.reports.predictions_csv import write_lesions, write_predictions
 from dermrw.reports.report_html import TrainingHistory
 from dermrw.reports.report_schema import AveragedRun, DefinedReport
-from dermrw.training.image_overlap import known_by
+from dermrw.training.image_overlap import hashes_array, known_by
 from dermrw.training.image_record import ImageRecord, hashes_of
 from dermrw.training.run_folder import unit_of
 
@@ -70,14 +70,21 @@ class Average(NamedTuple):
             known = table["lesion_id"].isin(seen["lesion_id"]) | table["image_id"].isin(seen["image_id"])
             held_out = ~known.to_numpy()
             if member.config.model.weights_file is not None:
-                fitted, hashes = ImageRecord.of_run(member.run).fitted, hashes_of([images], member.config)
-                held_out &= np.array(known_by(fitted, images, member.config, hashes)) == ""
+                fitted, own = ImageRecord.of_run(member.run).fitted, (member.splits.train, member.splits.meta)
+                hashes = hashes_of([images, *own], member.config)
+                known_how = known_by(fitted, images, member.config, hashes, hashes_array(own, hashes))
+                held_out &= np.array(known_how) == ""
             found = member.predictor.predict(images.part(itemgetter(held_out)), "the validation split")
             sums = [np.zeros((len(images), array.shape[1])) for array in found]
             for total, array in zip(sums, found, strict=True):
                 total[held_out] = array
             logits, checks = logits + sums[0], checks + sums[1]
             count[held_out] += 1
+        if not count.all():
+            raise UserError(
+                f"{(count == 0).sum():,} of the {len(images):,} validation images were used to train every run of the "
+                "average, or the weights that it started from: average runs with the same first weights and split"
+            )
         return (logits / count[:, None]).astype(np.float32), (checks / count[:, None]).astype(np.float32), count
 
 

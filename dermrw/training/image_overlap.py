@@ -1,28 +1,36 @@
 """Whether the weights that a run starts from were trained on its validation or test images.
 
-An image is the same if its name is one of HAM10000 or of another public archive and is known, or if its perceptual
-hashes differ from a known image's in at most `SAME_BITS`. All images of its group count like it, as do those whose
-group is known.
+An image is the same if its name is an id of the ISIC archive that is known, or if its perceptual hashes differ from a
+known image's in at most `SAME_BITS`. All images of its group count like it, as do those whose group is known.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dermrw.config import Config
 from dermrw.datasets.dataset import ImageSet, Splits
 from dermrw.errors import UserError
+from dermrw.files import csv_text, write_atomic
 from dermrw.formatting import counted
-from dermrw.inference.known_images import SAME_BITS, ImageHash, KnownImages, have_copy
-from dermrw.training.image_record import ImageRecord, group_key, name_key, table_digest
+from dermrw.inference.known_images import SAME_BITS, Hashes, ImageHash, KnownImages, have_copy
+from dermrw.training.image_record import NO_HASHES, ImageRecord, group_keys, name_key, table_digest
 
-SHOWN = 5  # images named in an error
+FILE = "images_of_weights.csv"  # of a run on a user's own table that was refused
+SHOWN = 5  # images named in a message
 NAME, PICTURE, GROUP = "name", "picture", "group"
-UNITS = {"lesions": "lesion", "patients": "patient", "groups": "group"}  # images have no group
+UNITS = {"lesions": "lesion", "patients": "patient"}
 
 
-def known_by(known: KnownImages, images: ImageSet, config: Config, hashes: Mapping[str, ImageHash]) -> list[str]:
+def known_by(
+    known: KnownImages,
+    images: ImageSet,
+    config: Config,
+    hashes: Mapping[str, ImageHash],
+    own: Hashes = NO_HASHES,
+) -> list[str]:
     """Returns how each image `[N]` of a set is known: `NAME`, `PICTURE` or `GROUP`; empty if it is not.
 
     Args:
@@ -30,22 +38,64 @@ def known_by(known: KnownImages, images: ImageSet, config: Config, hashes: Mappi
         images: the set.
         config: of its run.
         hashes: of its images, by id.
+        own: of the images that train or select the run itself `[M, 2]`. A picture that looks like one of them says
+            nothing about earlier weights: `copies_across_splits` reports it.
     """
-    names = images.table["image_id"].tolist()
-    found = [NAME if name_key(name, config) in known.ids else "" for name in names]
-    rows = [i for i, name in enumerate(names) if name in hashes]
-    own = np.array([hashes[names[i]] for i in rows], dtype=np.uint64).reshape(-1, 2)
-    for i, same in zip(rows, have_copy(own, known.hashes, SAME_BITS), strict=True):
-        found[i] = found[i] or PICTURE * bool(same)
-    groups = images.table["lesion_id"].tolist()
+    names, groups = images.table["image_id"].tolist(), images.table["lesion_id"].tolist()
+    same = np.isin(names, _with_copies(images, hashes, known.hashes)) & ~np.isin(
+        names, _with_copies(images, hashes, own)
+    )
+    found = [
+        NAME if name_key(name, config) in known.ids else PICTURE * bool(copy)
+        for name, copy in zip(names, same, strict=True)
+    ]
     known_groups = {group for group, how in zip(groups, found, strict=True) if how}
-    for i, row in enumerate(images.table.itertuples()):
-        if not found[i] and (groups[i] in known_groups or group_key(row, config)[0] in known.ids):
-            found[i] = GROUP
-    return found
+    keys = group_keys(images.table, config)
+    return [
+        how or GROUP * (group in known_groups or key in known.ids)
+        for how, group, (key, _) in zip(found, groups, keys, strict=True)
+    ]
 
 
-def require_unseen(record: ImageRecord, splits: Splits, config: Config, hashes: Mapping[str, ImageHash]) -> None:
+def hashes_array(images: Sequence[ImageSet], hashes: Mapping[str, ImageHash]) -> Hashes:
+    """Returns the hashes `[M, 2]` of the images of several sets that have some."""
+    names = [name for part in images for name in part.table["image_id"] if name in hashes]
+    return np.array([hashes[name] for name in names], dtype=np.uint64).reshape(-1, 2)
+
+
+def _with_copies(images: ImageSet, hashes: Mapping[str, ImageHash], others: Hashes) -> list[str]:
+    """The ids of the images that look like one of the others."""
+    names = [name for name in images.table["image_id"] if name in hashes]
+    found = have_copy(hashes_array([images], hashes), others, SAME_BITS)
+    return [name for name, copy in zip(names, found, strict=True) if copy]
+
+
+def copies_across_splits(splits: Splits, hashes: Mapping[str, ImageHash]) -> str | None:
+    """Returns a sentence on validation and test images that look like images that train or select a run, or None."""
+    found = [
+        name for part, _, own in _held_out(splits, hashes) for name in _with_copies(getattr(splits, part), hashes, own)
+    ]
+    if not found:
+        return None
+    images = counted(len(found), "validation or test image looks", "validation and test images look")
+    return (
+        f"{images} like an image of another split, such as {_shown(found)}: the figures may be too good. Give all "
+        "pictures of one lesion or object the same group."
+    )
+
+
+def _held_out(splits: Splits, hashes: Mapping[str, ImageHash]) -> list[tuple[str, str, Hashes]]:
+    """The held-out parts, what earlier weights must not have done with them, and the run's own images before them."""
+    trained = [splits.train, splits.meta]
+    return [
+        ("test", "trained or selected", hashes_array([*trained, splits.validation], hashes)),
+        ("validation", "trained", hashes_array(trained, hashes)),
+    ]
+
+
+def require_unseen(
+    record: ImageRecord, splits: Splits, config: Config, hashes: Mapping[str, ImageHash], run: Path
+) -> None:
     """Checks that no validation image of a run trained its first weights, and that no test image was used for them.
 
     Prints what can't be compared.
@@ -55,43 +105,45 @@ def require_unseen(record: ImageRecord, splits: Splits, config: Config, hashes: 
         splits: the run's images.
         config: of the run.
         hashes: of its images, by id.
+        run: its folder.
 
     Raises:
-        UserError: there are such images.
+        UserError: there are such images. For a user's own table, `FILE` in the run's folder lists all of its images
+            that the weights know.
     """
     unit = UNITS.get(splits.facts.unit if splits.facts else "lesions", "group")
-    for part, known in (("test", record.used), ("validation", record.fitted)):
-        images = getattr(splits, part)
-        found = known_by(known, images, config, hashes)
-        seen = [name for name, how in zip(images.table["image_id"], found, strict=True) if how]
-        if seen:
-            shown = ", ".join(seen[:SHOWN]) + f" and {len(seen) - SHOWN:,} more" * (len(seen) > SHOWN)
-            raise UserError(
-                f"model.weights={config.model.weights} was trained or selected on {len(seen):,} of the "
-                f"{len(images):,} {part} images of this run ({_ways(found, unit)}): {shown}. Its figures would be too "
-                f"good: {_remedy(config)}, or name other weights"
+    seen = []
+    for part, verb, own in _held_out(splits, hashes):
+        images, known = getattr(splits, part), record.used if part == "test" else record.fitted
+        found = known_by(known, images, config, hashes, own)
+        names = [name for name, how in zip(images.table["image_id"], found, strict=True) if how]
+        if names:
+            seen.append(
+                f"{verb} on {len(names):,} of the {len(images):,} {part} images of this run ({_ways(found, unit)}), "
+                f"such as {_shown(names)}"
             )
+    if seen:
+        raise UserError(
+            f"model.weights={config.model.weights} was {' and '.join(seen)}. The figures would be too good: "
+            f"{_remedy(record, splits, config, hashes, run)}, or name other weights"
+        )
     for sentence in _not_compared(record, config, unit):
         print(f"model.weights={config.model.weights}: {sentence}. Figures on such images would be too good", flush=True)
 
 
-def _ways(found: list[str], unit: str) -> str:
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN])
+
+
+def _ways(found: Sequence[str], unit: str) -> str:
     count = Counter(found)
-    ways = {NAME: "known by name", PICTURE: "the same picture", GROUP: f"of a {unit} of such an image"}
-    return ", ".join(f"{count[how]:,} {text}" for how, text in ways.items() if count[how])
+    words = {NAME: "name", PICTURE: "picture", GROUP: unit}
+    return "known by " + ", ".join(f"{word} {count[how]:,}" for how, word in words.items() if count[how])
 
 
 def _not_compared(record: ImageRecord, config: Config, unit: str) -> list[str]:
     """What the comparison leaves open."""
-    sentences = []
-    if record.undivided:
-        sentences.append(
-            f"it is not known which of its {record.undivided:,} images trained it and which selected it, so they are "
-            "compared with the test images of this run, and not with its validation images"
-        )
-    if record.nameless:
-        images = counted(record.nameless, "of its images has", "of its images have")
-        sentences.append(f"{images} a name such as 1.jpg and no stored hash, so they are not compared")
+    sentences = list(record.gaps)
     others = sum(images for table, images in record.tables.items() if table != table_digest(config.data.root))
     if others and config.data.name == "table":
         sentences.append(
@@ -101,11 +153,21 @@ def _not_compared(record: ImageRecord, config: Config, unit: str) -> list[str]:
     return sentences
 
 
-def _remedy(config: Config) -> str:
-    if config.data.name == "table":
-        return "give these images to training by a column split in the table, or leave them out"
+def _remedy(record: ImageRecord, splits: Splits, config: Config, hashes: Mapping[str, ImageHash], run: Path) -> str:
     if config.data.name == "cifar10":
         return "use the data.split_seed of those weights"
+    if config.data.name != "table":
+        return (
+            "divide the images as for those weights, if these are of the same data (data.split_seed, data.validation, "
+            "data.test, data.meta, data.reserve)"
+        )
+    rows = [["image", "split", "known_by"]]
+    for part in ("test", "validation", "train", "meta"):
+        images = getattr(splits, part)
+        found = known_by(record.used, images, config, hashes)
+        rows += [[name, part, how] for name, how in zip(images.table["image_id"], found, strict=True) if how]
+    write_atomic(run / FILE, csv_text(rows).encode("utf-8", "surrogateescape"))
     return (
-        "divide the images as for those weights (data.split_seed, data.validation, data.test, data.meta, data.reserve)"
+        f"add a column split to the table, with train for the {counted(len(rows) - 1, 'image')} that {run / FILE} "
+        "lists, and with train, validation or test for every other image"
     )

@@ -5,14 +5,14 @@ A figure on images that a network was trained on is too good. A run may start fr
 split (`dermrw.training.image_overlap`), and the run's own model file lists them among its training images, so that
 `dermrw score` leaves them out.
 
-An image is known by its name, if that is one of HAM10000 or of another public archive, and by its perceptual hashes. A
+An image is known by its name, if that is an id of the ISIC archive (as of HAM10000), and by its perceptual hashes. A
 name such as 1.jpg says nothing. Each run writes its record to `images.json`. Its checkpoints and its encoder contain
 it, so that a copy of them has it.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -27,6 +27,7 @@ from dermrw.datasets.hash_cache import hash_images
 from dermrw.datasets.licences import licences_of
 from dermrw.errors import UserError
 from dermrw.files import open_regular
+from dermrw.formatting import counted
 from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, is_distinctive
 from dermrw.published import archive_id
 from dermrw.training.run_folder import averaged_runs, open_run, read_split
@@ -38,10 +39,16 @@ FITTED = ("train", "meta")  # the parts of a split that train the network
 SELECTED = ("validation",)  # the part that chooses the epoch, and calibrates
 USED = (*FITTED, *SELECTED)
 NO_HASHES = np.empty((0, 2), np.uint64)
+NOTHING = KnownImages(frozenset(), NO_HASHES)
+UNDIVIDED = (
+    "it is not known which of its training images trained it and which selected it, so they are compared with the test "
+    "images of this run and not with its validation images"
+)
+NO_PICTURES = "no hash of {images} is stored, so copies of them under other names are not recognised"
 LONGEST_LICENCE = 300  # characters of a file's licence that are kept
 OF_A_CHECKPOINT = {"model", "classes", "best_epoch"}  # keys that tell a checkpoint of dermrw
 # names of a group that mean the same in every table: lesions and patients of HAM10000 and the ISIC archive
-ARCHIVE_GROUP = re.compile(r"(?:\w+ )?((?:ham|bcn|il|ip)_\d{5,})", re.IGNORECASE)
+ARCHIVE_GROUP = re.compile(r"(?:\w+ )?((?:ham|bcn|il|ip)_\d{7})", re.IGNORECASE)
 
 
 class ImageRecord(NamedTuple):
@@ -51,8 +58,7 @@ class ImageRecord(NamedTuple):
         fitted: those in training and meta sets: digests of names and of groups, and perceptual hashes.
         selected: those of the validation split, and those of which the part is not known.
         names: digests of the images' names alone, for a model file.
-        undivided: the number of images of which it is not known whether they trained the weights or selected them.
-        nameless: the number of images that neither a name nor a hash identifies.
+        gaps: sentences on what is not known, without a full stop.
         tables: the number of images whose group has a meaning in one table only, by the digest of the table's path.
         licences: sentences.
         weights: SHA-256 of the file of `model.weights` that the run started from; empty without one.
@@ -61,8 +67,7 @@ class ImageRecord(NamedTuple):
     fitted: KnownImages
     selected: KnownImages
     names: frozenset[bytes]
-    undivided: int
-    nameless: int
+    gaps: tuple[str, ...]
     tables: Mapping[str, int]
     licences: tuple[str, ...]
     weights: str = ""
@@ -97,14 +102,14 @@ class ImageRecord(NamedTuple):
         """
         used = split[split["split"].isin(USED)]
         names = used["image_id"].tolist()
+        hashless = 0 if config.data.name in ("sample", "cifar10") else sum(name not in hashes for name in names)
         listed = [] if config.data.name == "cifar10" else [name for name in names if is_distinctive(name)]
-        tables = [group_key(row, config)[1] for row in used.itertuples()]
+        tables = [table for _, table in group_keys(used, config)]
         record = cls(
             _known(split[split["split"].isin(FITTED)], config, hashes),
             _known(split[split["split"].isin(SELECTED)], config, hashes),
             KnownImages.of([*listed, *(own for name in listed if (own := archive_id(name)))], []).ids,
-            0,
-            sum(name not in hashes and name_key(name, config) is None for name in names),
+            (NO_PICTURES.format(images=counted(hashless, "training image")),) if hashless else (),
             {table: tables.count(table) for table in set(tables) if table},
             licences_of(config),
             weights,
@@ -116,8 +121,7 @@ class ImageRecord(NamedTuple):
             fitted=self.fitted.united(earlier.fitted),
             selected=self.selected.united(earlier.selected),
             names=self.names | earlier.names,
-            undivided=earlier.undivided,
-            nameless=self.nameless + earlier.nameless,
+            gaps=tuple(dict.fromkeys([*self.gaps, *earlier.gaps])),
             tables={**earlier.tables, **self.tables},
             licences=tuple(dict.fromkeys([*self.licences, *earlier.licences])),
         )
@@ -140,7 +144,13 @@ class ImageRecord(NamedTuple):
             content = _checkpoint(checkpoint)
             if content is not None and isinstance(content.get(METADATA), str):
                 return cls.of_text(content[METADATA], str(checkpoint))
-        return cls.of_split(read_split(run), open_run(run), {}, None)
+        config = open_run(run)
+        record = cls.of_split(read_split(run), config, {}, None)
+        if config.model.weights_file is None:
+            return record
+        return record._replace(
+            gaps=(*record.gaps, f"the training images of its own first weights are not known ({run})")
+        )
 
     @classmethod
     def of_runs(cls, folder: Path) -> list[Self]:
@@ -162,37 +172,42 @@ class ImageRecord(NamedTuple):
             values = json.loads(text)
             licences = tuple(str(sentence)[:LONGEST_LICENCE] for sentence in values["licences"])
             if "format" not in values:
-                fitted, used, known = (
-                    KnownImages(frozenset(), NO_HASHES) if values[key] is None else _listed(values[key], source)
-                    for key in ("fitted", "used", KEY)
-                )
-                undivided = len(known.ids) if values["fitted"] is None else 0
-                return cls(fitted, used, known.ids, undivided, int(values["local"]), {}, licences)
+                return cls._of_first_format(values, licences, source)
             if values["format"] != 2:
                 raise ValueError("of another version")
             fitted, selected, names = (_listed(values[key], source) for key in ("fitted", "selected", "names"))
-            undivided, nameless = int(values["undivided"]), int(values["nameless"])
+            gaps = tuple(str(sentence) for sentence in values["gaps"])
             tables = {str(table): int(images) for table, images in values["tables"].items()}
-            return cls(fitted, selected, names.ids, undivided, nameless, tables, licences, str(values["weights"]))
-        except (ValueError, KeyError, TypeError, AttributeError, UserError):
+            return cls(fitted, selected, names.ids, gaps, tables, licences, str(values["weights"]))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UserError):
             raise UserError(f"the list of training images in {source} is damaged: restore it, or train again") from None
+
+    @classmethod
+    def _of_first_format(cls, values: Mapping[str, Any], licences: tuple[str, ...], source: str) -> Self:
+        """The record as dermrw wrote it on 28 November 2026, with ids and almost no hashes."""
+        known, used = _listed(values[KEY], source), _listed(values["used"], source)
+        divided = values["fitted"] is not None
+        fitted = _listed(values["fitted"], source) if divided else NOTHING
+        gaps = [] if divided else [UNDIVIDED]
+        if not len(known.hashes):
+            gaps.append(NO_PICTURES.format(images=counted(int(values["local"]) + len(known.ids), "training image")))
+        return cls(fitted, used.united(known), known.ids, tuple(gaps), {}, licences)
 
     def to_text(self) -> str:
         """Returns JSON."""
         values = {
             "format": 2, "fitted": self.fitted.to_prop(), "selected": self.selected.to_prop(),
-            "names": KnownImages(self.names, NO_HASHES).to_prop(), "undivided": self.undivided,
-            "nameless": self.nameless, "tables": dict(self.tables), "licences": list(self.licences),
-            "weights": self.weights,
+            "names": KnownImages(self.names, NO_HASHES).to_prop(), "gaps": list(self.gaps),
+            "tables": dict(self.tables), "licences": list(self.licences), "weights": self.weights,
         }  # fmt: skip
         return json.dumps(values, indent=1)
 
     @classmethod
     def of_weights(cls, path: Path | None) -> Self | None:
-        """Returns the record of the weights in a file; None without a file, and for files of other programs.
+        """Returns the record of the weights in a file; None without a file, or without a record in it.
 
-        A checkpoint or an encoder of an earlier version of dermrw has no record. If it is in its run's folder, the
-        record follows from split.csv; otherwise a line says that nothing is known.
+        A file of another program has none, nor has a checkpoint or an encoder of an earlier version of dermrw. If this
+        is in its run's folder, the record follows from split.csv; otherwise a line says that nothing is known.
 
         Raises:
             UserError: the record, or the run's files, can't be read.
@@ -200,18 +215,19 @@ class ImageRecord(NamedTuple):
         if path is None or not path.is_file():
             return None
         own: Mapping[str, Any] | None = safetensors_metadata(path) if is_safetensors(path) else _checkpoint(path)
-        if own is None or not ("backbone" in own or set(own) >= OF_A_CHECKPOINT):
+        if own is None:
             return None
         if isinstance(own.get(METADATA), str):
             return cls.of_text(own[METADATA], str(path))
         listed = KnownImages.from_props(own, str(path)) if isinstance(own.get(KEY), str) else None
         if listed is not None:  # the encoder of a model file
             licence = str(own.get("licence", ""))[:LONGEST_LICENCE]
-            nothing = KnownImages(frozenset(), NO_HASHES)
-            images = max(len(listed.ids), len(listed.hashes))
-            return cls(nothing, listed, listed.ids, images, 0, {}, (licence,) if licence else ())
+            gaps = [UNDIVIDED, "the lesions, patients or groups of its training images are not known"]
+            if not len(listed.hashes):
+                gaps.append(NO_PICTURES.format(images=counted(len(listed.ids), "training image")))
+            return cls(NOTHING, listed, listed.ids, tuple(gaps), {}, (licence,) if licence else ())
         run = path.resolve().parent
-        if (run / "config.yaml").is_file():
+        if ("backbone" in own or set(own) >= OF_A_CHECKPOINT) and (run / "config.yaml").is_file():
             try:
                 return cls.of_run(run)
             except UserError as error:
@@ -252,23 +268,33 @@ def name_key(name: str, config: Config) -> bytes | None:
     return id_digest(archived) if archived else None
 
 
-def group_key(row: Any, config: Config) -> tuple[bytes | None, str]:
-    """Returns the digest of a row's group, and that of its table if the group has a meaning only there.
+def group_keys(table: pd.DataFrame, config: Config) -> list[tuple[bytes | None, str]]:
+    """Returns the digest of each row's group, and that of its table if the group has a meaning only there.
 
     Args:
-        row: with `image_id` and `lesion_id` of a split.csv.
+        table: with `image_id` and `lesion_id` of a split.csv.
         config: of the run.
     """
-    group = str(row.lesion_id)
-    extra = group.startswith(PREFIX)
+    ids = set(table["image_id"])
+    return [
+        (None, "") if config.data.name == "cifar10" or _is_image(str(group), ids) else _group_key(str(group), config)
+        for group in table["lesion_id"]
+    ]
+
+
+def _is_image(group: str, ids: Collection[str]) -> bool:
+    """Whether a group is named after an image, because the table names no group for it."""
     name = group.removeprefix(PREFIX)
-    if config.data.name == "cifar10" or name in (row.image_id, f"image {row.image_id}"):
-        return None, ""  # no group
+    return name in ids or name.removeprefix("image ") in ids
+
+
+def _group_key(group: str, config: Config) -> tuple[bytes, str]:
+    extra, name = group.startswith(PREFIX), group.removeprefix(PREFIX)
     archived = ARCHIVE_GROUP.fullmatch(name)
     if archived or not (extra or config.data.name == "table"):
         return id_digest(f"group of {archived.group(1) if archived else name}"), ""
     table = table_digest(config.data.extra if extra else config.data.root)
-    return id_digest(f"{table} group of {name}"), table
+    return id_digest(f"{table} group of {name.encode('utf-8', 'surrogateescape').hex()}"), table  # hex keeps the case
 
 
 def table_digest(source: str | None) -> str:
@@ -279,7 +305,7 @@ def table_digest(source: str | None) -> str:
 def _known(rows: pd.DataFrame, config: Config, hashes: Mapping[str, ImageHash]) -> KnownImages:
     """The images of a part of a split: their names, groups and hashes."""
     keys = {name_key(name, config) for name in rows["image_id"]}
-    keys |= {group_key(row, config)[0] for row in rows.itertuples()}
+    keys |= {key for key, _ in group_keys(rows, config)}
     pictures = KnownImages.of([], (hashes[name] for name in rows["image_id"] if name in hashes)).hashes
     return KnownImages(frozenset(key for key in keys if key is not None), pictures)
 

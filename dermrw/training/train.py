@@ -23,7 +23,7 @@ from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.head_loop import HeadLoop
-from dermrw.training.image_overlap import require_unseen
+from dermrw.training.image_overlap import copies_across_splits, require_unseen
 from dermrw.training.image_record import FILE, ImageRecord, hashes_of
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import new_run, read_split, resume_config, run_facts, sole_training, start_run
@@ -58,12 +58,18 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     if resumed:
         config = resume_config(run, asked)
         splits = load_splits(config.data, root, read_split(run), announce=True, facts=run_facts(run, config))
-        record = job.same(lambda: ImageRecord.of_run(run))
-        _require_same_weights(run, config, record)
+        if job.same(lambda: any((run / name).exists() for name in (FILE, "last.pt"))):
+            record = job.same(lambda: ImageRecord.of_run(run))
+            _require_same_weights(run, config, record)
+        else:  # it is as new
+            record, _ = _image_record(config, splits, run, job)
     else:
         config = _with_interpolation(asked)
         splits = load_splits(config.data, root, announce=True)
-        record = _image_record(config, splits, job)
+        record, note = _image_record(config, splits, run, job)
+        if note and splits.facts is not None:
+            print(note, flush=True)
+            splits = splits._replace(facts=splits.facts._replace(notes=(*splits.facts.notes, note)))
 
     torch.manual_seed(config.train.seed)
     classes = len(splits.classes.codes)
@@ -100,8 +106,8 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     return run
 
 
-def _image_record(config: Config, splits: Splits, job: Job) -> ImageRecord:
-    """Returns the record of a new run's training images, with those of the weights that it starts from.
+def _image_record(config: Config, splits: Splits, run: Path, job: Job) -> tuple[ImageRecord, str | None]:
+    """Returns the record of a new run's training images, with those of its first weights, and a note on copies.
 
     Raises:
         UserError: these weights were trained on its validation or test images.
@@ -111,9 +117,10 @@ def _image_record(config: Config, splits: Splits, job: Job) -> ImageRecord:
     sets = (splits.train, splits.validation, splits.test, splits.meta)
     hashes = job.in_turn(lambda: hashes_of(sets, config))
     if earlier is not None:
-        require_unseen(earlier, splits, config, hashes)
+        require_unseen(earlier, splits, config, hashes, run)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights is not None and weights.is_file() else ""
-    return ImageRecord.of_split(splits.table, config, hashes, earlier, digest)
+    record = ImageRecord.of_split(splits.table, config, hashes, earlier, digest)
+    return record, copies_across_splits(splits, hashes)
 
 
 def _require_same_weights(run: Path, config: Config, record: ImageRecord) -> None:

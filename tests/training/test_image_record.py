@@ -14,7 +14,7 @@ from conftest import TINY
 from PIL import Image
 
 from dermrw.config import Config, load_config
-from dermrw.datasets.dataset import Splits, load_splits, resolve_root
+from dermrw.datasets.dataset import ImageSet, Splits, load_splits, resolve_root
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError
@@ -22,8 +22,9 @@ from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, image_hash
 from dermrw.training.checkpoint import load_checkpoint
-from dermrw.training.image_overlap import require_unseen
-from dermrw.training.image_record import FILE, METADATA, ImageRecord, hashes_of
+from dermrw.training.image_overlap import FILE as OVERLAP_FILE
+from dermrw.training.image_overlap import copies_across_splits, hashes_array, known_by, require_unseen
+from dermrw.training.image_record import FILE, METADATA, ImageRecord, group_keys, hashes_of
 from dermrw.training.run_data import run_splits
 from dermrw.training.train import train
 from dermrw.weights import safetensors_bytes
@@ -87,7 +88,9 @@ def test_training_images_of_the_weights_may_not_judge_the_run(
     files = [first / "best.pt", place / "copy.pt", place / "link.pt", place / "encoder.safetensors"]
     for weights in files:
         for key in ("data.split_seed=5", "data.test=0.4"):
-            with pytest.raises(UserError, match=r"trained or selected on \d+ of the \d+ (test|validation) images"):
+            with pytest.raises(
+                UserError, match=r"was trained( or selected)? on \d+ of the \d+ (test|validation) images"
+            ):
                 start(place, weights, key)
     assert not (place / "runs/second").exists()
     capsys.readouterr()
@@ -100,7 +103,7 @@ def test_images_of_a_lesion_count_like_it(first: Path, place: Path) -> None:
     record = ImageRecord.of_run(first)
     config = load_config(first / "config.yaml")
     splits = run_splits(first, config)
-    require_unseen(record, splits, config, {})
+    require_unseen(record, splits, config, {}, first)
     for part, other in (("test", "validation"), ("validation", "train")):
         table = getattr(splits, part).table.copy()
         table["lesion_id"] = (
@@ -108,9 +111,9 @@ def test_images_of_a_lesion_count_like_it(first: Path, place: Path) -> None:
         )  # under names that the weights don't know
         table["image_id"] = [f"ISIC_99{i:05}" for i in range(len(table))]
         changed = splits._replace(**{part: replace(getattr(splits, part), table=table)})
-        sentence = rf"on {len(table)} of the {len(table)} {part} images of this run \({len(table)} of a lesion of such"
+        sentence = rf"on {len(table)} of the {len(table)} {part} images of this run \(known by lesion {len(table)}\)"
         with pytest.raises(UserError, match=sentence):
-            require_unseen(record, changed, config, {})
+            require_unseen(record, changed, config, {}, first)
 
 
 def test_a_runs_own_images_stay_known_after_weights_that_do_not_tell(
@@ -119,12 +122,12 @@ def test_a_runs_own_images_stay_known_after_weights_that_do_not_tell(
     """The encoder of a model file doesn't tell training from validation images; the runs after it do, and say so."""
     own = ImageRecord.of_run(first)
     config = load_config(first / "config.yaml")
-    half = own._replace(fitted=KnownImages.of([], []), selected=own.used, undivided=7)
+    half = own._replace(fitted=KnownImages.of([], []), selected=own.used, gaps=("something is not known",))
     merged = ImageRecord.of_split(pd.read_csv(first / "split.csv"), config, {}, half)
     assert merged.fitted.ids == own.fitted.ids
     assert ImageRecord.of_text(merged.to_text(), "x").fitted.ids == own.fitted.ids
-    require_unseen(merged, run_splits(first, config), config, {})
-    assert "which of its 7 images trained it and which selected it" in capsys.readouterr().out
+    require_unseen(merged, run_splits(first, config), config, {}, first)
+    assert ": something is not known. Figures on such images would be too good" in capsys.readouterr().out
 
 
 def draw_table(folder: Path, names: Sequence[str], seed: int = 0, patients: bool = True) -> Path:
@@ -160,8 +163,8 @@ def test_own_images_are_known_by_their_pictures(tmp_path: Path, capsys: pytest.C
     table = draw_table(tmp_path / "mine", names)
     splits, config = on_table(table)
     record, hashes = record_of(splits, config)
-    require_unseen(record, splits, config, hashes)
-    assert "too good" not in capsys.readouterr().out and record.nameless == 0
+    require_unseen(record, splits, config, hashes, tmp_path)
+    assert "too good" not in capsys.readouterr().out and not record.gaps
 
     copied = tmp_path / "copied"  # JPEGs under running numbers, in another order and without patients
     copied.mkdir()
@@ -173,16 +176,73 @@ def test_own_images_are_known_by_their_pictures(tmp_path: Path, capsys: pytest.C
     (copied / "table.csv").write_text("\n".join(rows) + "\n")
     others, other_config = on_table(copied / "table.csv")
     _, other_hashes = record_of(others, other_config)
-    with pytest.raises(UserError, match=r"\d+ of the \d+ test images of this run \(\d+ the same picture\)") as raised:
-        require_unseen(record, others, other_config, other_hashes)
+    with pytest.raises(UserError, match=r"\d+ of the \d+ test images of this run \(known by picture \d+\)") as raised:
+        require_unseen(record, others, other_config, other_hashes, tmp_path)
     used = splits.table["image_id"][splits.table["split"] != "test"]
     both = sum(names[47 - int(name)] in set(used) for name in others.test.table["image_id"])
     assert f"on {both} of the {len(others.test)} test images" in str(raised.value)
 
     fresh, fresh_config = on_table(draw_table(tmp_path / "fresh", names, seed=1))
     _, fresh_hashes = record_of(fresh, fresh_config)
-    require_unseen(record, fresh, fresh_config, fresh_hashes)
+    require_unseen(record, fresh, fresh_config, fresh_hashes, tmp_path)
     assert "belong to a patient that is named in another table" in capsys.readouterr().out
+
+
+def test_a_refused_table_lists_its_known_images_and_the_remedy_works(tmp_path: Path) -> None:
+    table = draw_table(tmp_path / "mine", [str(i) for i in range(48)], patients=False)
+    splits, config = on_table(table)
+    record, _ = record_of(splits, config)
+    others, other_config = on_table(table, "data.split_seed=3")
+    _, hashes = record_of(others, other_config)
+    with pytest.raises(UserError, match="The figures would be too good: add a column split") as raised:
+        require_unseen(record, others, other_config, hashes, tmp_path)
+    listed = pd.read_csv(tmp_path / OVERLAP_FILE, dtype=str)
+    used = splits.table["image_id"][splits.table["split"] != "test"]
+    assert set(listed["image"]) == set(used) and set(listed["known_by"]) == {"picture"}
+    assert f"train for the {len(used)} images that" in str(raised.value)
+    assert "was trained or selected on" in str(raised.value) and "and trained on" in str(raised.value)
+
+    rows = pd.read_csv(table, dtype=str)
+    fresh = rows.index[~rows["image"].str.removesuffix(".png").isin(listed["image"])]
+    rows["split"] = "train"
+    turn = rows.loc[fresh].groupby("label").cumcount() % 2  # each part has both classes
+    rows.loc[fresh, "split"] = turn.map({0: "test", 1: "validation"})
+    rows.to_csv(table, index=False)
+    divided, divided_config = on_table(table)
+    require_unseen(record, divided, divided_config, record_of(divided, divided_config)[1], tmp_path)
+
+
+def test_copies_within_a_table_are_its_own_fault(tmp_path: Path) -> None:
+    """They are reported in the first stage, and the same split is accepted in the second."""
+    table = draw_table(tmp_path / "mine", [str(i) for i in range(48)], patients=False)
+    rows = pd.read_csv(table, dtype=str)
+    for i in range(24):  # under other names, resized: no identical pixels
+        with Image.open(table.parent / f"{i}.png") as image:
+            image.resize((240, 180)).save(table.parent / f"copy{i}.png")
+    more = rows.iloc[:24].assign(image=[f"copy{i}.png" for i in range(24)])
+    pd.concat([rows, more]).to_csv(table, index=False)
+    splits, config = on_table(table)
+    record, hashes = record_of(splits, config)
+    note = copies_across_splits(splits, hashes)
+    assert note is not None and "look like an image of another split, such as" in note
+    require_unseen(record, splits, config, hashes, tmp_path)
+    whole = ImageSet(splits.test.table, splits.test.labels, splits.test.sources)
+    assert any(known_by(record.fitted, whole, config, hashes))
+    training = hashes_array([splits.train, splits.meta], hashes)
+    assert not any(known_by(record.fitted, whole, config, hashes, training))
+    others, other_config = on_table(table, "data.split_seed=3")  # another split is refused all the same
+    with pytest.raises(UserError, match="The figures would be too good"):
+        require_unseen(record, others, other_config, record_of(others, other_config)[1], tmp_path)
+
+
+def test_groups_whose_names_differ_in_case_are_two(tmp_path: Path) -> None:
+    table = pd.DataFrame({"image_id": ["a", "b", "c"], "lesion_id": ["patient q", "patient Q", "b"]})
+    config = load_config(None, ["data.name=table", f"data.root={tmp_path}"])
+    keys = [key for key, _ in group_keys(table, config)]
+    assert None not in keys[:2] and keys[0] != keys[1] and keys[2] is None
+    assert [key for key, _ in group_keys(table.iloc[:1].assign(lesion_id="lesion_id HAM_0000118"), config)] == [
+        id_digest("group of HAM_0000118")
+    ]
 
 
 def test_groups_of_a_table_and_archive_names(tmp_path: Path) -> None:
@@ -193,18 +253,20 @@ def test_groups_of_a_table_and_archive_names(tmp_path: Path) -> None:
     moved = splits.test.table.assign(lesion_id=splits.train.table["lesion_id"].iloc[0])
     moved["image_id"] = [f"new {i}" for i in range(len(moved))]
     changed = splits._replace(test=replace(splits.test, table=moved))
-    with pytest.raises(UserError, match=rf"\({len(moved)} of a patient of such an image\)"):
-        require_unseen(record, changed, config, hashes)
-    with pytest.raises(UserError, match="by a column split in the table"):
-        require_unseen(record, splits._replace(test=splits.train), config, {})
+    with pytest.raises(UserError, match=rf"\(known by patient {len(moved)}\)"):
+        require_unseen(record, changed, config, hashes, tmp_path)
+    with pytest.raises(UserError, match="add a column split to the table, with train for the"):
+        require_unseen(record, splits._replace(test=splits.train), config, {}, tmp_path)
     one = splits.test.part(lambda rows: rows[:1])
-    for name in ("ISIC_0000882", "b/PAT_1516_1765_530.png", "imd013"):
+    for name in ("ISIC_0000882", "b/isic_0000882.png"):
         one = replace(one, table=one.table.assign(image_id=name, lesion_id="patient of nobody"))
         split = pd.DataFrame({"image_id": [name.upper()], "lesion_id": ["a"], "dx": ["nv"], "split": ["train"]})
         known = ImageRecord.of_split(split, load_config(None, ["data.name=table", "data.root=/elsewhere"]), {}, None)
-        with pytest.raises(UserError, match="1 known by name"):
-            require_unseen(known, splits._replace(test=one), config, {})
-        assert known.nameless == 0
+        with pytest.raises(UserError, match=r"\(known by name 1\)"):
+            require_unseen(known, splits._replace(test=one), config, {}, tmp_path)
+        assert known.gaps == (
+            "no hash of 1 training image is stored, so copies of them under other names are not recognised",
+        )
 
 
 def test_records_of_the_first_format_are_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -214,10 +276,12 @@ def test_records_of_the_first_format_are_read(capsys: pytest.CaptureFixture[str]
     record = ImageRecord.of_text(json.dumps({**values, "licences": ["Free."]}), "x")
     assert record.fitted.ids == record.used.ids == record.names == known.ids and record.licences == ("Free.",)
     splits, config = on_table(draw_table(tmp_path / "mine", [str(i) for i in range(48)]))
-    require_unseen(record, splits, config, {})
-    assert "3 of its images have a name such as 1.jpg and no stored hash" in capsys.readouterr().out
+    require_unseen(record, splits, config, {}, tmp_path)
+    assert "no hash of 4 training images is stored" in capsys.readouterr().out
+    hashed = {**values, KEY: KnownImages.of(["ISIC_0000882"], [(3, 4)]).to_prop(), "licences": []}
+    assert ImageRecord.of_text(json.dumps(hashed), "x").known.hashes.tolist() == [[3, 4]]
     half = ImageRecord.of_text(json.dumps({**values, "fitted": None, "licences": []}), "x")
-    assert half.fitted.ids == frozenset() and half.used.ids == known.ids and half.undivided == 1
+    assert half.fitted.ids == frozenset() and half.used.ids == known.ids and len(half.gaps) == 2
 
 
 def test_a_run_on_a_table_knows_its_images_in_its_model_file(
@@ -230,7 +294,7 @@ def test_a_run_on_a_table_knows_its_images_in_its_model_file(
     first = train(load_config(None, [*keys, f"data.root={pictures}", "model.weights=none"]), place / "runs/one")
     run = train(load_config(None, [*keys, f"data.root={second}", f"model.weights={first / 'best.pt'}"]), place / "two")
     record = ImageRecord.of_run(run)
-    assert len(record.weights) == 64 and record.nameless == 0
+    assert len(record.weights) == 64 and not record.gaps
     export(run, [])
     known = Classifier(run / "model.onnx").known_images()
     assert known is not None
@@ -245,10 +309,10 @@ def test_a_run_on_a_table_knows_its_images_in_its_model_file(
     metadata = {"backbone": "small_cnn", KEY: known.to_prop()}  # as of the encoder of a model file
     (place / "file.safetensors").write_bytes(safetensors_bytes({}, metadata))
     third = ImageRecord.of_weights(place / "file.safetensors")
-    assert third is not None and third.undivided > 0
-    with pytest.raises(UserError, match="the same picture"):  # an encoder of a model file, and names that say nothing
+    assert third is not None and len(third.gaps) == 2
+    with pytest.raises(UserError, match="known by picture"):  # an encoder of a model file, and names that say nothing
         splits, config = on_table(pictures, "data.split_seed=3")
-        require_unseen(third, splits, config, hashes_of([splits.validation, splits.test], config))
+        require_unseen(third, splits, config, hashes_of([splits.validation, splits.test], config), tmp_path)
 
 
 def test_weights_without_a_record_are_named(first: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,8 +328,9 @@ def test_weights_without_a_record_are_named(first: Path, place: Path, capsys: py
     assert ImageRecord.of_weights(place / "copy.pt") is None
     assert "does not list the images" in capsys.readouterr().out
     torch.save(state["model"], place / "weights.pth")  # of another program
-    assert ImageRecord.of_weights(place / "weights.pth") is None and ImageRecord.of_weights(None) is None
-    assert capsys.readouterr().out == ""
+    assert ImageRecord.of_weights(place / "weights.pth") is None
+    assert "weights.pth does not list the images" in capsys.readouterr().out
+    assert ImageRecord.of_weights(None) is None and capsys.readouterr().out == ""
     (first / "split.csv").unlink()
     (first / "last.pt").unlink()  # it has a record
     with pytest.raises(UserError, match=r"the run of model\.weights="):
@@ -328,6 +393,24 @@ def test_a_run_without_a_checkpoint_is_resumed_with_the_same_weights_only(first:
         start(place, weights)
 
 
+def test_a_run_without_a_checkpoint_and_without_a_list_is_compared_again(first: Path, place: Path) -> None:
+    weights = Path(shutil.copy(first / "best.pt", place / "first.pt"))
+    run = start(place, weights)
+    before = (run / FILE).read_text()
+    for name in ("last.pt", "best.pt", FILE):
+        (run / name).unlink()
+    assert start(place, weights) == run and (run / FILE).read_text() == before
+    for name in ("last.pt", "best.pt", FILE):
+        (run / name).unlink()
+    state = torch.load(weights, weights_only=True)
+    record = ImageRecord.of_text(state[METADATA], "x")
+    split = pd.read_csv(run / "split.csv")
+    tests = record.fitted.added(split["image_id"][split["split"] == "test"], record.fitted.hashes)
+    torch.save({**state, METADATA: record._replace(fitted=tests).to_text()}, weights)
+    with pytest.raises(UserError, match="was trained or selected on"):
+        start(place, weights)
+
+
 def test_a_lost_list_of_images_is_restored_from_the_checkpoint(first: Path, place: Path) -> None:
     text = (first / FILE).read_text()
     record = ImageRecord.of_text(text, "x")
@@ -339,10 +422,21 @@ def test_a_lost_list_of_images_is_restored_from_the_checkpoint(first: Path, plac
     assert ImageRecord.of_run(first).licences == record.licences
     (first / "last.pt").unlink()
     assert ImageRecord.of_run(first).licences == record.licences
+    (first / "best.pt").unlink()  # only split.csv is left
+    assert ImageRecord.of_run(first).gaps == ()
+    text = (first / "config.yaml").read_text().replace("weights: none", "weights: first.pt")
+    (first / "config.yaml").write_text(text)
+    assert "training images of its own first weights are not known" in ImageRecord.of_run(first).gaps[0]
 
 
 def test_damaged_records_and_headers_are_one_sentence(first: Path, place: Path) -> None:
-    for content in ("[]", "{", '{"licences": null}', '{"fitted": "x", "used": "x", "known_images": "x"}'):
+    for content in (
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"licences": null}',
+        '{"fitted": "x", "used": "x", "known_images": "x"}',
+    ):
         (first / FILE).write_text(content)
         with pytest.raises(UserError, match=rf"{FILE} is damaged"):
             ImageRecord.of_run(first)
