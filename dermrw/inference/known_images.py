@@ -25,7 +25,7 @@ DIGEST_BYTES = 5  # of an id's SHA-256: 10,000 listed ids match another id with 
 MOST_BITS = (4, 6)  # of each hash that may differ between copies of one image; docs/score.md has the measurement
 SAME_BITS = (3, 4)  # the same where a false match would stop a training: none among the 10,015 images of HAM10000
 MOST_IMAGES = 2_000_000
-ROWS = 1024  # images compared at a time
+PAIRS = 1 << 23  # images compared at a time, 64 MB
 
 Pixels = npt.NDArray[np.uint8]
 Hashes = npt.NDArray[np.uint64]
@@ -61,8 +61,9 @@ def id_digest(image_id: str) -> bytes:
 def have_copy(hashes: Hashes, others: Hashes, most_bits: tuple[int, int] = MOST_BITS) -> npt.NDArray[np.bool_]:
     """Returns whether each image `[N]` with these hashes `[N, 2]` is a copy of one of `others` `[M, 2]`."""
     result = np.zeros(len(hashes), dtype=bool)
-    for start in range(0, len(hashes), ROWS):
-        rows = slice(start, start + ROWS)
+    count = max(1, PAIRS // max(1, len(others)))
+    for start in range(0, len(hashes), count):
+        rows = slice(start, start + count)
         near = [np.bitwise_count(hashes[rows, None, k] ^ others[None, :, k]) <= most_bits[k] for k in range(2)]
         result[rows] = (near[0] & near[1]).any(axis=1)
     return result
