@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from dermrw.config import Config
-from dermrw.datasets.dataset import ImageSet, Splits
+from dermrw.datasets.dataset import ImageSet, Splits, resolve_root
+from dermrw.datasets.table import read_table
 from dermrw.errors import UserError
 from dermrw.files import csv_text, write_atomic
 from dermrw.formatting import counted
 from dermrw.inference.known_images import SAME_BITS, Hashes, ImageHash, KnownImages, have_copy
-from dermrw.training.image_record import NO_HASHES, ImageRecord, group_keys, name_key, table_digest
+from dermrw.training.image_record import NO_HASHES, ImageRecord, group_keys, hashes_of, name_key, table_digest
 
 FILE = "images_of_weights.csv"  # of a run on a user's own table that was refused
 SHOWN = 5  # images named in a message
@@ -94,7 +95,12 @@ def _held_out(splits: Splits, hashes: Mapping[str, ImageHash]) -> list[tuple[str
 
 
 def require_unseen(
-    record: ImageRecord, splits: Splits, config: Config, hashes: Mapping[str, ImageHash], run: Path
+    record: ImageRecord,
+    splits: Splits,
+    config: Config,
+    hashes: Mapping[str, ImageHash],
+    run: Path,
+    resumed: bool = False,
 ) -> None:
     """Checks that no validation image of a run trained its first weights, and that no test image was used for them.
 
@@ -106,10 +112,11 @@ def require_unseen(
         config: of the run.
         hashes: of its images, by id.
         run: its folder.
+        resumed: whether the run exists, so that its split can't change.
 
     Raises:
-        UserError: there are such images. For a user's own table, `FILE` in the run's folder lists all of its images
-            that the weights know.
+        UserError: there are such images. For a new run on a user's own table, `FILE` in the run's folder lists all
+            images of the table that the weights know.
     """
     unit = UNITS.get(splits.facts.unit if splits.facts else "lesions", "group")
     seen = []
@@ -123,9 +130,9 @@ def require_unseen(
                 f"such as {_shown(names)}"
             )
     if seen:
+        remedy = "restore the file of model.weights, or name another RUN" if resumed else _remedy(record, config, run)
         raise UserError(
-            f"model.weights={config.model.weights} was {' and '.join(seen)}. The figures would be too good: "
-            f"{_remedy(record, splits, config, hashes, run)}, or name other weights"
+            f"model.weights={config.model.weights} was {' and '.join(seen)}. The figures would be too good: {remedy}"
         )
     for sentence in _not_compared(record, config, unit):
         print(f"model.weights={config.model.weights}: {sentence}. Figures on such images would be too good", flush=True)
@@ -153,21 +160,29 @@ def _not_compared(record: ImageRecord, config: Config, unit: str) -> list[str]:
     return sentences
 
 
-def _remedy(record: ImageRecord, splits: Splits, config: Config, hashes: Mapping[str, ImageHash], run: Path) -> str:
+def _remedy(record: ImageRecord, config: Config, run: Path) -> str:
     if config.data.name == "cifar10":
-        return "use the data.split_seed of those weights"
+        return "use the data.split_seed of those weights, or name other weights"
     if config.data.name != "table":
         return (
             "divide the images as for those weights, if these are of the same data (data.split_seed, data.validation, "
-            "data.test, data.meta, data.reserve)"
+            "data.test, data.meta, data.reserve), or name other weights"
         )
-    rows = [["image", "split", "known_by"]]
-    for part in ("test", "validation", "train", "meta"):
-        images = getattr(splits, part)
-        found = known_by(record.used, images, config, hashes)
-        rows += [[name, part, how] for name, how in zip(images.table["image_id"], found, strict=True) if how]
-    write_atomic(run / FILE, csv_text(rows).encode("utf-8", "surrogateescape"))
-    return (
-        f"add a column split to the table, with train for the {counted(len(rows) - 1, 'image')} that {run / FILE} "
-        "lists, and with train, validation or test for every other image"
-    )
+    root = resolve_root(config.data)
+    table = read_table(config.data, root).table  # also images that the split leaves out
+    table = table[table["path"] != ""].reset_index(drop=True)
+    whole = ImageSet(table, np.zeros(len(table), np.int64), table["path"].tolist())
+    found = known_by(record.used, whole, config, hashes_of([whole], config))
+    listed = table.assign(known_by=found)[np.array(found) != ""]
+    if len(listed) == len(table):
+        return "the weights know all images of the table, so name other weights"
+    rows = zip(listed["image_id"], listed["path"], listed["known_by"], strict=True)
+    write_atomic(run / FILE, csv_text([["image", "path", "known_by"], *rows]).encode("utf-8", "surrogateescape"))
+    images = f"the {counted(len(listed), 'image')} that {run / FILE} lists"
+    if root.is_dir():
+        way = f"sort the images into folders train, val and test of folders of classes, with {images} in train"
+    else:
+        way = f"add a column split to the table, with train for {images}, and train, validation or test for every other"
+    by_path = GROUP in found and record.tables.get(table_digest(config.data.root))
+    moved = ". Groups count as the same because the table has the same path: if it is another table now, move it"
+    return f"{way}; or name other weights{moved if by_path else ''}"

@@ -44,7 +44,7 @@ UNDIVIDED = (
     "it is not known which of its training images trained it and which selected it, so they are compared with the test "
     "images of this run and not with its validation images"
 )
-NO_PICTURES = "no hash of {images} is stored, so copies of them under other names are not recognised"
+NO_PICTURES = "no hash of {images} is stored, so they are recognised only if their names are ids of the ISIC archive"
 LONGEST_LICENCE = 300  # characters of a file's licence that are kept
 OF_A_CHECKPOINT = {"model", "classes", "best_epoch"}  # keys that tell a checkpoint of dermrw
 # names of a group that mean the same in every table: lesions and patients of HAM10000 and the ISIC archive

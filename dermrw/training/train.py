@@ -23,6 +23,7 @@ from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.head_loop import HeadLoop
+from dermrw.training.image_overlap import FILE as OVERLAP
 from dermrw.training.image_overlap import copies_across_splits, require_unseen
 from dermrw.training.image_record import FILE, ImageRecord, hashes_of
 from dermrw.training.loop import Loop
@@ -62,7 +63,7 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
             record = job.same(lambda: ImageRecord.of_run(run))
             _require_same_weights(run, config, record)
         else:  # it is as new
-            record, _ = _image_record(config, splits, run, job)
+            record, _ = _image_record(config, splits, run, job, resumed=True)
     else:
         config = _with_interpolation(asked)
         splits = load_splits(config.data, root, announce=True)
@@ -106,7 +107,9 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     return run
 
 
-def _image_record(config: Config, splits: Splits, run: Path, job: Job) -> tuple[ImageRecord, str | None]:
+def _image_record(
+    config: Config, splits: Splits, run: Path, job: Job, resumed: bool = False
+) -> tuple[ImageRecord, str | None]:
     """Returns the record of a new run's training images, with those of its first weights, and a note on copies.
 
     Raises:
@@ -117,7 +120,9 @@ def _image_record(config: Config, splits: Splits, run: Path, job: Job) -> tuple[
     sets = (splits.train, splits.validation, splits.test, splits.meta)
     hashes = job.in_turn(lambda: hashes_of(sets, config))
     if earlier is not None:
-        require_unseen(earlier, splits, config, hashes, run)
+        require_unseen(earlier, splits, config, hashes, run, resumed)
+    if job.leads:
+        (run / OVERLAP).unlink(missing_ok=True)  # of an earlier attempt
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights is not None and weights.is_file() else ""
     record = ImageRecord.of_split(splits.table, config, hashes, earlier, digest)
     return record, copies_across_splits(splits, hashes)
