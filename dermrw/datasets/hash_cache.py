@@ -79,7 +79,7 @@ class HashCache(NamedTuple):
                 text = csv_text([*key, *value] for key, value in (_read(self.path) | self.entries).items())
                 write_atomic(self.path, text.encode("utf-8", "surrogateescape"))
         except (OSError, UserError) as error:  # of a lock, too: Timeout is an OSError
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            reason = getattr(error, "strerror", None) or error
             print(f"The hashes are not kept, so the next run computes them again: {reason}", flush=True)
 
 

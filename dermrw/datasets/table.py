@@ -28,7 +28,7 @@ from dermrw.labelled.classes import (
     read_class_file,
 )
 from dermrw.labelled.labelled_images import SPLIT_NAMES, LabelledImages, read_labelled_images
-from dermrw.published import archive_id, file_stem, fold
+from dermrw.published import ARCHIVE_ID, file_stem, fold
 
 HELD_OUT = ("validation", "test")
 PARTS = ("train", *HELD_OUT, "meta")
@@ -283,7 +283,7 @@ def _same_names(table: pd.DataFrame) -> list[list[str]]:
         if len(rows) < 2:
             continue
         ids = table["image_id"].iloc[rows].tolist()
-        if archive_id(name):
+        if ARCHIVE_ID.fullmatch(name):
             groups.append(ids)
             continue
         hashes = [image_hash(evaluation_pixels(path, HASH_SIZE)) for path in table["path"].iloc[rows]]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from dermrw.config import Config
 from dermrw.datasets.dataset import ImageSet, Splits, resolve_root
@@ -43,9 +44,7 @@ def known_by(
             nothing about earlier weights: `copies_across_splits` reports it.
     """
     names, groups = images.table["image_id"].tolist(), images.table["lesion_id"].tolist()
-    same = np.isin(names, _with_copies(images, hashes, known.hashes)) & ~np.isin(
-        names, _with_copies(images, hashes, own)
-    )
+    same = _look_like(images, hashes, known.hashes) & ~_look_like(images, hashes, own)
     found = [
         NAME if name_key(name, config) in known.ids else PICTURE * bool(copy)
         for name, copy in zip(names, same, strict=True)
@@ -64,23 +63,25 @@ def hashes_array(images: Sequence[ImageSet], hashes: Mapping[str, ImageHash]) ->
     return np.array([hashes[name] for name in names], dtype=np.uint64).reshape(-1, 2)
 
 
-def _with_copies(images: ImageSet, hashes: Mapping[str, ImageHash], others: Hashes) -> list[str]:
-    """The ids of the images that look like one of the others."""
-    names = [name for name in images.table["image_id"] if name in hashes]
-    found = have_copy(hashes_array([images], hashes), others, SAME_BITS)
-    return [name for name, copy in zip(names, found, strict=True) if copy]
+def _look_like(images: ImageSet, hashes: Mapping[str, ImageHash], others: Hashes) -> npt.NDArray[np.bool_]:
+    """Whether each image `[N]` looks like one of the others."""
+    hashed = np.array([name in hashes for name in images.table["image_id"]], dtype=bool)
+    result = np.zeros(len(images), dtype=bool)
+    result[hashed] = have_copy(hashes_array([images], hashes), others, SAME_BITS)
+    return result
 
 
 def copies_across_splits(splits: Splits, hashes: Mapping[str, ImageHash]) -> str | None:
     """Returns a sentence on validation and test images that look like images that train or select a run, or None."""
-    found = [
-        name for part, _, own in _held_out(splits, hashes) for name in _with_copies(getattr(splits, part), hashes, own)
-    ]
+    found: list[str] = []
+    for part, _, own in _held_out(splits, hashes):
+        images = getattr(splits, part)
+        found += images.table["image_id"][_look_like(images, hashes, own)].tolist()
     if not found:
         return None
-    images = counted(len(found), "validation or test image looks", "validation and test images look")
+    count = counted(len(found), "validation or test image looks", "validation and test images look")
     return (
-        f"{images} like an image of another split, such as {_shown(found)}: the figures may be too good. Give all "
+        f"{count} like an image of another split, such as {_shown(found)}: the figures may be too good. Give all "
         "pictures of one lesion or object the same group."
     )
 

@@ -44,7 +44,6 @@ UNDIVIDED = (
     "it is not known which of its training images trained it and which selected it, so they are compared with the test "
     "images of this run and not with its validation images"
 )
-NO_PICTURES = "no hash of {images} is stored, so they are recognised only if their names are ids of the ISIC archive"
 LONGEST_LICENCE = 300  # characters of a file's licence that are kept
 OF_A_CHECKPOINT = {"model", "classes", "best_epoch"}  # keys that tell a checkpoint of dermrw
 # names of a group that mean the same in every table: lesions and patients of HAM10000 and the ISIC archive
@@ -109,7 +108,7 @@ class ImageRecord(NamedTuple):
             _known(split[split["split"].isin(FITTED)], config, hashes),
             _known(split[split["split"].isin(SELECTED)], config, hashes),
             KnownImages.of([*listed, *(own for name in listed if (own := archive_id(name)))], []).ids,
-            (NO_PICTURES.format(images=counted(hashless, "training image")),) if hashless else (),
+            (_no_pictures(hashless),) if hashless else (),
             {table: tables.count(table) for table in set(tables) if table},
             licences_of(config),
             weights,
@@ -190,7 +189,7 @@ class ImageRecord(NamedTuple):
         fitted = _listed(values["fitted"], source) if divided else NOTHING
         gaps = [] if divided else [UNDIVIDED]
         if not len(known.hashes):
-            gaps.append(NO_PICTURES.format(images=counted(int(values["local"]) + len(known.ids), "training image")))
+            gaps.append(_no_pictures(int(values["local"]) + len(known.ids)))
         return cls(fitted, used.united(known), known.ids, tuple(gaps), {}, licences)
 
     def to_text(self) -> str:
@@ -224,7 +223,7 @@ class ImageRecord(NamedTuple):
             licence = str(own.get("licence", ""))[:LONGEST_LICENCE]
             gaps = [UNDIVIDED, "the lesions, patients or groups of its training images are not known"]
             if not len(listed.hashes):
-                gaps.append(NO_PICTURES.format(images=counted(len(listed.ids), "training image")))
+                gaps.append(_no_pictures(len(listed.ids)))
             return cls(NOTHING, listed, listed.ids, tuple(gaps), {}, (licence,) if licence else ())
         run = path.resolve().parent
         if ("backbone" in own or set(own) >= OF_A_CHECKPOINT) and (run / "config.yaml").is_file():
@@ -238,6 +237,11 @@ class ImageRecord(NamedTuple):
             flush=True,
         )
         return None
+
+
+def _no_pictures(count: int) -> str:
+    images = counted(count, "training image")
+    return f"no hash of {images} is stored, so they are recognised only if their names are ids of the ISIC archive"
 
 
 def _checkpoint(path: Path) -> Mapping[str, Any] | None:
