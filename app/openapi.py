@@ -57,7 +57,7 @@ def openapi(info: ModelInfo, max_batch: int) -> dict[str, Any]:
                 "minimum": 0,
                 "maximum": 100,
                 "description": "100 times the summed probability of the malignant classes, at triage_prevalence; refer "
-                "from 100 times the threshold of triage on; null: refused, or no triage",
+                "if it is at least 100 times the threshold of triage; null: refused, or no triage",
             },
             "no_triage": {**_text, "description": "why the model has no triage"},
             "set": {"type": "array", "items": _text, "description": "prediction set, the most probable class first"},
