@@ -457,6 +457,8 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"{item!r} is not an override: write key=value, such as train.epochs=5")
+        if text.strip() in ("", "~"):  # of a variable that the shell does not know, or meant as the home folder
+            raise UserError(f"{item!r} has no value: write {key.strip()}=null for none, or leave it out")
         _set(values, key.strip(), parse_value(text))
         source = "the command line" if path is None else f"{path} with the overrides"
     try:

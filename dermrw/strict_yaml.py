@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with stricter rules.
 
     Plain PyYAML reads `3e-4` as a string, because YAML 1.1 requires `3.0e-4`. It silently takes the last of two equal
-    keys, fails on the 30th of February, and expands nested aliases without limit.
+    keys, fails on the 30th of February, reads 010 as 8 and 1:30 as 90, and expands nested aliases without limit.
     """
 
     # a config has no dates, so a value that looks like a date is text
@@ -61,6 +61,19 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> Any:
         return text
 
 
+def _decimal(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """An integer in decimal digits, also with zeros in front; any other notation of YAML 1.1 is text."""
+    text = loader.construct_scalar(node)
+    return int(text) if re.fullmatch(r"[-+]?\d+(_\d+)*", text) else text
+
+
+def _fraction(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    text = loader.construct_scalar(node)
+    return text if ":" in text else loader.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
+_Loader.add_constructor("tag:yaml.org,2002:float", _fraction)
 _Loader.add_implicit_resolver("!number", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 _Loader.add_constructor("!number", _float)
 

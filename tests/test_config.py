@@ -23,6 +23,7 @@ def test_file_then_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["3e-4", "3E-4", "0.0003", "3.0e-04"])
 def test_numbers_as_people_write_them(text: str) -> None:
     assert load_config(None, [f"train.lr={text}"]).train.lr == 3e-4
+    assert load_config(None, ["train.seed=010", "train.epochs=1_0"]).train.seed == 10  # YAML 1.1 reads 8
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
@@ -50,6 +51,11 @@ def test_a_dumped_config_is_complete_and_comes_back(tmp_path: Path) -> None:
         ("data.size=1e9", "data.size"),
         ("objective=magic", "objective.name"),
         ("train.epochs", "key=value"),
+        ("data.extra=", r"'data\.extra=' has no value: write data\.extra=null for none"),
+        ("data.root=~", "has no value"),
+        ("train.epochs=1:30", r"train\.epochs: .*'1:30'"),
+        ("train.epochs=0x10", r"train\.epochs: .*'0x10'"),
+        ("train.lr=1:30.5", r"train\.lr"),
         ("train=3", "train"),
         ("name=../x", "name"),
         (f"name={'n' * 300}", "name"),
