@@ -10,6 +10,7 @@ from dermrw.files import open_regular
 from dermrw.images.bombs import TIFF
 
 HEAD = 160  # bytes that `format_of` needs
+UNWRITTEN = 512  # zeros at a file's end, of a block of a disk that was not written
 
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"mif2"}
 AVIF_BRANDS = {b"avif", b"avis"}
@@ -153,5 +154,8 @@ def jpeg_fault(content: bytes) -> str | None:
                 return f"is a JPEG of {bits} bits a channel, which is not read: save it with 8 bits"
             if components == 4 and not adobe:
                 return "is a CMYK JPEG without Adobe's marker, so its colours are ambiguous: save it as RGB"
+            # a copy that was not finished may have its full size; decoders can take the zeros for grey blocks
+            if content.endswith(b"\0" * UNWRITTEN) and b"\xff\xd9" not in content[at:]:  # the marker of its end
+                return "ends in zeros instead of its picture: the copy was not finished, so copy it again"
             return None
     return None

@@ -127,7 +127,11 @@ def _open(source: Any) -> Iterator[Image.Image]:
             raise UserError(f"an array must be uint8 [H, W, 3], not {source.dtype} {list(source.shape)}")
         yield Image.fromarray(source)
     elif isinstance(source, Image.Image):
-        yield source
+        info = dict(source.info)
+        try:
+            yield source
+        finally:  # the caller's image stays as it was
+            source.info = info
     elif isinstance(source, str | Path):
         with open_regular(source) as file, _open(file) as image:
             yield image

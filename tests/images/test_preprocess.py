@@ -193,3 +193,22 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
             file.truncate(2**36)  # sparse
         with pytest.raises(UserError, match=f"{name} has more than 500 MB"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("quality", [75, 100])
+def test_a_copy_that_was_not_finished_is_named(quality: int, tmp_path: Path) -> None:
+    """It has its full size. A decoder can take zeros for a grey picture."""
+    whole = saved(picture(480, 640), "JPEG", quality=quality, subsampling=0).getvalue()
+    path = tmp_path / "half.jpg"
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    with pytest.raises(UserError, match=r"the copy was not finished|damaged or unreadable"):
+        read_image(path)
+    path.write_bytes(whole + bytes(5000))  # zeros after the end of the picture are harmless
+    assert read_image(path).tobytes() == read_image(io.BytesIO(whole)).tobytes()
+
+
+def test_an_image_of_the_caller_is_not_changed() -> None:
+    image = picture()
+    image.info = {"xmp": b"<x/>", "dpi": (72, 72)}
+    read_image(image)
+    assert image.info == {"xmp": b"<x/>", "dpi": (72, 72)} and image.mode == "RGB"
