@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dermrw.errors import UserError, plain_endings
-from dermrw.files import open_regular
+from dermrw.files import open_regular, path_argument
 from dermrw.inference.shipped import shipped_model
 
 from .loading import LoadingPage
@@ -105,7 +105,10 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
     """
     parser = argparse.ArgumentParser(program, description="Serve a model as a web page on this machine.")
     parser.add_argument(
-        "model", nargs="?", type=Path, help="model file (.onnx) or run folder (default: the model shipped with dermrw)"
+        "model",
+        nargs="?",
+        type=path_argument,
+        help="model file (.onnx) or run folder (default: the model shipped with dermrw)",
     )
     parser.add_argument(
         "--host", default=HOST, help="address to listen on (default: %(default)s, for this machine only)"
@@ -117,7 +120,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ap
         "localhost and --host; with --host 0.0.0.0 also every IP address",
     )  # fmt: skip
     parser.add_argument(
-        "--password-file", metavar="FILE", type=Path, help="require the password in the first line of FILE"
+        "--password-file", metavar="FILE", type=path_argument, help="require the password in the first line of FILE"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     arguments = parser.parse_args(command_line)

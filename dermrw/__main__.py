@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import dermrw
 from dermrw.errors import UserError, plain_endings
+from dermrw.files import path_argument
 
 if TYPE_CHECKING:
     from dermrw.config import Config
@@ -170,14 +171,16 @@ def _parser() -> argparse.ArgumentParser:
         "download", help="download HAM10000 and the official ISIC 2018 validation and test sets"
     )
     download.set_defaults(func=_download)
-    download.add_argument("folder", nargs="?", type=Path, default=Path("data/ham10000"), help="default: %(default)s")
+    download.add_argument(
+        "folder", nargs="?", type=path_argument, default=Path("data/ham10000"), help="default: %(default)s"
+    )
     download.add_argument("--source", default="dataverse", help="dataverse or isic (default: %(default)s)")
     download.add_argument("--no-official", action="store_true", help="only HAM10000, without the official sets")
 
     check = commands.add_parser("check", help="check a data folder, or your own labelled images")
     check.set_defaults(func=_check)
     check.add_argument(
-        "folder", nargs="?", type=Path, metavar="TABLE_OR_FOLDER",
+        "folder", nargs="?", type=path_argument, metavar="TABLE_OR_FOLDER",
         help="HAM10000's folder, a CSV with the columns image and label, or a folder with a folder per class (default: "
         "HAM10000_DIR, then data/ham10000)",
     )  # fmt: skip
@@ -187,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     check.add_argument(
         "--images",
-        type=Path,
+        type=path_argument,
         metavar="FOLDER",
         help="as data.images=FOLDER: the images of a table (default: its folder)",
     )
@@ -197,16 +200,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", nargs="?", default="configs/ham.yaml", help="a YAML file (default: %(default)s)")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=5 objective=erm")
     train.add_argument("--processes", type=int, default=1, metavar="N", help="train in N processes on this machine")
-    train.add_argument("--run", type=Path, help="the run's folder; an existing run is resumed (default: a new folder)")
+    train.add_argument(
+        "--run", type=path_argument, help="the run's folder; an existing run is resumed (default: a new folder)"
+    )
 
     evaluate = commands.add_parser("eval", help="evaluate a run on its test split and on the official ISIC sets")
     evaluate.set_defaults(func=_eval)
-    evaluate.add_argument("run", nargs="?", type=Path, help="default: the latest run")
+    evaluate.add_argument("run", nargs="?", type=path_argument, help="default: the latest run")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
 
     audit = commands.add_parser("audit", help="make a gallery of the training images with the lowest weights")
     audit.set_defaults(func=_audit)
-    audit.add_argument("run", nargs="?", type=Path, help="default: the latest run")
+    audit.add_argument("run", nargs="?", type=path_argument, help="default: the latest run")
     audit.add_argument("--count", type=int, default=100, help="number of images (default: %(default)s)")
 
     compare = commands.add_parser("compare", help="compare runs: their configs, and their scores on the same images")
@@ -214,15 +219,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "runs",
         nargs="+",
-        type=Path,
+        type=path_argument,
         metavar="RUN",
         help="runs, folders of averages, or files such as predictions.csv; the first is the baseline",
     )
     compare.add_argument(
-        "--truth", type=Path, help="the true classes of the images in files, as a CSV in the ISIC format"
+        "--truth", type=path_argument, help="the true classes of the images in files, as a CSV in the ISIC format"
     )
     compare.add_argument(
-        "--lesions", type=Path, help="a CSV with the columns image and lesion_id, for the intervals of files"
+        "--lesions", type=path_argument, help="a CSV with the columns image and lesion_id, for the intervals of files"
     )
 
     predict = commands.add_parser("predict", help="classify images with a model file; needs no torch")
@@ -230,18 +235,20 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "paths",
         nargs="+",
-        type=Path,
+        type=path_argument,
         metavar="PATH",
         help="images or folders of images, after a model file (.onnx) or run (default: the model shipped with dermrw)",
     )
-    predict.add_argument("--csv", required=True, type=Path, help="the CSV file to write, in the ISIC format")
+    predict.add_argument("--csv", required=True, type=path_argument, help="the CSV file to write, in the ISIC format")
     predict.add_argument(
         "--prevalence",
         default="equal",
         help="equal (the default), training, or the share of each class: mel=0.05,nv=0.8,…",
     )
     predict.add_argument(
-        "--lesions", type=Path, help="a CSV with the columns image and lesion_id; images of one lesion are combined"
+        "--lesions",
+        type=path_argument,
+        help="a CSV with the columns image and lesion_id; images of one lesion are combined",
     )
     predict.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     predict.add_argument(
@@ -251,15 +258,17 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="score a model file on your labelled images; needs no torch")
     score.set_defaults(func=_score)
     score.add_argument(
-        "model", nargs="?", type=Path, help="an .onnx file or a run (default: the model shipped with dermrw)"
+        "model", nargs="?", type=path_argument, help="an .onnx file or a run (default: the model shipped with dermrw)"
     )
     score.add_argument(
         "data",
-        type=Path,
+        type=path_argument,
         metavar="TABLE_OR_FOLDER",
         help="a CSV with the columns image and label, optionally group, or a folder with a folder per class",
     )
-    score.add_argument("--images", type=Path, metavar="FOLDER", help="the images (default: the folder of the table)")
+    score.add_argument(
+        "--images", type=path_argument, metavar="FOLDER", help="the images (default: the folder of the table)"
+    )
     score.add_argument(
         "--map",
         action="append",
@@ -272,10 +281,12 @@ def _parser() -> argparse.ArgumentParser:
         "--binary", action="store_true", help="score malignant against benign; the labels 1 and 0 mean these two"
     )
     score.add_argument("--by", action="append", default=[], metavar="COLUMN", help="show subgroups of this column, too")
-    score.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to write into (default: score/NAME)")
+    score.add_argument(
+        "--out", type=path_argument, metavar="FOLDER", help="the folder to write into (default: score/NAME)"
+    )
     score.add_argument(
         "--refit",
-        type=Path,
+        type=path_argument,
         metavar="NEW.onnx",
         help="fit prevalence, triage and prediction sets on these images, and write a new model file with its card",
     )

@@ -10,6 +10,7 @@ import shutil
 import stat
 import time
 import uuid
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO
 from dermrw.errors import UserError, remedy
 
 ABANDONED_SECONDS = 3600  # no file is written for longer
+# folders of operating systems on a disk, which only an administrator can read
+OF_THE_SYSTEM = ("lost+found", "System Volume Information", "$RECYCLE.BIN")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -30,6 +33,18 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # for a folder, `open` raises a clear error
         raise UserError(f"{path} is a pipe or a device: name a file")
     return Path(path).open("rb")
+
+
+def path_argument(text: str) -> Path:
+    """Returns the path that an argument of a command names; the `type` of such arguments.
+
+    Raises:
+        ArgumentTypeError: it is empty, as that of a variable which the shell does not know. `Path("")` would be the
+            current folder.
+    """
+    if not text.strip():
+        raise ArgumentTypeError("it is empty: name a file or folder")
+    return Path(text)
 
 
 def expand_home(text: str) -> Path:
@@ -192,9 +207,19 @@ def remove_partial(path: Path) -> None:
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Yields every file below a folder, sorted. Links to folders are followed, and each folder is visited once."""
+    """Yields every file below a folder, sorted. Links to folders are followed, and each folder is visited once.
+
+    Raises:
+        UserError: a folder can't be read, other than hidden folders and those of an operating system.
+    """
+
+    def refuse(error: OSError) -> None:
+        name = Path(error.filename).name
+        if not name.startswith(".") and name not in OF_THE_SYSTEM:
+            raise UserError(f"the folder {error.filename} can't be read ({error.strerror}): {remedy(error)}") from None
+
     entered: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in entered:  # two links to one folder, or a link back up
             subfolders.clear()

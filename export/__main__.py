@@ -25,7 +25,7 @@ from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.evaluate import with_overrides
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.predict import load_best
-from dermrw.files import open_regular, require_writable, write_atomic
+from dermrw.files import open_regular, path_argument, require_writable, write_atomic
 from dermrw.images.preprocess import Framing, read_image
 from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import (
@@ -346,7 +346,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ex
         "the one shipped); and key=value, such as data.root=FOLDER if the data has moved",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="the model file of several runs, in a folder of its own"
+        "-o", "--out", type=path_argument, metavar="FILE", help="the model file of several runs, in a folder of its own"
     )
     parser.add_argument(
         "--weights",
@@ -356,7 +356,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ex
         "everything is still computed in float32; the command compares both on validation images",
     )
     parser.add_argument(
-        "--encoder", type=Path, metavar="FILE", help="write only the network without its head, as safetensors"
+        "--encoder", type=path_argument, metavar="FILE", help="write only the network without its head, as safetensors"
     )
     arguments = parser.parse_intermixed_args(command_line)
     overrides = [item for item in arguments.arguments if "=" in item]

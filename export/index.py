@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
-from dermrw.files import require_writable, write_atomic
+from dermrw.files import path_argument, require_writable, write_atomic
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.case_index import CASES, Index, index_path
 from dermrw.inference.classifier import Classifier
@@ -112,7 +112,7 @@ def main() -> None:
         "export.index", description="Index HAM10000 so that the demo shows the nearest labelled cases."
     )
     parser.add_argument(
-        "model", nargs="?", type=Path, help="an .onnx file or a run (default: the model shipped with dermrw)"
+        "model", nargs="?", type=path_argument, help="an .onnx file or a run (default: the model shipped with dermrw)"
     )
     parser.add_argument("--data", help="HAM10000's folder (default: HAM10000_DIR, then data/ham10000)")
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from dermrw.errors import UserError, plain_endings
-from dermrw.files import write_atomic
+from dermrw.files import path_argument, write_atomic
 from dermrw.inference.classifier import Classifier
 
 MOST = 25_000_000  # bytes, as every clone contains the file
@@ -52,7 +52,7 @@ def box(run: Path, root: Path = Path(), notes: str = "") -> None:
 def main() -> None:
     """Copies the files. A user error prints one sentence and exits with status 2."""
     parser = argparse.ArgumentParser("export.ship", description="Replace the model shipped with dermrw by a run's.")
-    parser.add_argument("run", type=Path, help="the run's folder, after make export and make challenge")
+    parser.add_argument("run", type=path_argument, help="the run's folder, after make export and make challenge")
     parser.add_argument("--notes", default="", help="text for the model card about training data and weights")
     arguments = parser.parse_args()
     with plain_endings("export.ship"):

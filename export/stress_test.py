@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.evaluate import with_overrides
-from dermrw.files import write_atomic
+from dermrw.files import path_argument, write_atomic
 from dermrw.images.preprocess import read_image
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.verdict import Verdict
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "export.stress_test", description="Test a model file on out-of-distribution and damaged images."
     )
-    parser.add_argument("run", nargs="?", type=Path, help="the run's folder (default: the latest)")
+    parser.add_argument("run", nargs="?", type=path_argument, help="the run's folder (default: the latest)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=FOLDER")
     arguments = parser.parse_args()
     with plain_endings("export.stress_test"):

@@ -18,7 +18,7 @@ from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import Splits, class_shares, load_splits, resolve_root
 from dermrw.errors import UserError, plain_endings
 from dermrw.evaluation.refusal_fit import bounding_images
-from dermrw.files import write_atomic
+from dermrw.files import path_argument, write_atomic
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, ImageHash, KnownImages, image_hash, is_distinctive
@@ -84,7 +84,7 @@ def add_to_file(path: Path, config: str, overrides: Sequence[str]) -> None:
 def main() -> None:
     """Adds the list. A user error prints one sentence and exits with status 2."""
     parser = argparse.ArgumentParser("export.training_images", description="Add the training images to a model file.")
-    parser.add_argument("model", type=Path, help="the .onnx file")
+    parser.add_argument("model", type=path_argument, help="the .onnx file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the settings of data; data.root=FOLDER")
     parser.add_argument("--config", default="configs/ham.yaml", help="default: %(default)s")
     arguments = parser.parse_args()

@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError, plain_endings
+from dermrw.files import path_argument
 from dermrw.labelled.folder import read_frame
 from dermrw.labelled.labelled_images import IMAGE_COLUMNS, read_labelled_images
 from dermrw.labelled.names import codes_by_name
@@ -60,7 +61,8 @@ def split_table(
     absent = [name for name in by if name.casefold() not in column]
     if absent:
         raise UserError(f"--by {absent[0]}: {source} has the columns {', '.join(frame.columns)[:200]}")
-    labelled = read_labelled_images(source, images, classes=codes_by_name(HAM_CLASSES).keys()).table
+    found = read_labelled_images(source, images, classes=codes_by_name(HAM_CLASSES).keys())
+    labelled = found.table
     lines = labelled["line"].tolist()
     strata = labelled["label"].str.cat([frame.loc[lines, column[n.casefold()]].to_numpy(str) for n in by], sep="\n")
     names = np.full(len(labelled), "train", dtype=object)
@@ -69,7 +71,7 @@ def split_table(
     if validation:
         names[np.flatnonzero(test)[held_out(strata[test], labelled["lesion_id"][test], 2, seed)]] = "validation"
     # a row that repeats an image has the split of its first row; images that are left out have no row
-    image = next(column[name] for name in IMAGE_COLUMNS if name in column)
+    image = column[found.published.image if found.published else next(n for n in IMAGE_COLUMNS if n in column)]
     part = dict(zip(frame.loc[lines, image], names, strict=True))
     rows = frame.assign(split=frame[image].map(part))
     return rows[rows["split"].notna()]
@@ -78,8 +80,8 @@ def split_table(
 def main() -> None:
     """Prints the table with its split to standard output, and the counts to standard error."""
     parser = argparse.ArgumentParser("python -m dermrw.datasets.hold_out", description="Hold out a part of a table.")
-    parser.add_argument("table", type=Path, help="a CSV with the columns image and label")
-    parser.add_argument("--images", type=Path, help="folder of the images; default: the folder of the table")
+    parser.add_argument("table", type=path_argument, help="a CSV with the columns image and label")
+    parser.add_argument("--images", type=path_argument, help="folder of the images; default: the folder of the table")
     parser.add_argument("--by", action="append", default=[], metavar="COLUMN", help="also keep this column's shares")
     parser.add_argument("--parts", type=int, default=3, help="hold out one image in this many; default: %(default)s")
     parser.add_argument("--validation", action="store_true", help="half of the held-out rows are for validation")

@@ -80,3 +80,14 @@ def test_errors(table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     table.write_text(table.read_text().replace("camera", "split"))
     with pytest.raises(UserError, match="has a column split already"):
         split_table(table, None, [], 3, 0)
+
+
+def test_a_published_table(tmp_path: Path) -> None:
+    """PH2 names its images in the column Name."""
+    rows = [f"IMD{i:03d};{kind}" for i in range(12) for kind in ["Melanoma" if i % 2 else "Common Nevus"]]
+    for i in range(12):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"IMD{i:03d}.bmp")
+    table = tmp_path / "PH2.csv"
+    table.write_text("\n".join(["Name;Clinical Diagnosis", *rows]))
+    divided = split_table(table, None, [], 3, 0)
+    assert len(divided) == 12 and set(divided["split"]) == {"train", "test"}

@@ -15,6 +15,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import UserError
+from dermrw.files import walk
 from dermrw.inference.find_images import find_images
 
 PIXELS = draw_lesion("nv", np.random.default_rng(0), np.random.default_rng(1), 60, 80)
@@ -184,3 +185,24 @@ def test_a_file_without_permission_counts_as_a_picture(tmp_path: Path) -> None:
 def test_an_absent_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file or folder"):
         find_images([tmp_path / "absent"])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except hidden folders and those of a disk's operating system. Administrators can read all, so it is imitated."""
+    for name in ("seen", "shut"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"")
+    scan = os.scandir
+
+    def scandir(path: str) -> object:
+        if Path(path).name in ("shut", "lost+found", ".Trash"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"the folder .*shut can't be read"):
+        list(walk(tmp_path))
+    for name in ("lost+found", ".Trash"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "shut").rename(tmp_path / "open")
+    assert [path.parent.name for path in walk(tmp_path)] == ["open", "seen"]
