@@ -19,6 +19,8 @@ from dermrw.evaluation.predict import Predictor, load_best
 from dermrw.files import require_writable, write_atomic
 from dermrw.inference.model_file import Precision
 from dermrw.training.device import Placement
+from dermrw.training.image_overlap import require_same_pictures
+from dermrw.training.image_record import ImageRecord
 from dermrw.training.run_data import classes_of, run_splits
 from dermrw.training.run_folder import AVERAGED_RUNS, open_run
 
@@ -81,6 +83,7 @@ def _member(run: Path, overrides: Sequence[str]) -> Member:
     config = with_overrides(open_run(run), run, overrides, "export")
     report = report_of(run, config, classes_of(run, config), overrides)
     splits = run_splits(run, config)
+    require_same_pictures(ImageRecord.of_run(run), splits.validation, config)
     device = device_of(config, overrides)
     placement = Placement(device, "fp32", config.train.channels_last is True)
     model = placement.place(load_best(run, config, splits.classes)[0]).eval()

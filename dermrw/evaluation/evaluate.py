@@ -38,7 +38,7 @@ from dermrw.reports.report_schema import DecisionRules, Report, TrainingSource
 from dermrw.reports.report_text import print_report
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement, choose_device, environment
-from dermrw.training.image_overlap import known_by
+from dermrw.training.image_overlap import known_by, require_same_pictures
 from dermrw.training.image_record import ImageRecord, hashes_of
 from dermrw.training.run_data import run_splits
 from dermrw.training.run_folder import LEFT_OUT, open_run, read_log, unit_of
@@ -99,6 +99,7 @@ def evaluate(run: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         require_writable(run / name)
     root = resolve_root(config.data)
     splits = run_splits(run, config, announce=True)
+    require_same_pictures(ImageRecord.of_run(run), splits.validation, config)
     device = device_of(config, overrides)
     placement = Placement(device, "fp32", config.train.channels_last is True)  # the faster layout, as training found
     model, state = load_best(run, config, splits.classes)

@@ -22,6 +22,7 @@ from dermrw.training.image_record import NO_HASHES, ImageRecord, group_keys, has
 
 FILE = "images_of_weights.csv"  # of a run on a user's own table that was refused
 SHOWN = 5  # images named in a message
+MOST_CHANGED = 0.1  # of the validation images: of resized copies up to 3 % are not recognised
 NAME, PICTURE, GROUP = "name", "picture", "group"
 UNITS = {"lesions": "lesion", "patients": "patient"}
 
@@ -69,6 +70,34 @@ def _look_like(images: ImageSet, hashes: Mapping[str, ImageHash], others: Hashes
     result = np.zeros(len(images), dtype=bool)
     result[hashed] = have_copy(hashes_array([images], hashes), others, SAME_BITS)
     return result
+
+
+def require_same_pictures(record: ImageRecord, validation: ImageSet, config: Config) -> None:
+    """Checks that a run's validation images look like those with which it was trained.
+
+    After a new export or a renumbering, files with the same names can hold other pictures. Then pictures that trained
+    the network can be in its test split.
+
+    Args:
+        record: of the run; without hashes, as of drawn images, nothing is checked.
+        validation: its images as they are now.
+        config: of the run.
+
+    Raises:
+        UserError: more than `MOST_CHANGED` of them look different.
+    """
+    if not len(record.selected.hashes):
+        return
+    hashes = hashes_of([validation], config)
+    names = [name for name in validation.table["image_id"] if name in hashes]
+    same = have_copy(hashes_array([validation], hashes), record.selected.hashes, SAME_BITS)
+    changed = [name for name, alike in zip(names, same, strict=True) if not alike]
+    if len(changed) > MOST_CHANGED * len(names):
+        raise UserError(
+            f"{len(changed):,} of the {len(names):,} validation images are other pictures than in training, such as "
+            f"{_shown(changed)}. Pictures that trained the network may now be in its test split: restore the files, or "
+            "train again"
+        )
 
 
 def copies_across_splits(splits: Splits, hashes: Mapping[str, ImageHash]) -> str | None:
