@@ -54,8 +54,12 @@ class Engine:
         self.words = words_for(classifier.info)
         self._lock = threading.Lock()  # one image at a time: decoding 50 megapixels takes a gigabyte
 
-    def explain(self, picture: Picture) -> Explanation:
+    def explain(self, picture: Picture, hashed: bool = False) -> Explanation:
         """Returns the model's outputs and verdict for one image.
+
+        Args:
+            picture: the upload.
+            hashed: whether to compute perceptual hashes.
 
         Raises:
             UserError: the image can't be read; the message names it.
@@ -63,7 +67,7 @@ class Engine:
         file = io.BytesIO(picture.content)
         file.name = picture.name
         with self._lock:
-            return self.classifier.explain(file)
+            return self.classifier.explain(file, hashed=hashed)
 
     def examine(self, picture: Picture, edit: Edit = UNCHANGED, preview: bool = False) -> Examined:
         """Returns the result for one image with the user's turn and crop, which replaces the automatic cut.

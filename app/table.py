@@ -1,6 +1,7 @@
 """Many images of different lesions: a table that grows, and a CSV file that is never written to the server's disk."""
 
 import base64
+import importlib.util
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,7 @@ from PIL import Image
 
 from dermrw.errors import UserError
 from dermrw.files import csv_text
-from dermrw.inference.classifier import Explanation
 from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
-from dermrw.inference.known_images import ImageHash, image_hash
 from dermrw.inference.lesion import Lesion, combine_explanations
 from dermrw.inference.messages import adapted
 from dermrw.inference.verdict import Verdict
@@ -30,6 +29,7 @@ from .words import MOST_IN_CELL, MOST_LISTED, listed
 
 WAITING = '<p class="lead" role="status">Computing the score …</p>'
 REDRAW_SECONDS = 1.0
+CAN_HASH = importlib.util.find_spec("imagehash") is not None  # without it there is no score either
 Shares = npt.NDArray[np.float64] | None  # [C] of a prevalence; None: equal
 # a formula's first character at the start of the text, or after any character that may separate cells
 FORMULA = re.compile(r"((?:^|[;,\t\r\n])[\s'\"]*)([=+\-@＝＋－＠])")
@@ -138,11 +138,11 @@ def _new_score(engine: Engine, used: Sequence[str], tables: Sequence[str], rows:
 def _row(engine: Engine, path: str, take: Callable[[str], Picture]) -> Row:
     name = plain_name(path)
     try:
-        explanation = engine.explain(take(path))
+        # now, since the picture is not kept: the score leaves out training images by their hashes
+        explanation = engine.explain(take(path), CAN_HASH and engine.classifier.lists_known_images)
         lesion = combine_explanations([explanation], engine.info)._replace(pictures=())
         probabilities = tuple(explanation.probabilities.astype(np.float64).tolist())
-        hashes = _hashes(explanation) if engine.classifier.lists_known_images else None
-        image = ImageRow(name, probabilities, explanation.verdict, explanation.notes, hashes=hashes)
+        image = ImageRow(name, probabilities, explanation.verdict, explanation.notes, hashes=explanation.hashes)
         small = jpeg(Image.fromarray(explanation.pixels), THUMBNAIL, 75)
         return Row(name, lesion, "", explanation.notes, image, small)
     except UserError as error:
@@ -163,14 +163,6 @@ def _distinct(row: Row, earlier: dict[str, Upload]) -> Row:
         return row
     note = f"{same + 1} of the images have this name: this is number {same + 1}, in the order in which they were added"
     return row._replace(name=f"{row.name} ({same + 1})", notes=(*row.notes, note))
-
-
-def _hashes(explanation: Explanation) -> ImageHash | None:
-    """The perceptual hashes, by which the score leaves out training images; now, since the pixels are not kept."""
-    try:
-        return image_hash(explanation.pixels)
-    except ImportError:  # of ImageHash: then there is no score either
-        return None
 
 
 def _table(

@@ -17,7 +17,8 @@ from dermrw.errors import UserError
 from dermrw.files import open_regular
 
 MOST_BYTES = 200_000_000  # a table of a million images has fewer
-MISSING = ("", "nan", "na", "n/a", "none", "null", "unknown")  # texts of a cell without a value, in lower case
+NO_VALUE = ("nan", "na", "n/a", "n.a.", "#n/a", "<na>", "null")  # how programs write a missing value, in lower case
+MISSING = ("none", "unknown", "not known")  # further texts of a cell that names no patient or lesion
 SEPARATORS = ",;\t|"
 MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -27,6 +28,12 @@ MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 OTHER_FILES = {b"PK\x03\x04": "a spreadsheet or an archive", b"\xd0\xcf\x11\xe0": "a spreadsheet", b"%PDF": "a PDF"}
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell names no patient, lesion or group. One without letters and digits, such as `-`, names none."""
+    folded = text.strip().casefold()
+    return folded in NO_VALUE or folded in MISSING or not any(character.isalnum() for character in folded)
 
 
 class CsvTable(NamedTuple):

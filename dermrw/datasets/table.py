@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.cluster.hierarchy import DisjointSet
 
 from dermrw.config import Data
+from dermrw.csv_table import NO_VALUE
 from dermrw.datasets.readable import Decoded, print_list, read_all, unlike
 from dermrw.datasets.split import SPLIT_COLUMNS, listed
 from dermrw.diagnoses import DIAGNOSES, Classes
@@ -121,16 +122,18 @@ def read_table(data: Data, root: Path) -> TableImages:
     """
     labelled = read_images(data, root)
     table = labelled.table
-    labels = table["label"].tolist()
-    without = table.index[table["label"] == ""]
+    declared = class_file(root, data)
+    labels = _without_missing(table, declared)
+    without = [i for i, label in enumerate(labels) if not label]
     if len(without) and not labelled.published and not data.skip_unreadable:
         row = table.loc[without[0]]
         where = f"line {row['line']}" if "line" in table else f"{row['path']}"
+        declare = f", or declare the class {row['label']} in {CLASS_FILE} if it is one" if row["label"] else ""
         raise UserError(
             f"{root}: {counted(len(without), 'image has', 'images have')} no label, {where} the first: give each a "
-            "label, or leave them out with data.skip_unreadable=true"
+            f"label, or leave them out with data.skip_unreadable=true{declare}"
         )
-    assigned = assign_classes(labels, root, class_file(root, data), labelled.published)
+    assigned = assign_classes(labels, root, declared, labelled.published)
     notes = []
     if labelled.unit == "images":
         notes.append(SPLIT_BY_IMAGE)
@@ -145,6 +148,18 @@ def read_table(data: Data, root: Path) -> TableImages:
     folder = expand_home(data.images) if data.images else root if root.is_dir() else root.parent
     facts = RunClasses(assigned.classes, labelled.unit, tuple(notes))
     return TableImages(table[table["dx"] != ""].reset_index(drop=True), facts, root, folder, assigned.left_out)
+
+
+def _without_missing(table: pd.DataFrame, declared: ClassFile | None) -> list[str]:
+    """The labels, empty where a program wrote a missing value such as NA, unless a class is declared for that text.
+
+    A folder is named by hand, so its name is a label.
+    """
+    labels: list[str] = table["label"].tolist()
+    if "line" not in table:
+        return labels
+    classes = declared.code_of if declared else {}
+    return ["" if label.casefold() in NO_VALUE and fold(label) not in classes else label for label in labels]
 
 
 def draw_split(images: TableImages, data: Data) -> tuple[pd.DataFrame, RunClasses]:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from dermrw.config import NOT_PART_OF_A_RESULT, Config, differences, with_views
+from dermrw.csv_table import is_missing
 from dermrw.errors import UserError
-from dermrw.formatting import percent
+from dermrw.formatting import counted, percent
 from dermrw.labelled.folder import read_frame
 from dermrw.metrics.classification import balanced_accuracy, score_weights
 from dermrw.metrics.paired import Difference, paired_difference
@@ -53,6 +54,7 @@ class Comparison(NamedTuple):
     score: float  # balanced accuracy
     first_score: float  # that of the first run
     paired: Difference
+    alone: int  # images without a lesion in the list: each counts as its own
 
 
 def compare(paths: Sequence[Path], truth: Path | None = None, lesions: Path | None = None) -> list[Comparison]:
@@ -176,6 +178,11 @@ def print_comparison(paths: Sequence[Path], truth: Path | None = None, lesions: 
             )
         if row.lesions is None:
             print(f"{row.title}: the {unit} of {row.run} are not known, so each image counts as its own {unit[:-1]}.")
+        elif row.alone:
+            print(
+                f"{row.title}: {counted(row.alone, 'image has', 'images have')} no {unit[:-1]} in the list, so each "
+                f"counts as its own."
+            )
 
 
 def _points(share: float) -> str:
@@ -252,7 +259,9 @@ def _compare(title: str, run: str, first: Predictions, other: Predictions) -> Co
     labels = _agreed_labels(first, other, shared)
     known = other.lesions if first.lesions is None else first.lesions
     lesions = None if known is None else known.reindex(shared)
+    alone = 0
     if lesions is not None:
+        alone = int(lesions.isna().sum())
         lesions = lesions.where(lesions.notna(), shared.to_series())
     y = pd.Index(first.classes).get_indexer(pd.Index(labels))
     weights = score_weights(shared.to_numpy())
@@ -261,7 +270,7 @@ def _compare(title: str, run: str, first: Predictions, other: Predictions) -> Co
     return Comparison(
         title, run, len(shared), len(other.probabilities) - len(shared), len(first.probabilities) - len(shared),
         None if lesions is None else len(set(group)), balanced_accuracy(pa, y, weights),
-        balanced_accuracy(pb, y, weights), paired_difference(pa, pb, y, group, weights),
+        balanced_accuracy(pb, y, weights), paired_difference(pa, pb, y, group, weights), alone,
     )  # fmt: skip
 
 
@@ -342,4 +351,8 @@ def _read_lesions(path: Path) -> pd.Series:
     frame = read_frame(path)
     if not {"image", "lesion_id"} <= set(frame.columns):
         raise UserError(f"{path} must have the columns image and lesion_id")
-    return frame.drop_duplicates("image").set_index("image")["lesion_id"]
+    named = frame[~frame["lesion_id"].map(is_missing)]
+    twice = named.groupby("image", sort=False)["lesion_id"].nunique() > 1
+    if twice.any():
+        raise UserError(f"{path}: image {twice.index[twice][0]} has two lesions")
+    return named.drop_duplicates("image").set_index("image")["lesion_id"]

@@ -1,8 +1,10 @@
 """A model file as a Python object, by ONNX Runtime and `dermrw.images.preprocess`. No torch in here."""
 
 import hashlib
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, overload
 
@@ -28,6 +30,7 @@ from dermrw.inference.verdict import Verdict, verdict
 onnxruntime.disable_telemetry_events()  # in case another module imported it first
 
 MODEL_BYTES = 2 * 2**30  # protobuf's own limit
+MOST_THREADS = 1024
 THUMBNAIL = 320  # pixels of the longer side of the picture that shows what was cut
 QUANTIZED = (
     "The model file was quantized after its export: its thresholds and its scores are those of the original file, so "
@@ -77,6 +80,7 @@ class Explanation(NamedTuple):
     size: tuple[int, int] = (0, 0)  # width and height of the upright picture, pixels
     box: Box | None = None  # the part of it that is used; None: all of it, nothing was cut
     thumbnail: npt.NDArray[np.uint8] | None = None  # the whole picture `[h, w, 3]`, if something was cut
+    hashes: ImageHash | None = None  # perceptual hashes of the uncut picture, if they are asked for
 
     @property
     def used(self) -> Box:
@@ -113,7 +117,8 @@ class Classifier:
             threads: threads of one inference; 0: one per core.
 
         Raises:
-            UserError: the file is absent, damaged or not a dermrw model; CUDA cannot be used; or `threads` < 0.
+            UserError: the file is absent, damaged or not a dermrw model; CUDA cannot be used; or `threads` is not
+                from 0 to `MOST_THREADS`.
         """
         path = shipped_model() if model is None else Path(model)
         try:
@@ -127,8 +132,8 @@ class Classifier:
             raise UserError(f"the model {path} can't be read: {error.strerror}") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        if threads < 0:
-            raise UserError(f"threads must be at least 0 (0: one per core), not {threads}")
+        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+            raise UserError(f"threads must be a whole number from 0 (one per core) to {MOST_THREADS}, not {threads!r}")
         options.intra_op_num_threads = threads
         try:
             # from memory, so that a file that refers to weights in other files on the disk does not load
@@ -203,27 +208,29 @@ class Classifier:
         if isinstance(pictures, NOT_SEQUENCES) or not hasattr(pictures, "__len__") or hasattr(pictures, "read"):
             pictures = [pictures]  # type: ignore[list-item]
         batches = [np.zeros((0, len(self.info.codes)), np.float32)]
-        for start in range(0, len(pictures), BATCH):
-            batch = [self.pixels(picture) for picture in pictures[start : start + BATCH]]
+        waiting = iter(pictures)  # also of what has no slices: a deque, the values of a dict, a column of a data frame
+        while batch := [self.pixels(picture) for picture in islice(waiting, BATCH)]:
             batches.append(self.run(np.stack(batch), OUTPUTS[0])[0])
         return np.concatenate(batches)
 
-    def explain(self, picture: Picture, box: Box | None = None) -> Explanation:
+    def explain(self, picture: Picture, box: Box | None = None, hashed: bool = False) -> Explanation:
         """All outputs of the model for one picture, and the verdict.
 
         Args:
             picture: a file, a PIL image or an array.
             box: the part of the upright picture to use, instead of the field of view that `self.framing` finds.
+            hashed: whether to compute perceptual hashes.
 
         Raises:
-            UserError: the picture can't be read.
+            UserError: the picture can't be read, or the box is not a part of it.
         """
-        network_input = self.prepare(picture, box=box)
+        network_input = self.prepare(picture, hashed, box)
         probabilities, activation_map, embedding, checks = self.run(network_input.pixels[None], *OUTPUTS)
         image_verdict = verdict(probabilities[0], checks[0], *network_input.content_size, self.info)
         return Explanation(
             probabilities[0], activation_map[0], embedding[0], network_input.pixels, image_verdict, network_input.notes,
             (network_input.width, network_input.height), network_input.box, network_input.thumbnail,
+            network_input.hashes,
         )  # fmt: skip
 
     def prepare(self, picture: Picture, hashed: bool = False, box: Box | None = None) -> NetworkInput:
@@ -235,14 +242,14 @@ class Classifier:
             box: as of `explain`.
 
         Raises:
-            UserError: the picture can't be read.
+            UserError: the picture can't be read, or the box is not a part of it.
         """
         try:
             image = read_image(picture)
         except UserError as error:
             raise UserError(adapted(str(error), self.info)) from None
         notes = tuple(image.info.get("notes", ()))
-        box = field_of_view(image, self.framing) if box is None else box
+        box = field_of_view(image, self.framing) if box is None else _part(box, image)
         pixels = network_pixels(cut(image, box), self.info.size, self.framing)
         hashes = None
         if hashed:  # the list in the model file is of uncut pictures
@@ -305,6 +312,17 @@ def load(origin: Origin) -> Classifier:
     if classifier.digest != origin.digest:
         raise UserError(f"the model {origin.path} has changed since it was first loaded: start again")
     return classifier
+
+
+def _part(box: Box, image: Image.Image) -> Box:
+    """The box, which must be a part of the picture."""
+    try:
+        left, top, right, bottom = map(operator.index, box)
+    except (TypeError, ValueError):
+        raise UserError(f"box must be (left, top, right, bottom) in whole pixels, not {box!r}") from None
+    if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+        raise UserError(f"box {tuple(box)} is no part of a picture of {image.width} × {image.height} pixels")
+    return Box(left, top, right, bottom)
 
 
 def _fault(name: str, value: Any, rows: int, classes: int, checks: int) -> str | None:

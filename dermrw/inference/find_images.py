@@ -19,6 +19,7 @@ class InputFiles(NamedTuple):
     misnamed: dict[Path, UserError]  # images whose names cannot be ids
     skipped: list[Path]  # files in folders that are not images by their content
     by_path: list[str]  # the ids that are paths
+    again: dict[Path, Path]  # files that are also listed under another path, by links: that path
 
 
 def model_and_paths(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
@@ -99,10 +100,13 @@ def find_images(paths: Iterable[Path]) -> InputFiles:
             raise UserError(f"there is no file or folder {path}: name images, or folders of images")
     ids = _distinct_ids(found)
     images: dict[str, Path] = {}
+    again: dict[Path, Path] = {}
     for name, path in zip(ids, files, strict=True):
-        images.setdefault(name, path)  # a file that is named twice is one image
+        first = images.setdefault(name, path)  # a file that is named twice is one image
+        if first != path:
+            again[path] = first
     names = {name for name, (short, _, _) in zip(ids, found, strict=True) if name != short}
-    return InputFiles(images, misnamed, skipped, [name for name in images if name in names])
+    return InputFiles(images, misnamed, skipped, [name for name in images if name in names], again)
 
 
 def _distinct_ids(candidates: Sequence[tuple[str, ...]]) -> list[str]:

@@ -81,9 +81,17 @@ def classify_table(classifier: "Classifier", table: Mapping[str, Any]) -> dict[s
     """The table, a column of values [N] by name, with the columns of `Classifier.__call__`, from its column `path`.
 
     The column `image` holds the ids; without it they are the files' names.
+
+    Raises:
+        UserError: a column is a single text, or the two differ in length.
     """
+    for name in ("path", "image"):
+        if isinstance(table.get(name), str | bytes | Path):
+            raise UserError(f"the column {name} must be a list, not the single value {table[name]!r}")
     paths = [str(path) for path in table["path"]]
     ids = [str(name) for name in table["image"]] if "image" in table else [image_id(Path(path)) for path in paths]
+    if len(ids) != len(paths):
+        raise UserError(f"the column image has {len(ids):,} values, and the column path has {len(paths):,}")
     starts = range(0, len(paths), BATCH)
     rows = [row for i in starts for row in classify_batch(classifier, ids[i : i + BATCH], paths[i : i + BATCH])]
     info = classifier.info

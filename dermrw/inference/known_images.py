@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dermrw.errors import UserError
+from dermrw.published import archive_id
 
 KEY = "known_images"  # of the .onnx' `metadata_props`
 DIGEST_BYTES = 5  # of an id's SHA-256: 10,000 listed ids match another id with a probability of 1 in 10^8
@@ -58,6 +59,12 @@ def id_digest(image_id: str) -> bytes:
     return hashlib.sha256(image_id.strip().casefold().encode("utf-8", "surrogateescape")).digest()[:DIGEST_BYTES]
 
 
+def id_digests(image_ids: Iterable[str]) -> frozenset[bytes]:
+    """Returns the digests of ids; those of the ISIC archive also without folder, suffix and `_downsampled`."""
+    names = list(image_ids)
+    return frozenset(map(id_digest, [*names, *(own for name in names if (own := archive_id(name)))]))
+
+
 def have_copy(hashes: Hashes, others: Hashes, most_bits: tuple[int, int] = MOST_BITS) -> npt.NDArray[np.bool_]:
     """Returns whether each image `[N]` with these hashes `[N, 2]` is a copy of one of `others` `[M, 2]`."""
     result = np.zeros(len(hashes), dtype=bool)
@@ -78,11 +85,11 @@ class KnownImages(NamedTuple):
     @classmethod
     def of(cls, ids: Iterable[str], hashes: Iterable[ImageHash]) -> Self:
         """Returns the list of images with these ids and hashes."""
-        return cls(frozenset(id_digest(name) for name in ids), _array(sorted(set(hashes))))
+        return cls(id_digests(ids), _array(sorted(set(hashes))))
 
     def added(self, ids: Iterable[str], hashes: Hashes) -> "KnownImages":
         """Returns the list with further images."""
-        return self.united(KnownImages(frozenset(id_digest(name) for name in ids), hashes))
+        return self.united(KnownImages(id_digests(ids), hashes))
 
     def united(self, other: "KnownImages") -> "KnownImages":
         """Returns the images of both lists."""
@@ -90,8 +97,11 @@ class KnownImages(NamedTuple):
 
     def match(self, ids: Sequence[str], hashes: Sequence[ImageHash] | Hashes) -> npt.NDArray[np.bool_]:
         """Returns whether each image `[N]` is listed, by its id or as a copy of a listed image."""
-        by_id = np.array([id_digest(name) in self.ids for name in ids], dtype=bool)
-        return by_id | have_copy(_array(hashes), self.hashes)
+        return self.match_ids(ids) | have_copy(_array(hashes), self.hashes)
+
+    def match_ids(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Returns whether each image `[N]` is listed by its id, which may be a path, or have the suffix of a copy."""
+        return np.array([not self.ids.isdisjoint(id_digests([name])) for name in ids], dtype=bool)
 
     def to_prop(self) -> str:
         """Returns the entry `KEY` of `metadata_props`."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 import dermrw
-from dermrw.csv_table import MISSING, read_csv_table
+from dermrw.csv_table import is_missing, read_csv_table
 from dermrw.decisions.prevalence import at_prevalence, parse_prevalence
 from dermrw.errors import UserError, first_of
 from dermrw.files import csv_text, require_writable, resolved_target, writing_atomic
@@ -63,7 +63,7 @@ def read_lesions(path: Path, image_ids: Sequence[str], group: str = "lesion") ->
             image = stem  # the table lists file names
         if lesion.setdefault(image, name) != name:
             raise UserError(f"{path}: image {image} has two {group}s")
-    without = [i for i in image_ids if lesion.get(i, "").casefold() in MISSING]
+    without = [i for i in image_ids if is_missing(lesion.get(i, ""))]
     if without:
         raise UserError(f"{path} names no {group} for image {first_of(without)}: add a row for each image")
     return [lesion[i] for i in image_ids]
@@ -71,7 +71,7 @@ def read_lesions(path: Path, image_ids: Sequence[str], group: str = "lesion") ->
 
 def _require_output(out: Path, sources: Iterable[Path]) -> None:
     """Refuses, before anything is computed, an output file that cannot be written or that is one of the inputs."""
-    if not out.parent.is_dir() or out.is_dir():
+    if not out.name or not out.parent.is_dir() or out.is_dir():
         raise UserError(f"{out} can't be written: --csv takes a file in a folder that exists")
     require_writable(out)
     for source in sources if out.exists() else []:
@@ -79,9 +79,10 @@ def _require_output(out: Path, sources: Iterable[Path]) -> None:
             raise UserError(f"--csv {out} would replace {source}, which is read: name another file for the CSV")
 
 
-def settings_digest(classifier: Classifier, images: Mapping[str, Path]) -> str:
-    """A digest of everything that determines the rows: model, device, and id, path, size and time of each image."""
-    digest = hashlib.sha256(json.dumps([dermrw.__version__, classifier.digest, classifier.device]).encode())
+def settings_digest(classifier: Classifier, images: Mapping[str, Path], hashed: bool) -> str:
+    """A digest of all that determines the rows: model, device, id, path, size and time of each image, and `hashed`."""
+    about = [dermrw.__version__, classifier.digest, classifier.device, *(["hashed"] if hashed else [])]
+    digest = hashlib.sha256(json.dumps(about).encode())
     for name, path in images.items():
         try:
             status = path.stat()
@@ -206,6 +207,9 @@ def _write(
             )
         if not images:
             raise UserError("\n".join([f"no image could be read, so {out} is not written:", *unreadable]))
+        for file in (decisions, table):  # a full disk is found before one of them is replaced
+            file.flush()
+            os.fsync(file.fileno())
     return Written(images, refused, notes, all_notes, unreadable)
 
 
@@ -247,6 +251,7 @@ def predict(
     info = classifier.info
     target_prevalence = parse_prevalence(prevalence, info.codes, info.prevalence)
     choose_workers(classifier, 0, workers)  # an impossible number is refused before the images are looked for
+    _require_output(out, [])
     inputs = find_images(paths)
     decisions_out = decisions_file(out)
     sources = [model, *([lesions] if lesions else []), *inputs.images.values(), *inputs.misnamed]
@@ -309,7 +314,9 @@ def predict(
 
 
 @contextmanager
-def open_rows(classifier: Classifier, images: Mapping[str, Path], path: Path, option: str = "--csv") -> Iterator[Rows]:
+def open_rows(
+    classifier: Classifier, images: Mapping[str, Path], path: Path, option: str = "--csv", hashed: bool = False
+) -> Iterator[Rows]:
     """Yields the rows that are there at the start: for many images those of an interrupted run, and otherwise none.
 
     Args:
@@ -317,6 +324,7 @@ def open_rows(classifier: Classifier, images: Mapping[str, Path], path: Path, op
         images: paths by id.
         path: of the file that the rows of many images are written to.
         option: of the command, that names the output; for messages.
+        hashed: whether the rows have perceptual hashes.
 
     Raises:
         UserError: as of `RowFile`.
@@ -324,7 +332,7 @@ def open_rows(classifier: Classifier, images: Mapping[str, Path], path: Path, op
     if len(images) < FEW:
         yield []
         return
-    with RowFile(path, settings_digest(classifier, images), list(images), option) as file:
+    with RowFile(path, settings_digest(classifier, images, hashed), list(images), option) as file:
         if len(file):
             print(f"Continuing after {len(file):,} of {len(images):,} images, which are in {path}", flush=True)
         elif file.other:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.cluster.hierarchy import DisjointSet
 
-from dermrw.csv_table import MISSING, parse_csv_table
+from dermrw.csv_table import is_missing, parse_csv_table
 from dermrw.errors import UserError, first_of
 from dermrw.formatting import counted
 from dermrw.images.formats import IMAGE_SUFFIXES
@@ -20,7 +20,7 @@ from dermrw.inference.find_images import find_images as find_image_files
 from dermrw.inference.find_images import image_id
 from dermrw.inference.known_images import is_distinctive
 from dermrw.labelled.folder import data_files, find_images, frame_of, read_frame, require_columns
-from dermrw.published import PublishedSet, fold, published_duplicates, recognise
+from dermrw.published import PublishedSet, archive_id, fold, published_duplicates, recognise
 
 IMAGE_COLUMNS = ("image", "image_id", "isic_id", "image_name", "img_id", "image name", "file", "filename", "path")
 LABEL_COLUMNS = ("label", "dx", "diagnosis", "benign_malignant", "target")
@@ -126,6 +126,8 @@ def normal_label(text: str) -> str:
 
 def _read_folder(folder: Path) -> LabelledImages:
     files = find_image_files([folder])
+    if files.misnamed:
+        raise UserError("\n".join(map(str, files.misnamed.values())))
     parts = {name: path.relative_to(folder).parts[:-1] for name, path in files.images.items()}
     hidden = [
         name for name, above in parts.items() if any(part.startswith(".") or part == "__MACOSX" for part in above)
@@ -141,6 +143,9 @@ def _read_folder(folder: Path) -> LabelledImages:
         table["split"] = [SPLIT_NAMES[above[0].casefold()] for above in parts.values()]
     level = 1 if splits else 0
     table["label"] = [normal_label(above[level]) if len(above) > level else "" for above in parts.values()]
+    for path, kept in files.again.items():
+        if path.relative_to(folder).parts[: level + 1] != kept.relative_to(folder).parts[: level + 1]:
+            raise UserError(f"{kept} and {path} are one file, by a link, in two folders: keep one of them")
     skipped = len(files.skipped) + len(hidden)
     skipped_files = counted(skipped, "file that isn't an image", "files that aren't images")
     notes = [f"{skipped_files} skipped"] if skipped else []
@@ -279,8 +284,11 @@ def _with_sibling(frame: pd.DataFrame, image: str, source: Path) -> tuple[pd.Dat
 
 
 def _ids(texts: Sequence[str]) -> list[str]:
-    """The file name without its suffix, or the text of the table where another image has the same name."""
-    short = [image_id(Path(text)) for text in texts]
+    """The file name without its suffix, or the text of the table where another image has the same name.
+
+    Tables from Windows have backslashes in their paths.
+    """
+    short = [image_id(Path(text.replace("\\", "/"))) for text in texts]
     texts_of: dict[str, set[str]] = {}
     for name, text in zip(short, texts, strict=True):
         texts_of.setdefault(name, set()).add(text)
@@ -307,7 +315,7 @@ def _groups(
     used = []
     for name in names:
         values = [str(value).strip() for value in frame[column[name]]]
-        filled = [value.casefold() not in MISSING for value in values]
+        filled = [not is_missing(value) for value in values]
         if any(take and not known for take, known in zip(filled, named, strict=True)):
             used.append(name)
         for row in np.flatnonzero(filled).tolist():
@@ -394,7 +402,11 @@ def _paths(texts: Sequence[str], folder: Path, source: Path, option: str, named:
         for i, text in enumerate(texts):
             stem = wanted.get(text, "")
             file = found.get(stem)
-            if file is not None and ((is_distinctive(stem) and named_once[stem] == 1) or _ends_in(file.parent, text)):
+            if file is None:
+                continue
+            # a name of the ISIC archive is of one image; other names can occur again in the folder of another patient
+            one = archive_id(stem) or (is_distinctive(stem) and file.parent == folder)
+            if (one and named_once[stem] == 1) or _ends_in(file.parent, text):
                 paths[i] = str(file)
     if not any(paths):
         fix = f"name {'another folder' if named else 'the folder of the images'} with {option}"

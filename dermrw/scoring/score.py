@@ -139,7 +139,7 @@ def score(
     names, paths = table["image_id"], table["path"]
     files = {name: Path(path) for name, path in zip(names, paths, strict=True) if path}
     processes = choose_workers(classifier, len(files), workers)
-    with open_rows(classifier, files, folder / PARTIAL, "--out") as rows:
+    with open_rows(classifier, files, folder / PARTIAL, "--out", known is not None) as rows:
         classify_missing(classifier, files, rows, processes, known is not None)
         scored = score_rows(classifier, labelled, truth, rows, folder, data.resolve().name)
         if isinstance(rows, RowFile):
@@ -202,7 +202,7 @@ def score_rows(
     table = table.set_index("image_id", drop=False).loc[answers.image_ids].reset_index(drop=True)
     if table.empty:
         raise UserError("\n".join(["no image could be read, so nothing is written:", *answers.errors.values()]))
-    overlap = find_overlap(known, table, answers.hashes)
+    overlap = find_overlap(known, table, answers.hashes, labelled.table)
     left |= dict.fromkeys(table["image_id"][overlap.known], "the model was trained, selected or calibrated on it")
     left |= dict.fromkeys(table["image_id"][overlap.same_group], "its group has a training image")
     kept = np.flatnonzero(~overlap.known & ~overlap.same_group)
@@ -215,6 +215,7 @@ def score_rows(
     if folder is not None and info.subject == "lesion":
         table[TONE_COLUMN] = skin_tones(table["path"].tolist())
     verdicts = [answers.verdicts[i] for i in kept]
+    hashes = answers.hashes[kept] if len(answers.hashes) else answers.hashes
     unit = labelled.unit
     external = External(
         model_file=classifier.path.name,
@@ -228,7 +229,7 @@ def score_rows(
         ),
         card=[],
         card_scored_on=info.score.scored_on,
-        notes=[*labelled.notes, *truth.notes, *_refitted(info)],
+        notes=[*labelled.notes, *truth.notes, *_two_labels(table, hashes), *_refitted(info)],
     )  # fmt: skip
 
     classes = info.classes
@@ -262,7 +263,6 @@ def score_rows(
 
         write_html(folder / FILES[4], report, scored, TrainingHistory(), official=False)
         write_atomic(folder / FILES[3], json.dumps(report.to_dict(), indent=1, allow_nan=False).encode())
-    hashes = answers.hashes[kept] if len(answers.hashes) else answers.hashes
     return Scored(report, scored, hashes, missing, list(answers.errors.values()))
 
 
@@ -304,14 +304,40 @@ def _refit(target: Path, classifier: Classifier, scored: Scored) -> None:
     )
 
 
-def find_overlap(known: KnownImages | None, table: pd.DataFrame, hashes: Sequence[ImageHash] | Hashes) -> Overlap:
-    """Returns which images `[N]` the model was fitted on, and which others belong to a group of one of them."""
+def _two_labels(table: pd.DataFrame, hashes: Hashes) -> list[str]:
+    """A note on images that look the same, by equal hashes, and have different labels: one of these is wrong."""
+    if not len(hashes):
+        return []
+    looks = table[["image_id", "target"]].assign(phash=hashes[:, 0], dhash=hashes[:, 1])
+    several = looks[looks.groupby(["phash", "dhash"])["target"].transform("nunique") > 1]
+    if several.empty:
+        return []
+    same = several[(several["phash"] == several["phash"].iloc[0]) & (several["dhash"] == several["dhash"].iloc[0])]
+    one, other = (f"{row.image_id} ({row.target})" for row in same.drop_duplicates("target").iloc[:2].itertuples())
+    return [
+        f"{len(several):,} images look the same as an image with another label, such as {one} and {other}: one of the "
+        "labels is wrong"
+    ]
+
+
+def find_overlap(
+    known: KnownImages | None, table: pd.DataFrame, hashes: Sequence[ImageHash] | Hashes, every: pd.DataFrame
+) -> Overlap:
+    """Returns which images `[N]` the model was fitted on, and which others belong to a group of one of them.
+
+    Args:
+        known: the model's list; None: it has none.
+        table: the images, with image_id and lesion_id.
+        hashes: of the images.
+        every: all rows that the user named. Those without a label or a readable file are known by their ids alone.
+    """
     if known is None:
         nothing = np.zeros(len(table), dtype=bool)
         return Overlap(nothing, nothing)
     listed = known.match(table["image_id"].tolist(), hashes)
     groups = table["lesion_id"].to_numpy()
-    return Overlap(listed, np.isin(groups, groups[listed]) & ~listed)
+    by_id = every["lesion_id"].to_numpy()[known.match_ids(every["image_id"].tolist())]
+    return Overlap(listed, np.isin(groups, np.concatenate([groups[listed], by_id])) & ~listed)
 
 
 def as_trained(probabilities: npt.NDArray[np.float64], info: ModelInfo) -> npt.NDArray[np.float64]:

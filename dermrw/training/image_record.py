@@ -28,7 +28,7 @@ from dermrw.datasets.licences import licences_of
 from dermrw.errors import UserError
 from dermrw.files import open_regular
 from dermrw.formatting import counted
-from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, is_distinctive
+from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, id_digests, is_distinctive
 from dermrw.published import archive_id
 from dermrw.training.run_folder import averaged_runs, open_run, read_split
 from dermrw.weights import is_safetensors, safetensors_metadata
@@ -107,7 +107,7 @@ class ImageRecord(NamedTuple):
         record = cls(
             _known(split[split["split"].isin(FITTED)], config, hashes),
             _known(split[split["split"].isin(SELECTED)], config, hashes),
-            KnownImages.of([*listed, *(own for name in listed if (own := archive_id(name)))], []).ids,
+            id_digests(listed),
             (_no_pictures(hashless),) if hashless else (),
             {table: tables.count(table) for table in set(tables) if table},
             licences_of(config),

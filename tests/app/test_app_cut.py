@@ -19,6 +19,7 @@ from app.engine import Engine, Picture
 from app.heatmap import relative_evidence
 from app.region import Edit, seen_part
 from app.render import lesion_result
+from app.table import Row, Upload, classify_many
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.images.field_of_view import Box
 from dermrw.images.preprocess import PLAIN, Framing, evaluation_pixels
@@ -74,11 +75,20 @@ def test_the_network_sees_the_content(engine: Engine) -> None:
     assert seen.content_size == (right - left, bottom - top)
 
 
-def test_hashes_are_of_the_uncut_picture(engine: Engine, tmp_path: Path) -> None:
+def test_hashes_are_of_the_uncut_picture(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png(BORDERED))
     (row,) = classify_batch(engine.classifier, ["a"], [path], hashed=True)
     assert row.hashes == image_hash(evaluation_pixels(BORDERED, engine.info.size))
+    for listed in (True, False):  # of the table of many images, whose score leaves out training images by them
+        monkeypatch.setattr(Classifier, "lists_known_images", listed)
+        uploaded: dict[str, Upload] = {}
+        take = lambda _: Picture("a.png", path.read_bytes())  # noqa: E731
+        nothing = lambda _: None  # noqa: E731
+        list(classify_many(engine, ["a.png"], take, nothing, nothing, "equal", None, uploaded))
+        shown = uploaded["a.png"]
+        assert isinstance(shown, Row) and shown.image is not None
+        assert shown.image.hashes == (row.hashes if listed else None)
 
 
 @pytest.mark.slow

@@ -279,6 +279,10 @@ def test_mistakes_in_a_table(tmp_path: Path) -> None:
         "the class cow has 1 patient, but needs 4": [*rows[1:], rows[0].replace("cat", "cow").replace("P0_0", "P99")],
         "differ only in case": [rows[0].replace("cat", "Cat"), *rows[1:]],
         "1 image has no label, line 2 the first": [rows[0].replace("cat", ""), *rows[1:]],
+        "no label, line 2 the first: .*, or declare the class N/A in classes.yaml": [
+            rows[0].replace("cat", "N/A"),
+            *rows[1:],
+        ],
         "1 of 33 images are not in .*, nothing the first": ["nothing.png,cat,P1", *rows],
         "starts as a formula": [row.replace("dog", "=dog") for row in rows],
     }

@@ -226,3 +226,21 @@ def test_files_of_an_earlier_evaluation_are_left_out(
     (two[0] / "best.pt").write_bytes(b"later weights")
     compare(two)
     assert f"{two[0]} was trained further after its evaluation" in capsys.readouterr().out
+
+
+def test_lesions_that_the_list_lacks(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each image without a lesion counts as its own, and the number is printed; two lesions are a mistake."""
+    files = [run / "predictions.csv" for run in two]
+    rows = SPLIT[SPLIT["split"] == "test"]
+    cells = rows.rename(columns={"image_id": "image"})[["image", "lesion_id"]]
+    cells.iloc[:4, 1] = ["", "NA", "-", ""]  # of two lesions
+    cells.iloc[:-2].to_csv(tmp_path / "list.csv", index=False)
+    (row,) = compare(files, two[0] / "ground_truth.csv", tmp_path / "list.csv")
+    assert row.lesions == len(rows) // 2 - 3 + 6 and row.alone == 6
+    print_comparison(files, two[0] / "ground_truth.csv", tmp_path / "list.csv")
+    assert "6 images have no lesion in the list, so each counts as its own" in capsys.readouterr().out
+    pd.concat([cells, cells.iloc[-1:].assign(lesion_id="other")]).to_csv(tmp_path / "two.csv", index=False)
+    with pytest.raises(UserError, match="has two lesions"):
+        compare(files, two[0] / "ground_truth.csv", tmp_path / "two.csv")

@@ -16,7 +16,7 @@ from export.__main__ import export
 from export.index import write_index
 from export.stress_test import challenge
 
-CODES = ("3rd class", "NA", "naïve <b>|x", "Überbein, groß")
+CODES = ("3rd class", "None", "naïve <b>|x", "Überbein, groß")
 FOREIGN = re.compile(
     r"lesion|HAM10000|seven|dermatoscop|dermoscop|(?<!used for )diagnos[ie]s|ViDIR|ISIC", re.IGNORECASE
 )

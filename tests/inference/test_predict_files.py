@@ -1,14 +1,17 @@
 """`dermrw predict` as people use it: folders, broken files, lesions, a clinic's prevalence, foreign models."""
 
 import csv
+import errno
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -22,6 +25,7 @@ from dermrw.decisions.prevalence import at_prevalence
 from dermrw.decisions.refusal import CHECKS
 from dermrw.diagnoses import COLUMNS, DX, HAM_CLASSES
 from dermrw.errors import UserError
+from dermrw.images.field_of_view import Box
 from dermrw.inference.classifier import Classifier, Picture
 from dermrw.inference.find_images import find_images
 from dermrw.inference.lesion import combine_explanations
@@ -559,3 +563,49 @@ def test_a_prevalence_that_rules_out_what_the_model_says(
     shares = ",".join(f"{code}={code == 'nv':d}" for code in DX)
     said = sentence(model_file, pictures, "--csv", out, "--prevalence", shares)
     assert "image a and 2 more" in said and "--prevalence" in said and out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", " "])
+def test_a_csv_without_a_name(model_file: Path, pictures: Path, out: str, sentence: Callable[..., str]) -> None:
+    assert "Traceback" not in sentence(model_file, pictures, "--csv", out)
+
+
+def test_an_empty_argument_is_not_this_folder(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, sentence: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(pictures)
+    assert "it is empty: name a file or folder" in sentence("", "--csv", "out.csv") and not Path("out.csv").exists()
+
+
+def test_a_full_disk_replaces_neither_file(
+    model_file: Path, pictures: Path, sentence: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, decisions = precious(pictures, "out.csv"), precious(pictures, "out_decisions.csv")
+
+    def fsync(file: int) -> None:
+        if "_decisions" in str(Path(f"/proc/self/fd/{file}").readlink()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("names of open files are those of Linux")
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert "free some space" in sentence(model_file, pictures, "--csv", out)
+    assert out.read_text() == decisions.read_text() == "precious"
+
+
+def test_mistakes_in_python_are_a_sentence(model_file: Path, pictures: Path) -> None:
+    classifier, path = Classifier(model_file), str(pictures / "a.png")
+    expected = classifier([path])
+    for several in (deque([path]), {"a": path}.values(), (path,)):
+        assert np.array_equal(classifier(cast(Any, several)), expected)
+    for table, said in (({"path": path}, "must be a list"), ({"path": [path] * 2, "image": ["a"]}, "1 values")):
+        with pytest.raises(UserError, match=said):
+            classifier(table)
+    boxes: list[Any] = [(0, 0, 30, 30), Box(0, 0, 30, 30)]
+    assert len({classifier.explain(path, box).probabilities.tobytes() for box in boxes}) == 1
+    for box in ((30, 0, 0, 30), (0, 0, 10**4, 30), (-1, 0, 30, 30), (0, 0, 0.5, 30), (0, 0), "all!"):
+        with pytest.raises(UserError, match="box"):
+            classifier.explain(path, cast(Any, box))
+    for threads in ("2", 1.5, True, -1, 10**6):
+        with pytest.raises(UserError, match="threads must be a whole number"):
+            Classifier(model_file, threads=cast(Any, threads))

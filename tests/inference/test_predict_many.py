@@ -189,11 +189,18 @@ def test_a_foreign_file_and_a_run_in_progress_are_respected(
     assert partial_file(out).read_text() == "precious"
     partial_file(out).unlink()
     images = find_images([folder]).images
-    with RowFile(partial_file(out), settings_digest(Classifier(model), images), list(images)):
+    with RowFile(partial_file(out), settings_digest(Classifier(model), images, False), list(images)):
         assert predict(folder, out) == 2
         assert "another run writes" in capsys.readouterr().err
     assert predict(folder, out, "--workers", "0") == 2
     assert "--workers must be at least 1, not 0" in capsys.readouterr().err
+
+
+def test_rows_without_hashes_are_not_continued_by_score(model: Path, tmp_path: Path) -> None:
+    """`predict` and `score` can write to one file, and only `score` needs hashes."""
+    images = find_images([folder_of_images(tmp_path / "images", 2)]).images
+    classifier = Classifier(model)
+    assert settings_digest(classifier, images, True) != settings_digest(classifier, images, False)
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:

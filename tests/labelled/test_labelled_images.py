@@ -1,5 +1,7 @@
 """Tables and folders of labelled images, and the maps of their labels."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,51 @@ def test_a_missing_file_is_not_another_folders(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("\n".join(["image,label", rows[3], "0001,mel"]))
     found = read_labelled_images(tmp_path / "mine.csv").table["path"].tolist()
     assert [Path(path) for path in found] == [known, other]
+
+
+def test_paths_of_windows_have_their_names_as_ids(tmp_path: Path) -> None:
+    image(tmp_path / "ISIC_0030623.jpg")
+    table = tmp_path / "t.csv"
+    table.write_text("image,label\nC:\\Users\\me\\ISIC_0030623.jpg,mel\n")
+    found = read_labelled_images(table).table
+    assert found["image_id"].tolist() == ["ISIC_0030623"] and found["path"].tolist() == [
+        str(tmp_path / "ISIC_0030623.jpg")
+    ]
+
+
+def test_a_cameras_name_in_another_folder_is_another_image(tmp_path: Path) -> None:
+    """Cameras number their pictures anew, so only an archive's id tells that a file was moved."""
+    image(tmp_path / "Weber/DSC01234.jpg")
+    image(tmp_path / "moved/ISIC_0030623.jpg")
+    image(tmp_path / "IMG_20240115.jpg")  # in the folder of the images itself
+    table = tmp_path / "t.csv"
+    table.write_text("image,label\nMueller/DSC01234.jpg,mel\npics/ISIC_0030623.jpg,nv\npics/IMG_20240115.jpg,nv\n")
+    assert [bool(path) for path in read_labelled_images(table).table["path"]] == [False, True, True]
+
+
+def test_a_link_in_two_class_folders_is_named(tmp_path: Path) -> None:
+    first = image(tmp_path / "mel/x.png")
+    image(tmp_path / "nv/y.png")
+    (tmp_path / "mel/again").mkdir()
+    (tmp_path / "mel/again/x.png").symlink_to(first)  # of the same class: one image
+    assert sorted(read_labelled_images(tmp_path).table["label"]) == ["mel", "nv"]
+    (tmp_path / "nv/x.png").symlink_to(first)
+    with pytest.raises(UserError, match="are one file, by a link, in two folders"):
+        read_labelled_images(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_name_of_other_bytes_in_a_class_folder_is_named(tmp_path: Path) -> None:
+    image(tmp_path / "mel/x.png")
+    image(tmp_path / "nv/y.png").rename(os.fsdecode(bytes(tmp_path / "nv") + b"/M\xfcller.png"))
+    with pytest.raises(UserError, match="is not UTF-8"):
+        read_labelled_images(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "NA", "#N/A", "<NA>", "n.a.", "-", "?", ".", "None", "NULL", "nan"])
+def test_a_missing_group_is_no_group(tmp_path: Path, text: str) -> None:
+    for name in "abc":
+        image(tmp_path / f"{name}.png")
+    table = tmp_path / "t.csv"
+    table.write_text(f"image,label,patient\na.png,mel,{text}\nb.png,nv,{text}\nc.png,nv,P1\n")
+    assert read_labelled_images(table).table["lesion_id"].nunique() == 3

@@ -244,6 +244,42 @@ def test_known_images_and_their_groups_do_not_count(unlisted: Path, pictures: Pa
     )
 
 
+def test_one_picture_with_two_labels_is_named(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
+    model = tmp_path / "listed.onnx"
+    model.write_bytes(add_list(unlisted.read_bytes(), KnownImages.of(["ISIC_0000000"], [])))
+    copied = tmp_path / "copied.png"
+    copied.write_bytes((pictures / "vasc-0.png").read_bytes())
+    table = [*rows(), rows()[0] | {"image": str(copied)}]
+    score(model, write(tmp_path / "mine.csv", table), images=pictures, out=tmp_path / "out", device="cpu")
+    (note,) = [note for note in stored(tmp_path / "out")["external"]["notes"] if "another label" in note]
+    assert "2 images look the same" in note and "copied (mel)" in note and "vasc-0 (vasc)" in note
+
+
+def test_ids_of_the_archive_are_known_in_any_path() -> None:
+    known = KnownImages.of(["ISIC_0030623", "ISIC_0012254_downsampled", "IMG_20240115"], [])
+    same = ["isic_0030623", "mel/ISIC_0030623.png", r"C:\pics\ISIC_0030623.jpg", "ISIC_0030623_downsampled"]
+    others = ["ISIC_00306230", "XISIC_0030623", "p2/IMG_20240115.jpg"]  # a path, since several files have this name
+    names = [*same, "ISIC_0012254", "img_20240115", *others]
+    assert known.match_ids(names).tolist() == [True] * 6 + [False] * 3
+
+
+def test_rows_that_cannot_be_scored_tell_their_group(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
+    """A patient's image is not scored if the model knows another one, though that row has no label or no file."""
+    table, names = rows(), ["ISIC_0000001", "ISIC_0000002", "ISIC_0000003"]
+    model = tmp_path / "listed.onnx"
+    model.write_bytes(add_list(unlisted.read_bytes(), KnownImages.of(names, [])))
+    (tmp_path / "ISIC_0000003.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    faults = [("unclear", names[0]), ("nv", names[1]), ("nv", str(tmp_path / f"{names[2]}.png"))]
+    partners = [table[0], table[4], table[8]]  # of three patients
+    table += [row | {"label": label, "image": name} for row, (label, name) in zip(partners, faults, strict=True)]
+    path = write(tmp_path / "mine.csv", table)
+    with pytest.raises(UserError, match="2 images are not scored"):
+        score(model, path, images=pictures, label_map="unclear=", out=tmp_path / "out", device="cpu")
+    left = stored(tmp_path / "out")["external"]["left_out"]
+    assert left["training_images"] == 0 and left["same_group"] == 6
+    assert len(probabilities(tmp_path / "out")) == len(rows()) - 6
+
+
 def test_the_list_does_not_change_answers(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
     content = unlisted.read_bytes()
     hashes = [(2**63 + i, i) for i in range(1000)]

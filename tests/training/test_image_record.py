@@ -23,8 +23,14 @@ from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, image_hash
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.image_overlap import FILE as OVERLAP_FILE
-from dermrw.training.image_overlap import copies_across_splits, hashes_array, known_by, require_unseen
-from dermrw.training.image_record import FILE, METADATA, ImageRecord, group_keys, hashes_of
+from dermrw.training.image_overlap import (
+    copies_across_splits,
+    hashes_array,
+    known_by,
+    require_same_pictures,
+    require_unseen,
+)
+from dermrw.training.image_record import FILE, METADATA, NOTHING, ImageRecord, group_keys, hashes_of
 from dermrw.training.run_data import run_splits
 from dermrw.training.train import train
 from dermrw.weights import safetensors_bytes
@@ -464,3 +470,22 @@ def test_damaged_records_and_headers_are_one_sentence(first: Path, place: Path) 
         (place / "bad").write_bytes(len(header).to_bytes(8, "little") + header)
         with pytest.raises(UserError, match=r"is damaged|must be a file"):
             start(place, place / "bad")
+
+
+def test_other_pictures_under_the_same_names_are_refused(tmp_path: Path) -> None:
+    """After a renumbering, pictures of the training may be in the test split. Resized copies are the same pictures."""
+    table = draw_table(tmp_path / "mine", [str(i) for i in range(48)], patients=False)
+    splits, config = on_table(table)
+    record, _ = record_of(splits, config)
+    require_same_pictures(record, splits.validation, config)
+    files = sorted(table.parent.glob("*.png"))
+    for path in files:
+        with Image.open(path) as image:
+            image.resize((240, 180)).save(path)
+    require_same_pictures(record, splits.validation, config)
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="validation images are other pictures than in training, such as"):
+        require_same_pictures(record, splits.validation, config)
+    require_same_pictures(record._replace(selected=NOTHING), splits.validation, config)  # a list without hashes
