@@ -151,7 +151,7 @@ def _score(engine: Engine, table: LabelTable, images: Sequence[ImageRow]) -> str
     rows = [images[i]._replace(image_id=name) for name, i, target in chosen if target]
     if all(row.error for row in rows):
         raise UserError(f"none of the images that have a label in {table.name} can be read")
-    report = score_rows(engine.classifier, labelled, truth, rows, None, table.name).report
+    report = score_rows(engine.classifier, labelled, truth, rows, None, table.name, all_rows).report
     without_row = [image.image_id for i, image in enumerate(images) if i not in set(numbers)]
     return _render(engine, table.name, report, without_row, len(all_rows) - len(numbers))
 

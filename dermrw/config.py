@@ -457,9 +457,11 @@ def load_config(path: Path | None, overrides: Iterable[str] = ()) -> Config:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"{item!r} is not an override: write key=value, such as train.epochs=5")
-        if text.strip() in ("", "~"):  # of a variable that the shell does not know, or meant as the home folder
-            raise UserError(f"{item!r} has no value: write {key.strip()}=null for none, or leave it out")
-        _set(values, key.strip(), parse_value(text))
+        value = parse_value(text)
+        # such as of a variable that the shell does not know; `~` may be meant as the home folder
+        if value is None and text.strip().casefold() != "null":
+            raise UserError(f"{item!r} has no value: leave it out for the default")
+        _set(values, key.strip(), value)
         source = "the command line" if path is None else f"{path} with the overrides"
     try:
         return Config.model_validate(values)

@@ -35,16 +35,24 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return Path(path).open("rb")
 
 
-def path_argument(text: str) -> Path:
-    """Returns the path that an argument of a command names; the `type` of such arguments.
+def filled(text: str) -> str:
+    """Returns an argument of a command, which must not be empty; the `type` of such arguments.
 
     Raises:
-        ArgumentTypeError: it is empty, as that of a variable which the shell does not know. `Path("")` would be the
-            current folder.
+        ArgumentTypeError: it is empty, as that of a variable which the shell does not know.
     """
     if not text.strip():
         raise ArgumentTypeError("it is empty: name a file or folder")
-    return Path(text)
+    return text
+
+
+def path_argument(text: str) -> Path:
+    """Returns the path that an argument of a command names. `Path("")` would be the current folder.
+
+    Raises:
+        ArgumentTypeError: it is empty.
+    """
+    return Path(filled(text))
 
 
 def expand_home(text: str) -> Path:
@@ -206,24 +214,39 @@ def remove_partial(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def walk(root: Path) -> Iterator[Path]:
+def walk(
+    root: Path, strict: bool = False, hidden: bool = True, again: dict[Path, Path] | None = None
+) -> Iterator[Path]:
     """Yields every file below a folder, sorted. Links to folders are followed, and each folder is visited once.
 
+    Args:
+        root: the folder.
+        strict: whether a folder that can't be read is an error, and not left out. Hidden folders and those of an
+            operating system are left out.
+        hidden: whether hidden files and folders, and folders of resource forks (`__MACOSX`), are entered.
+        again: to be extended with the folders that are not visited again, because they are links; and where they are.
+
     Raises:
-        UserError: a folder can't be read, other than hidden folders and those of an operating system.
+        UserError: a folder can't be read.
     """
 
     def refuse(error: OSError) -> None:
         name = Path(error.filename).name
-        if not name.startswith(".") and name not in OF_THE_SYSTEM:
+        if strict and not name.startswith(".") and name not in OF_THE_SYSTEM:
             raise UserError(f"the folder {error.filename} can't be read ({error.strerror}): {remedy(error)}") from None
 
-    entered: set[str] = set()
+    entered: dict[str, Path] = {}
     for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in entered:  # two links to one folder, or a link back up
             subfolders.clear()
+            if again is not None:
+                again[Path(folder)] = entered[real]
             continue
-        entered.add(real)
-        subfolders.sort()
-        yield from (Path(folder) / name for name in sorted(names))
+        entered[real] = Path(folder)
+        subfolders[:] = sorted(name for name in subfolders if hidden or not _is_hidden(name))
+        yield from (Path(folder) / name for name in sorted(names) if hidden or not _is_hidden(name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

@@ -25,7 +25,7 @@ from dermrw.evaluation.calibration import EqualPrevalence
 from dermrw.evaluation.evaluate import with_overrides
 from dermrw.evaluation.image_checks import Checks
 from dermrw.evaluation.predict import load_best
-from dermrw.files import open_regular, path_argument, require_writable, write_atomic
+from dermrw.files import filled, open_regular, path_argument, require_writable, write_atomic
 from dermrw.images.preprocess import Framing, read_image
 from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import (
@@ -341,6 +341,7 @@ def main(command_line: Sequence[str] | None = None, program: str = "python -m ex
     parser.add_argument(
         "arguments",
         nargs="*",
+        type=filled,
         metavar="RUN | key=value",
         help="the run's folder (default: the latest), or several with -o; with --encoder a model file, too (default: "
         "the one shipped); and key=value, such as data.root=FOLDER if the data has moved",

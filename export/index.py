@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dermrw.datasets.ham10000 import find_ham10000, read_ham10000, with_images
 from dermrw.diagnoses import DX
 from dermrw.errors import UserError, plain_endings
-from dermrw.files import path_argument, require_writable, write_atomic
+from dermrw.files import filled, path_argument, require_writable, write_atomic
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.case_index import CASES, Index, index_path
 from dermrw.inference.classifier import Classifier
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument(
         "model", nargs="?", type=path_argument, help="an .onnx file or a run (default: the model shipped with dermrw)"
     )
-    parser.add_argument("--data", help="HAM10000's folder (default: HAM10000_DIR, then data/ham10000)")
+    parser.add_argument("--data", type=filled, help="HAM10000's folder (default: HAM10000_DIR, then data/ham10000)")
     arguments = parser.parse_args()
     with plain_endings("export.index"):
         model: Path = arguments.model or shipped_model()

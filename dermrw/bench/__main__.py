@@ -22,7 +22,7 @@ from dermrw.bench.plot import plot
 from dermrw.config import find_config, load_config
 from dermrw.datasets.ham10000 import find_ham10000
 from dermrw.errors import UserError, plain_endings
-from dermrw.files import write_atomic
+from dermrw.files import path_argument, write_atomic
 from dermrw.training.device import choose_device, computes_bf16, environment, keep_freed_memory
 
 META, SIZE = 21, 64
@@ -194,9 +194,13 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(NETWORKS), help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=128, help="training images per step (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="number of timed rounds (default: %(default)s)")
-    parser.add_argument("--run", type=Path, help="a run on which to compare the cheaper weights with the exact ones")
+    parser.add_argument(
+        "--run", type=path_argument, help="a run on which to compare the cheaper weights with the exact ones"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="output folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=path_argument, default=Path("runs/bench"), help="output folder (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     parts = arguments.parts or list(PARTS)
     if set(parts) - {*PARTS, "none"}:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dermrw.datasets.sample_drawing import draw_lesion
 from dermrw.errors import plain_endings
+from dermrw.files import path_argument
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.find_images import find_images
 from dermrw.inference.workers import classify_files, usable_cpus
@@ -39,8 +40,10 @@ def measure(classifier: Classifier, images: dict[str, Path], workers: int) -> tu
 def main() -> None:
     """Prints one line for each number of workers."""
     parser = argparse.ArgumentParser("dermrw.bench.predict_rate", description="Images per second of dermrw predict.")
-    parser.add_argument("model", nargs="?", type=Path, default=Path("app/model.onnx"), help="default: %(default)s")
-    parser.add_argument("folder", nargs="?", type=Path, help="images (default: drawn ones of HAM10000's size)")
+    parser.add_argument(
+        "model", nargs="?", type=path_argument, default=Path("app/model.onnx"), help="default: %(default)s"
+    )
+    parser.add_argument("folder", nargs="?", type=path_argument, help="images (default: drawn ones of HAM10000's size)")
     parser.add_argument("--images", type=int, default=1000, help="number of drawn images (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", help="numbers of processes (default: 1 and all CPUs)")
     arguments = parser.parse_args()

@@ -25,7 +25,7 @@ from dermrw.files import expand_home
 from dermrw.inference.known_images import Hashes, ImageHash, have_copy
 from dermrw.labelled.labelled_images import SPLIT_NAMES, read_labelled_images
 from dermrw.labelled.names import codes_by_name
-from dermrw.published import BENIGN, fold, image_name
+from dermrw.published import BENIGN, archive_id, fold, image_name
 
 PREFIX = "extra "  # of these images' groups in split.csv
 OFFICIAL_IDS = range(34321, 36065)  # ISIC_0034321 to ISIC_0036064: ISIC 2018's official validation and test images
@@ -216,7 +216,7 @@ def _array(values: Iterable[ImageHash | None]) -> Hashes:
 
 
 def _key(image_id: str) -> str:
-    return image_name(image_id).casefold()
+    return archive_id(image_id) or image_name(image_id).casefold()
 
 
 def _is_official(key: str) -> bool:

@@ -151,15 +151,15 @@ def read_table(data: Data, root: Path) -> TableImages:
 
 
 def _without_missing(table: pd.DataFrame, declared: ClassFile | None) -> list[str]:
-    """The labels, empty where a program wrote a missing value such as NA, unless a class is declared for that text.
+    """The labels, empty where a program wrote a missing value such as NA, unless the class file names that text.
 
     A folder is named by hand, so its name is a label.
     """
     labels: list[str] = table["label"].tolist()
-    if "line" not in table:
+    if "line" not in table or (declared and declared.leave_out is None):  # the file leaves out all others
         return labels
-    classes = declared.code_of if declared else {}
-    return ["" if label.casefold() in NO_VALUE and fold(label) not in classes else label for label in labels]
+    named = {*declared.code_of, *(declared.leave_out or ())} if declared else set()
+    return ["" if label.casefold() in NO_VALUE and fold(label) not in named else label for label in labels]
 
 
 def draw_split(images: TableImages, data: Data) -> tuple[pd.DataFrame, RunClasses]:

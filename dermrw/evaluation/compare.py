@@ -351,7 +351,7 @@ def _read_lesions(path: Path) -> pd.Series:
     frame = read_frame(path)
     if not {"image", "lesion_id"} <= set(frame.columns):
         raise UserError(f"{path} must have the columns image and lesion_id")
-    named = frame[~frame["lesion_id"].map(is_missing)]
+    named = frame[np.array([not is_missing(lesion) for lesion in frame["lesion_id"]], dtype=bool)]
     twice = named.groupby("image", sort=False)["lesion_id"].nunique() > 1
     if twice.any():
         raise UserError(f"{path}: image {twice.index[twice][0]} has two lesions")

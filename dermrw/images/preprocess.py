@@ -263,7 +263,7 @@ def read_image(source: str | Path | BinaryIO | Image.Image | np.ndarray) -> Imag
     except FileNotFoundError:
         raise UserError(f"there is no image {name}") from None
     except IsADirectoryError:
-        raise UserError(f"{name} is a folder, not an image") from None
+        raise UserError(f"{name} is a folder, not an image" if str(name) else "an image has an empty name") from None
     except UnidentifiedImageError:
         raise UserError(
             f"{name} is not an image in a format that is known (JPEG, PNG, TIFF, WebP, BMP, HEIC, AVIF, DICOM)"

@@ -120,6 +120,8 @@ class Classifier:
             UserError: the file is absent, damaged or not a dermrw model; CUDA cannot be used; or `threads` is not
                 from 0 to `MOST_THREADS`.
         """
+        if not isinstance(model, str | os.PathLike | None):
+            raise UserError(f"the model must be the path of an .onnx file, not {type(model).__name__}")
         path = shipped_model() if model is None else Path(model)
         try:
             with open_regular(path) as file:
@@ -132,8 +134,9 @@ class Classifier:
             raise UserError(f"the model {path} can't be read: {error.strerror}") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+        if isinstance(threads, bool) or not hasattr(threads, "__index__") or not 0 <= threads <= MOST_THREADS:
             raise UserError(f"threads must be a whole number from 0 (one per core) to {MOST_THREADS}, not {threads!r}")
+        threads = operator.index(threads)
         options.intra_op_num_threads = threads
         try:
             # from memory, so that a file that refers to weights in other files on the disk does not load

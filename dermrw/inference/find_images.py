@@ -19,7 +19,7 @@ class InputFiles(NamedTuple):
     misnamed: dict[Path, UserError]  # images whose names cannot be ids
     skipped: list[Path]  # files in folders that are not images by their content
     by_path: list[str]  # the ids that are paths
-    again: dict[Path, Path]  # files that are also listed under another path, by links: that path
+    again: dict[Path, Path]  # files and folders that were found before under another path, by links: that path
 
 
 def model_and_paths(paths: Sequence[Path]) -> tuple[Path, list[Path]]:
@@ -64,20 +64,25 @@ def _utf8(name: str, path: Path) -> str:
             raise UserError(f"the name of the image {path} is not UTF-8, the encoding of the CSV: rename it") from None
 
 
-def find_images(paths: Iterable[Path]) -> InputFiles:
+def find_images(paths: Iterable[Path], hidden: bool = True) -> InputFiles:
     """Images among files and, recursively, in folders.
 
     In a folder a file is an image by its content, or, if its content is unknown, by its suffix: then it is damaged, and
     reading it gives an error that names it. A file named by itself is read in any case. Files that share a name, such
     as `a.jpg` and `a.png` or one in each of two folders, get their paths below the named folder as ids.
 
+    Args:
+        paths: of files and folders.
+        hidden: whether hidden folders in a folder are searched, too.
+
     Raises:
-        UserError: a path is absent.
+        UserError: a path is absent, or a folder can't be read.
     """
     found: list[tuple[str, ...]] = []  # possible ids of each image: its name, its path below the folder, its whole path
     files: list[Path] = []
     misnamed: dict[Path, UserError] = {}
     skipped: list[Path] = []
+    again: dict[Path, Path] = {}
 
     def add(path: Path, folder: Path) -> None:
         try:
@@ -89,7 +94,7 @@ def find_images(paths: Iterable[Path]) -> InputFiles:
 
     for path in paths:
         if path.is_dir():
-            for file in sorted(walk(path)):
+            for file in sorted(walk(path, strict=True, hidden=hidden, again=again)):
                 if is_image_file(file):
                     add(file, path)
                 else:
@@ -100,7 +105,6 @@ def find_images(paths: Iterable[Path]) -> InputFiles:
             raise UserError(f"there is no file or folder {path}: name images, or folders of images")
     ids = _distinct_ids(found)
     images: dict[str, Path] = {}
-    again: dict[Path, Path] = {}
     for name, path in zip(ids, files, strict=True):
         first = images.setdefault(name, path)  # a file that is named twice is one image
         if first != path:

@@ -1,7 +1,7 @@
 """The result for one image file, as `dermrw predict` and `Classifier` on a table of paths give it. No torch in here."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -83,10 +83,10 @@ def classify_table(classifier: "Classifier", table: Mapping[str, Any]) -> dict[s
     The column `image` holds the ids; without it they are the files' names.
 
     Raises:
-        UserError: a column is a single text, or the two differ in length.
+        UserError: a column is no list, or the two differ in length.
     """
-    for name in ("path", "image"):
-        if isinstance(table.get(name), str | bytes | Path):
+    for name in {"path", "image"}.intersection(table):
+        if isinstance(table[name], str | bytes) or not isinstance(table[name], Iterable):
             raise UserError(f"the column {name} must be a list, not the single value {table[name]!r}")
     paths = [str(path) for path in table["path"]]
     ids = [str(name) for name in table["image"]] if "image" in table else [image_id(Path(path)) for path in paths]

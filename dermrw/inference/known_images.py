@@ -60,9 +60,13 @@ def id_digest(image_id: str) -> bytes:
 
 
 def id_digests(image_ids: Iterable[str]) -> frozenset[bytes]:
-    """Returns the digests of ids; those of the ISIC archive also without folder, suffix and `_downsampled`."""
+    """Returns the digests of ids; those of the ISIC archive also without folder, suffix and `_downsampled`.
+
+    A path of Windows, as tables have it, is known by its last part, too.
+    """
     names = list(image_ids)
-    return frozenset(map(id_digest, [*names, *(own for name in names if (own := archive_id(name)))]))
+    names += [own for name in names if (own := archive_id(name))]
+    return frozenset(map(id_digest, [*names, *(name.rpartition("\\")[2] for name in names if "\\" in name)]))
 
 
 def have_copy(hashes: Hashes, others: Hashes, most_bits: tuple[int, int] = MOST_BITS) -> npt.NDArray[np.bool_]:

@@ -42,11 +42,7 @@ class FoundImages(NamedTuple):
 
 def data_files(root: Path) -> list[Path]:
     """Returns the files below a data folder, sorted, without hidden ones and resource forks."""
-
-    def is_visible(path: Path) -> bool:
-        return not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(root).parts)
-
-    return sorted(path for path in walk(root) if is_visible(path))
+    return sorted(walk(root, hidden=False))
 
 
 def relative(path: Path, root: Path) -> str:

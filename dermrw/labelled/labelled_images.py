@@ -125,14 +125,10 @@ def normal_label(text: str) -> str:
 
 
 def _read_folder(folder: Path) -> LabelledImages:
-    files = find_image_files([folder])
+    files = find_image_files([folder], hidden=False)
     if files.misnamed:
         raise UserError("\n".join(map(str, files.misnamed.values())))
     parts = {name: path.relative_to(folder).parts[:-1] for name, path in files.images.items()}
-    hidden = [
-        name for name, above in parts.items() if any(part.startswith(".") or part == "__MACOSX" for part in above)
-    ]
-    parts = {name: above for name, above in parts.items() if name not in set(hidden)}
     if not any(parts.values()):
         tables = sorted(path.name for path in folder.glob("*.csv"))
         fix = f"name a table, such as {folder / tables[0]}" if tables else "or name a table"
@@ -144,11 +140,14 @@ def _read_folder(folder: Path) -> LabelledImages:
     level = 1 if splits else 0
     table["label"] = [normal_label(above[level]) if len(above) > level else "" for above in parts.values()]
     for path, kept in files.again.items():
-        if path.relative_to(folder).parts[: level + 1] != kept.relative_to(folder).parts[: level + 1]:
-            raise UserError(f"{kept} and {path} are one file, by a link, in two folders: keep one of them")
-    skipped = len(files.skipped) + len(hidden)
-    skipped_files = counted(skipped, "file that isn't an image", "files that aren't images")
-    notes = [f"{skipped_files} skipped"] if skipped else []
+        places = [p.relative_to(folder).parts[: level + 1] for p in (kept, path)]
+        if places[0] != places[1] and kept not in path.parents:  # a loop leads up
+            raise UserError(
+                f"{kept} and {path} are the same, by a link, in two folders: keep one of them, or move one out of "
+                f"{folder}"
+            )
+    skipped = counted(len(files.skipped), "file that isn't an image", "files that aren't images")
+    notes = [f"{skipped} skipped"] if files.skipped else []
     return LabelledImages(table.assign(lesion_id=list(parts)), "images", (), notes)
 
 
@@ -284,11 +283,8 @@ def _with_sibling(frame: pd.DataFrame, image: str, source: Path) -> tuple[pd.Dat
 
 
 def _ids(texts: Sequence[str]) -> list[str]:
-    """The file name without its suffix, or the text of the table where another image has the same name.
-
-    Tables from Windows have backslashes in their paths.
-    """
-    short = [image_id(Path(text.replace("\\", "/"))) for text in texts]
+    """The file name without its suffix, or the text of the table where another image has the same name."""
+    short = [image_id(Path(text)) for text in texts]
     texts_of: dict[str, set[str]] = {}
     for name, text in zip(short, texts, strict=True):
         texts_of.setdefault(name, set()).add(text)

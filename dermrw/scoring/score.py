@@ -176,6 +176,7 @@ def score_rows(
     rows: Iterable[ImageRow],
     folder: Path | None,
     title: str,
+    every: pd.DataFrame | None = None,
 ) -> Scored:
     """Scores rows that are already computed, and writes the files `FILES`.
 
@@ -186,6 +187,7 @@ def score_rows(
         rows: of the images that have a file and a target; with hashes if the model lists its training images.
         folder: to write into; None: nothing is written, and skin tones are not estimated, since this reads the files.
         title: of the images, for the report.
+        every: all rows of the user's table, if `labelled` has only a part of them; for the groups of training images.
 
     Raises:
         UserError: no image can be scored; nothing is written then.
@@ -202,7 +204,7 @@ def score_rows(
     table = table.set_index("image_id", drop=False).loc[answers.image_ids].reset_index(drop=True)
     if table.empty:
         raise UserError("\n".join(["no image could be read, so nothing is written:", *answers.errors.values()]))
-    overlap = find_overlap(known, table, answers.hashes, labelled.table)
+    overlap = find_overlap(known, table, answers.hashes, labelled.table if every is None else every)
     left |= dict.fromkeys(table["image_id"][overlap.known], "the model was trained, selected or calibrated on it")
     left |= dict.fromkeys(table["image_id"][overlap.same_group], "its group has a training image")
     kept = np.flatnonzero(~overlap.known & ~overlap.same_group)
@@ -309,6 +311,7 @@ def _two_labels(table: pd.DataFrame, hashes: Hashes) -> list[str]:
     if not len(hashes):
         return []
     looks = table[["image_id", "target"]].assign(phash=hashes[:, 0], dhash=hashes[:, 1])
+    looks = looks[looks["dhash"] != 0]  # pictures of one colour have equal hashes
     several = looks[looks.groupby(["phash", "dhash"])["target"].transform("nunique") > 1]
     if several.empty:
         return []
@@ -335,9 +338,9 @@ def find_overlap(
         nothing = np.zeros(len(table), dtype=bool)
         return Overlap(nothing, nothing)
     listed = known.match(table["image_id"].tolist(), hashes)
-    groups = table["lesion_id"].to_numpy()
-    by_id = every["lesion_id"].to_numpy()[known.match_ids(every["image_id"].tolist())]
-    return Overlap(listed, np.isin(groups, np.concatenate([groups[listed], by_id])) & ~listed)
+    groups = table["lesion_id"]
+    seen = {*groups[listed], *every["lesion_id"][known.match_ids(every["image_id"].tolist())]}
+    return Overlap(listed, groups.isin(seen).to_numpy() & ~listed)
 
 
 def as_trained(probabilities: npt.NDArray[np.float64], info: ModelInfo) -> npt.NDArray[np.float64]:

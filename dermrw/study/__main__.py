@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from dermrw.errors import UserError, plain_endings
+from dermrw.files import filled
 from dermrw.study.plan import RESULTS, Run, read_plan
 
 
@@ -16,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser("dermrw.study", description=__doc__)
     parser.add_argument("--budget", default="cpu", help="cpu, full, embeddings, alone or toy (default: %(default)s)")
     parser.add_argument("--table", action="append", help="perform only this table; repeat it for several tables")
-    parser.add_argument("--run", metavar="NAME", help="perform only this run, such as ham_reweight-0, in this process")
+    parser.add_argument(
+        "--run", type=filled, metavar="NAME", help="perform only this run, such as ham_reweight-0, in this process"
+    )
     parser.add_argument(
         "--again", action="store_true", help="with --run: repeat a finished run and compare it with its result"
     )

@@ -14,7 +14,6 @@ The features are standardised and projected on their first principal components;
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from dermrw.diagnoses import DX
 from dermrw.errors import plain_endings
+from dermrw.files import path_argument
 from dermrw.formatting import markdown_table
 from dermrw.study.convex_head import exact_scores, fit, one_step_scores
 from dermrw.study.laboratory import stored_embeddings
@@ -156,8 +156,10 @@ def differences(by_condition: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> None:
     """Runs the missing repeats, writes the result file after each, and prints the differences."""
     parser = argparse.ArgumentParser("dermrw.study.bilevel", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a run of the embeddings budget; none: only print")
-    parser.add_argument("--output", type=Path, default=RESULT, help="the result file")
+    parser.add_argument(
+        "run", type=path_argument, nargs="?", help="folder of a run of the embeddings budget; none: only print"
+    )
+    parser.add_argument("--output", type=path_argument, default=RESULT, help="the result file")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="number of repeats (default: %(default)s)")
     arguments = parser.parse_args()
     with plain_endings("dermrw.study.bilevel"):

@@ -30,7 +30,6 @@ With balanced softmax, the cross-entropy of the logits z + log π, where π is t
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from torch import Tensor
 
 from dermrw.diagnoses import DX
 from dermrw.errors import plain_endings
+from dermrw.files import path_argument
 from dermrw.formatting import markdown_table
 from dermrw.objectives.confident_learning import require_cleanlab, suspect_labels
 from dermrw.objectives.held_out import Labels
@@ -258,9 +258,11 @@ def gains(by_condition: dict[str, list[dict[str, Any]]], first: int, last: int) 
 def main() -> None:
     """Runs the missing repeats, writes the result file after each, and prints the table."""
     parser = argparse.ArgumentParser("dermrw.study.wrong_labels", description=__doc__.partition("\n")[0])
-    parser.add_argument("run", type=Path, nargs="?", help="folder of a run of the embeddings budget; none: only print")
+    parser.add_argument(
+        "run", type=path_argument, nargs="?", help="folder of a run of the embeddings budget; none: only print"
+    )
     parser.add_argument("--meta", action="store_true", help="compare sizes of the meta set instead of methods")
-    parser.add_argument("--output", type=Path, help="the result file")
+    parser.add_argument("--output", type=path_argument, help="the result file")
     parser.add_argument("--repeats", type=int, default=REPEATS, help="number of repeats (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.output = arguments.output or (META_RESULT if arguments.meta else RESULT)

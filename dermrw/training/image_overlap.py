@@ -79,14 +79,15 @@ def require_same_pictures(record: ImageRecord, validation: ImageSet, config: Con
     the network can be in its test split.
 
     Args:
-        record: of the run; without hashes, as of drawn images, nothing is checked.
+        record: of the run. Without hashes of its own images, as of drawn ones and in lists of 28 November 2026, nothing
+            is checked.
         validation: its images as they are now.
         config: of the run.
 
     Raises:
         UserError: more than `MOST_CHANGED` of them look different.
     """
-    if not len(record.selected.hashes):
+    if not (len(record.fitted.hashes) and len(record.selected.hashes)):
         return
     hashes = hashes_of([validation], config)
     names = [name for name in validation.table["image_id"] if name in hashes]

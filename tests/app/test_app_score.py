@@ -98,6 +98,12 @@ def test_training_images_their_groups_and_other_labels_are_left_out(tmp_path: Pa
     assert re.search(r"Not scored: 1 image that is, .* trained, .*, and 1 more of the same patients\.", page)
 
 
+def test_a_training_image_that_was_not_uploaded_tells_its_patient(tmp_path: Path, images: list[str]) -> None:
+    engine = engine_of(tmp_path, KnownImages.of(["ISIC_0000001"], []))
+    page = table_of(engine, [*images, upload("labels.csv", (LABELS + "ISIC_0000001.jpg,ash,p1\n").encode())])
+    assert "Score on 3 labelled images " in page and "2 images in labels.csv were not uploaded." in page
+
+
 def test_a_figure_that_is_worse_than_on_the_card(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, info=model_info(*NAMES, **MALIGNANT))
     files = [picture(tmp_path, f"{i}.png", GREEN) for i in range(12)] + [picture(tmp_path, "r.png", RED)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dermrw.config import Config, load_config, settings_of
 from dermrw.datasets.dataset import Splits, load_splits
-from dermrw.datasets.extra import PREFIX, choose_extra, count_reasons, held_out, read_extra, validation_sources
+from dermrw.datasets.extra import PREFIX, _key, choose_extra, count_reasons, held_out, read_extra, validation_sources
 from dermrw.datasets.ham10000 import read_folder, read_ham10000
 from dermrw.datasets.hash_cache import SIDE, HashCache, hash_images
 from dermrw.datasets.sample_drawing import draw_lesion
@@ -117,6 +117,11 @@ def test_held_out_images_and_their_groups_stay_out(
     (table.parent / "naevus.jpg").unlink()
     with pytest.raises(UserError, match="lacks 1 of the 9 images that the run added from it, such as naevus"):
         load_splits(data, sample, found.table)
+
+
+def test_ids_of_the_archive_in_any_path() -> None:
+    names = ["ISIC_0034321", "a/ISIC_0034321.jpg", r"C:\a\ISIC_0034321.png", "isic_0034321_downsampled", "a/b.png"]
+    assert [_key(name) for name in names] == ["isic_0034321"] * 4 + ["a/b.png"]
 
 
 def test_a_lesion_of_a_held_out_image_stays_out(sample: Path, splits: Splits, table: Path) -> None:

@@ -353,3 +353,13 @@ def test_codes_of_ham10000_state_what_is_malignant(tmp_path: Path) -> None:
     mixed = load(patients(tmp_path / "a", ("nv", "mel", "benign"))).classes
     assert mixed.codes == ("benign", "mel", "nv") and mixed.malignant == (False, True, False)
     assert load(patients(tmp_path / "b", ("nv", "mel"))).classes.columns == ("MEL", "NV")
+
+
+def test_a_class_file_may_leave_out_na(tmp_path: Path) -> None:
+    path = patients(tmp_path)
+    header, *rows = path.read_text().splitlines()
+    write(path, header, [rows[0].replace("cat", "NA"), *rows[1:]])
+    for left_out in ("[NA]", "others"):
+        (tmp_path / "classes.yaml").write_text(f"classes: [cat, dog]\nleave_out: {left_out}\n")
+        splits = load(path)
+        assert splits.facts and "1 image whose label has no class: NA (1)" in " ".join(splits.facts.notes)

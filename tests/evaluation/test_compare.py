@@ -241,6 +241,9 @@ def test_lesions_that_the_list_lacks(
     assert row.lesions == len(rows) // 2 - 3 + 6 and row.alone == 6
     print_comparison(files, two[0] / "ground_truth.csv", tmp_path / "list.csv")
     assert "6 images have no lesion in the list, so each counts as its own" in capsys.readouterr().out
+    cells.iloc[:0].to_csv(tmp_path / "empty.csv", index=False)
+    (row,) = compare(files, two[0] / "ground_truth.csv", tmp_path / "empty.csv")
+    assert row.alone == row.images == row.lesions == len(rows)
     pd.concat([cells, cells.iloc[-1:].assign(lesion_id="other")]).to_csv(tmp_path / "two.csv", index=False)
     with pytest.raises(UserError, match="has two lesions"):
         compare(files, two[0] / "ground_truth.csv", tmp_path / "two.csv")

@@ -201,8 +201,9 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match=r"the folder .*shut can't be read"):
-        list(walk(tmp_path))
+        list(walk(tmp_path, strict=True))
+    assert [path.parent.name for path in walk(tmp_path)] == ["seen"]
     for name in ("lost+found", ".Trash"):
         (tmp_path / name).mkdir()
     (tmp_path / "shut").rename(tmp_path / "open")
-    assert [path.parent.name for path in walk(tmp_path)] == ["open", "seen"]
+    assert [path.parent.name for path in walk(tmp_path, strict=True)] == ["open", "seen"]

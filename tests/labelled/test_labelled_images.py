@@ -10,6 +10,7 @@ from PIL import Image
 from dermrw.diagnoses import COLUMNS, DX
 from dermrw.errors import UserError
 from dermrw.inference.classifier import Classifier
+from dermrw.inference.known_images import KnownImages
 from dermrw.inference.model_file import ModelInfo
 from dermrw.labelled.labelled_images import read_labelled_images
 from dermrw.scoring.labels import class_names, find_truth, read_map
@@ -235,14 +236,13 @@ def test_a_missing_file_is_not_another_folders(tmp_path: Path) -> None:
     assert [Path(path) for path in found] == [known, other]
 
 
-def test_paths_of_windows_have_their_names_as_ids(tmp_path: Path) -> None:
+def test_paths_of_windows_name_files_and_known_images(tmp_path: Path) -> None:
     image(tmp_path / "ISIC_0030623.jpg")
     table = tmp_path / "t.csv"
     table.write_text("image,label\nC:\\Users\\me\\ISIC_0030623.jpg,mel\n")
     found = read_labelled_images(table).table
-    assert found["image_id"].tolist() == ["ISIC_0030623"] and found["path"].tolist() == [
-        str(tmp_path / "ISIC_0030623.jpg")
-    ]
+    assert KnownImages.of(["ISIC_0030623"], []).match_ids(found["image_id"].tolist()).all()
+    assert found["path"].tolist() == [str(tmp_path / "ISIC_0030623.jpg")]
 
 
 def test_a_cameras_name_in_another_folder_is_another_image(tmp_path: Path) -> None:
@@ -262,14 +262,25 @@ def test_a_link_in_two_class_folders_is_named(tmp_path: Path) -> None:
     (tmp_path / "mel/again/x.png").symlink_to(first)  # of the same class: one image
     assert sorted(read_labelled_images(tmp_path).table["label"]) == ["mel", "nv"]
     (tmp_path / "nv/x.png").symlink_to(first)
-    with pytest.raises(UserError, match="are one file, by a link, in two folders"):
+    with pytest.raises(UserError, match="are the same, by a link, in two folders"):
+        read_labelled_images(tmp_path)
+    (tmp_path / "nv/x.png").unlink()
+    (tmp_path / ".thumbs").mkdir()  # hidden, so not read
+    (tmp_path / ".thumbs/x.png").symlink_to(first)
+    (tmp_path / "nv/up").symlink_to(tmp_path)  # a loop: it ends
+    assert sorted(read_labelled_images(tmp_path).table["label"]) == ["mel", "nv"]
+    (tmp_path / "bcc").symlink_to(tmp_path / "mel")
+    with pytest.raises(UserError, match="are the same, by a link, in two folders"):
         read_labelled_images(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_a_name_of_other_bytes_in_a_class_folder_is_named(tmp_path: Path) -> None:
     image(tmp_path / "mel/x.png")
-    image(tmp_path / "nv/y.png").rename(os.fsdecode(bytes(tmp_path / "nv") + b"/M\xfcller.png"))
+    image(tmp_path / "nv/y.png")
+    image(tmp_path / ".trash/z.png").rename(os.fsdecode(bytes(tmp_path / ".trash") + b"/M\xfcller.png"))
+    assert len(read_labelled_images(tmp_path).table) == 2
+    (tmp_path / "nv/y.png").rename(os.fsdecode(bytes(tmp_path / "nv") + b"/M\xfcller.png"))
     with pytest.raises(UserError, match="is not UTF-8"):
         read_labelled_images(tmp_path)
 

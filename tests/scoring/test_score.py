@@ -259,8 +259,8 @@ def test_ids_of_the_archive_are_known_in_any_path() -> None:
     known = KnownImages.of(["ISIC_0030623", "ISIC_0012254_downsampled", "IMG_20240115"], [])
     same = ["isic_0030623", "mel/ISIC_0030623.png", r"C:\pics\ISIC_0030623.jpg", "ISIC_0030623_downsampled"]
     others = ["ISIC_00306230", "XISIC_0030623", "p2/IMG_20240115.jpg"]  # a path, since several files have this name
-    names = [*same, "ISIC_0012254", "img_20240115", *others]
-    assert known.match_ids(names).tolist() == [True] * 6 + [False] * 3
+    names = [*same, "ISIC_0012254", "img_20240115", r"C:\pics\IMG_20240115", *others]
+    assert known.match_ids(names).tolist() == [True] * 7 + [False] * 3
 
 
 def test_rows_that_cannot_be_scored_tell_their_group(unlisted: Path, pictures: Path, tmp_path: Path) -> None:
