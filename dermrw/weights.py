@@ -153,6 +153,10 @@ def load_backbone(
     if other:
         shapes = f"{list(tensors[other[0]].shape)}, not {list(wanted[other[0]].shape)}"
         raise UserError(f"model.weights={path} has {other[0]} of shape {shapes}: {remedy}")
+    for name in wanted.keys() & tensors.keys():
+        fault = _fault(tensors[name]) if wanted[name].is_floating_point() else None
+        if fault:
+            raise UserError(f"model.weights={path} has {name}, which {fault}: {remedy}")
     left_out = [name for name in tensors if name not in wanted]
     head_parent, parts = head.partition(".")[0], {name.partition(".")[0] for name in wanted}
     deeper = [name for name in left_out if name.partition(".")[0] in parts - {head_parent}]
@@ -172,6 +176,15 @@ def load_backbone(
     if notes:
         print(f"Weights of {backbone} from {path}: {'; '.join(notes)}", flush=True)
     return f"{path.name} (sha256 {file.sha256[:12]})"
+
+
+def _fault(tensor: Tensor) -> str | None:
+    """Why a tensor can't be a weight, or None."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        return "holds no dense numbers"
+    if not tensor.is_floating_point():
+        return f"is of type {str(tensor.dtype).removeprefix('torch.')}, such as that of a quantized network"
+    return None if tensor.isfinite().all() else "has values that are not finite"
 
 
 def encoder_state(network: nn.Module, head: str) -> dict[str, Tensor]:

@@ -1,5 +1,7 @@
 """Weights of a backbone from files of several kinds."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,22 @@ def test_mistakes_are_one_sentence(donor: nn.Module, tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "w")
     with pytest.raises(UserError, match="contains no state dict"):
         load(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.to(torch.int8), "is of type int8, such as that of a quantized network"),
+        (lambda t: t.to(torch.complex64), "is of type complex64"),
+        (lambda t: t * torch.nan, "has values that are not finite"),
+        (lambda t: t.to_sparse(), "holds no dense numbers"),
+    ],
+)
+def test_tensors_that_are_no_weights(change: Callable[[Tensor], Tensor], said: str, tmp_path: Path) -> None:
+    state = build_model(Model(backbone="small_cnn", weights="none"), 4)[0].state_dict()
+    name = next(iter(state))
+    torch.save({**state, name: change(state[name])}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"has {re.escape(name)}, which {said}"):
+        load(tmp_path / "w.pth", "small_cnn")
+    torch.save({k: t.half() if t.is_floating_point() else t for k, t in state.items()}, tmp_path / "w.pth")
+    load(tmp_path / "w.pth", "small_cnn")

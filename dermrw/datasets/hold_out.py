@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from dermrw.config import LARGEST_SEED
 from dermrw.diagnoses import HAM_CLASSES
 from dermrw.errors import UserError, plain_endings
 from dermrw.files import path_argument
@@ -91,6 +92,8 @@ def main() -> None:
     with plain_endings("dermrw.datasets.hold_out"):
         if arguments.parts < 2:
             raise UserError(f"--parts must be at least 2, not {arguments.parts}")
+        if not 0 <= arguments.seed <= LARGEST_SEED:
+            raise UserError(f"--seed must be from 0 to {LARGEST_SEED}, not {arguments.seed}")
         rows = split_table(
             arguments.table, arguments.images, arguments.by, arguments.parts, arguments.seed, arguments.validation
         )
