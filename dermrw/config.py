@@ -116,7 +116,7 @@ class Data(_Section):
     noise_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     reserve: str | None = Field(
         None,
-        description="a CSV with a column image_id: the other images of these lesions are not used either",
+        description="a CSV with a column image_id: these lesions are not used, except as meta images in a list",
     )
     augment: Literal["dermoscopy", "strong", "cutout", "cameras", "devices", "none"] = Field(
         "dermoscopy",

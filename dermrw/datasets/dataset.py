@@ -142,11 +142,14 @@ def load_splits(
             if data.skip_unreadable:
                 table = readable(table, root)
             # The meta set comes first: its error message names the missing images and both remedies.
-            meta = meta_set(table, data.meta, data.meta_per_class)
+            reserved = table.iloc[:0] if data.reserve is None else listed(table, data.reserve, "the reserve")
+            free = table  # a list of meta images may name reserved ones
+            if data.meta == "rule":
+                free = table[~table["lesion_id"].isin(reserved["lesion_id"])]
+            meta = meta_set(free, data.meta, data.meta_per_class)
             table = with_images(table, root)
             if not data.skip_unreadable:
                 refuse_unreadable(table, root)
-            reserved = table.iloc[:0] if data.reserve is None else listed(table, data.reserve, "the reserve")
             split = split_lesions(table, meta, data.validation, data.test, data.split_seed, reserved)
             if extra_images is not None:
                 added, left_out = choose_extra(extra_images, ham.table, split, root, Path(str(data.extra)).name)

@@ -33,7 +33,7 @@ HELD_ID, HELD_COPY = "id of a held-out image", "looks like a held-out image"
 HELD_LESION, HELD_GROUP = "lesion of a held-out image", "group of a held-out image"
 TRAIN_ID, TRAIN_COPY = "id of a training image", "looks like a training image"
 NO_FILE, UNREADABLE, NO_CLASS = "no file", "can't be read", "label without a class"
-NOT_TRAIN = "split is not train"
+NOT_TRAIN, TWO_LABELS = "split is not train", "looks the same as an image with another label"
 
 
 class Chosen(NamedTuple):
@@ -118,6 +118,11 @@ def choose_extra(extra: pd.DataFrame, ham: pd.DataFrame, split: pd.DataFrame, ro
         (TRAIN_COPY, train_copy),
     ):
         reasons[(reasons == "") & which] = reason
+    rows = pd.DataFrame({"look": mine, "dx": extra["dx"].to_numpy()})[(reasons == "") & readable]
+    rows = rows[[look[1] != 0 for look in rows["look"]]]  # pictures of one colour have equal hashes
+    diagnoses = rows["dx"].where(rows["dx"] != BENIGN_LABEL)  # benign without a diagnosis contradicts no benign class
+    two = rows.index[diagnoses.groupby(rows["look"]).transform("nunique") > 1]
+    reasons[two] = TWO_LABELS
     left_out = extra[["image_id", "label"]].assign(reason=reasons)[reasons != ""].reset_index(drop=True)
     added = extra[reasons == ""]
     _announce(added, left_out, name)

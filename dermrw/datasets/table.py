@@ -186,11 +186,14 @@ def draw_split(images: TableImages, data: Data) -> tuple[pd.DataFrame, RunClasse
     for warning in unlike(decoded.pictures, images.folder):
         print(warning, flush=True)
     classes = images.facts.classes
-    meta = choose_meta(table, classes, data, images)
+    reserved = table.iloc[:0] if data.reserve is None else _listed_rows(table, data.reserve, "the reserve")
+    chosen = "split" in table and table["split"].eq("meta").any()
+    by_rule = data.meta_list == "rule" and not chosen  # a list may name reserved images
+    free = table[~table["lesion_id"].isin(reserved["lesion_id"])] if by_rule else table
+    meta = choose_meta(free, classes, data, images)
     others = int(table["lesion_id"].isin(meta["lesion_id"]).sum()) - len(meta)
     if others:
         notes.insert(0, f"Not used: {others:,} further images of the groups of the {len(meta):,} meta images.")
-    reserved = table.iloc[:0] if data.reserve is None else _listed_rows(table, data.reserve, "the reserve")
     rest = table[~table["lesion_id"].isin([*meta["lesion_id"], *reserved["lesion_id"]])]
     split = split_groups(rest, classes.codes, data, images)
     split = pd.concat([split, meta.assign(split="meta")])[SPLIT_COLUMNS].sort_values("image_id", ignore_index=True)

@@ -135,6 +135,20 @@ def test_a_lesion_of_a_held_out_image_stays_out(sample: Path, splits: Splits, ta
     assert reason["new_mel"] == "lesion of a held-out image" and "new_nv" not in reason
 
 
+def test_one_picture_with_two_labels_is_left_out(sample: Path, splits: Splits, table: Path) -> None:
+    """As benign, without a diagnosis, it contradicts no class."""
+    with table.open("a") as file:
+        for name, label in (("again_nv", "mel"), ("again_df", "df")):
+            (table.parent / f"{name}.jpg").write_bytes((table.parent / f"new_{name[-2:]}.jpg").read_bytes())
+            file.write(f"\n{name},{label},p9{name}")
+    data = load_config(None, [f"data.extra={table}"]).data
+    ham = read_ham10000(sample)
+    chosen = choose_extra(read_extra(data), ham, splits.table, sample, "x")
+    reasons = chosen.left_out.set_index("image_id")["reason"]
+    assert reasons["new_nv"] == reasons["again_nv"] == "looks the same as an image with another label"
+    assert {"new_df", "again_df"} <= set(chosen.rows["image_id"])
+
+
 def test_a_group_of_two_classes_is_two_lesions_in_training(sample: Path, splits: Splits, table: Path) -> None:
     table.write_text(table.read_text().replace("new_mel,MEL,p0", "new_mel,MEL,p1"))
     images = read_extra(load_config(None, [f"data.extra={table}"]).data)

@@ -363,3 +363,14 @@ def test_a_class_file_may_leave_out_na(tmp_path: Path) -> None:
         (tmp_path / "classes.yaml").write_text(f"classes: [cat, dog]\nleave_out: {left_out}\n")
         splits = load(path)
         assert splits.facts and "1 image whose label has no class: NA (1)" in " ".join(splits.facts.notes)
+
+
+def test_the_rule_takes_no_reserved_image(tmp_path: Path) -> None:
+    path = patients(tmp_path)
+    chosen = load(path, meta="rule").meta.table
+    reserve = write(tmp_path / "meta" / "reserve.csv", "image_id", chosen["image_id"].tolist())
+    splits = load(path, meta="rule", reserve=str(reserve))
+    assert len(splits.meta) == len(chosen)
+    assert not splits.table["lesion_id"].isin(chosen["lesion_id"]).any()
+    meta = write(tmp_path / "meta" / "meta.csv", "image_id", chosen["image_id"].tolist())  # a list may name them
+    assert set(load(path, meta=str(meta), reserve=str(reserve)).meta.table["image_id"]) == set(chosen["image_id"])
