@@ -52,7 +52,7 @@ from .diagram import reliability_diagram
 from .encoder import encoder_of_model_file, write_encoder
 from .half_weights import compare_precisions, rounded_network, store_half_weights
 from .network import Averaged, Exported
-from .report import official_reports, report_of, score_reports
+from .report import official_reports, report_of, require_reported, score_reports
 from .training_images import add_list, known_images
 
 PICTURES = 12  # number of images in the comparison with torch
@@ -84,7 +84,8 @@ def export(run: Path, overrides: Sequence[str], weights: Precision = "fp32") -> 
             f"{run} was evaluated with data.views={evaluated}, not {config.data.views}: export it with "
             f"data.views={evaluated}, or evaluate it again with data.views={config.data.views}"
         )
-    model, _ = load_best(run, config, classes)
+    model, state = load_best(run, config, classes)
+    require_reported(run, report, state)
     calibration = EqualPrevalence(report.calibration.temperature, report.calibration.offsets)
     network = Exported(model, calibration, checks_of(run, config, report), config.data.views)
     info = info_of(run, config, report, classes)

@@ -28,7 +28,7 @@ from .__main__ import all_known_images, checked_file, checks_of, info_of
 from .card import model_card
 from .diagram import reliability_diagram
 from .network import Averaged, Exported
-from .report import official_reports, parsed_report, report_of
+from .report import official_reports, parsed_report, report_of, require_reported
 
 
 def export_average(runs: Sequence[Path], path: Path, overrides: Sequence[str], weights: Precision = "fp32") -> Path:
@@ -86,7 +86,9 @@ def _member(run: Path, overrides: Sequence[str]) -> Member:
     require_same_pictures(ImageRecord.of_run(run), splits.validation, config)
     device = device_of(config, overrides)
     placement = Placement(device, "fp32", config.train.channels_last is True)
-    model = placement.place(load_best(run, config, splits.classes)[0]).eval()
+    network, state = load_best(run, config, splits.classes)
+    require_reported(run, report, state)
+    model = placement.place(network).eval()
     checks = checks_of(run, config, report).to(device)
     return Member(run, config, splits, Predictor(model, checks, config.data, placement), report)
 

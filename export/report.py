@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,6 +18,16 @@ from dermrw.inference.model_file import first_fault
 from dermrw.reports.report_schema import DefinedReport, Report
 
 AnyReport = TypeVar("AnyReport", bound=Report)
+
+
+def require_reported(run: Path, report: DefinedReport, state: Mapping[str, Any]) -> None:
+    """Checks that a run's report is of the checkpoint that was loaded.
+
+    Raises:
+        UserError: a training has replaced it in the meantime.
+    """
+    if report.checkpoint_sha256 != state["sha256"]:
+        raise UserError(f"{run / 'best.pt'} was replaced during the export: repeat it when no training runs there")
 
 
 def report_of(run: Path, config: Config, classes: Classes, overrides: Sequence[str]) -> DefinedReport:

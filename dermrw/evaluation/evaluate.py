@@ -204,7 +204,7 @@ def fit(
         "training_seconds": round(last["seconds"]),
         "training_images": len(splits.train),
         **({"training_sources": _sources(run, config, splits)} if config.data.extra else {}),
-        "checkpoint_sha256": hashlib.sha256((run / "best.pt").read_bytes()).hexdigest(),
+        "checkpoint_sha256": state["sha256"],
         "checks_sha256": hashlib.sha256(checks_file).hexdigest(),
     }
     prevalence = class_shares(splits.train.table, splits.classes)

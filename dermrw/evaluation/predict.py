@@ -17,6 +17,7 @@ from dermrw.evaluation.image_checks import Checks, fit_checks, logits_and_checks
 from dermrw.models import build_model
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement
+from dermrw.training.image_record import FILE, METADATA, of_other_images
 
 BATCH = 64
 
@@ -83,6 +84,9 @@ def load_best(run: Path, config: Config, classes: Classes) -> tuple[nn.Module, d
         raise UserError(
             f"{path} was trained on the classes {state['classes']}, not on this run's: restore it, or train again"
         )
+    listed = run / FILE
+    if METADATA in state and listed.is_file() and of_other_images(state[METADATA], listed.read_text()):
+        raise UserError(f"{path} was trained on other images than {listed} lists: restore both, or train again")
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(classes.codes))
     try:
         model.load_state_dict(state["model"])

@@ -1,5 +1,6 @@
 """Checkpoints: written atomically, and read without executing any code in them."""
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,15 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Returns the state that `save_checkpoint` wrote, with tensors on the CPU.
+    """Returns the state that `save_checkpoint` wrote, with tensors on the CPU, and the SHA-256 of the file (`sha256`).
 
     Raises:
         UserError: the file is absent, damaged, or not a checkpoint of this version.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular(path) as file:  # both of one file, also if a training replaces it in the meantime
+            digest = hashlib.sha256(file.read()).hexdigest()
+            file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -60,4 +63,4 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     for key, kind in KEYS.items():
         if not isinstance(state.get(key), kind):
             raise UserError(f"{path} is not a checkpoint of this version of dermrw (it lacks {key!r}): {RESTORE}")
-    return state
+    return {**state, "sha256": digest}

@@ -239,6 +239,20 @@ class ImageRecord(NamedTuple):
         return None
 
 
+def of_other_images(one: str, other: str) -> bool:
+    """Whether two results of `to_text` are of runs that were trained on other images; False if that is not known."""
+    try:
+        if any(json.loads(text).get("format") != 2 for text in (one, other)):
+            return False
+        first, second = (ImageRecord.of_text(text, FILE) for text in (one, other))
+    except (ValueError, AttributeError, UserError):
+        return False
+    pairs = (first.fitted, second.fitted), (first.selected, second.selected)
+    return any(
+        a.ids != b.ids or (len(a.hashes) and len(b.hashes) and not np.array_equal(a.hashes, b.hashes)) for a, b in pairs
+    )
+
+
 def _no_pictures(count: int) -> str:
     images = counted(count, "training image")
     return f"no hash of {images} is stored, so they are recognised only if their names are ids of the ISIC archive"

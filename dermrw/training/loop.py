@@ -29,7 +29,7 @@ from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
 from dermrw.training.embeddings import temporary_embeddings
-from dermrw.training.image_record import FILE, METADATA
+from dermrw.training.image_record import FILE, METADATA, of_other_images
 from dermrw.training.logits import predict_logits
 from dermrw.training.optim import build_optimizer, build_schedule, moving_average
 from dermrw.training.progress import TimeEstimate, average, describe, stoppable
@@ -101,9 +101,13 @@ class Loop:
     def fit(self) -> None:
         """Trains to the last epoch, from the last checkpoint if there is one."""
         log_offset = self.load() if self.job.same((self.run / "last.pt").exists) else 0
+        if not self.steps_done:
+            self.job.same(self.require_new)
         for network in [self.network, *([self.averaged] if self.averaged is not None else [])]:
             self.job.spread([*network.parameters(), *network.buffers()])
         if self.epoch == self.config.train.epochs:
+            if not self.job.same((self.run / "best.pt").exists):
+                raise UserError(f"{self.run} is finished, but its best.pt is gone: restore it, or start a new run")
             print(f"{self.run} is finished. Next: `make eval RUN={self.run}`.")
             return
         self.prepare()
@@ -122,6 +126,22 @@ class Loop:
             f"Best epoch {self.best_epoch} of {self.epoch}: balanced validation accuracy {self.best:.3f}, "
             f"in {duration(self.seconds)}. Next: `make eval RUN={self.run}`."
         )
+
+    def require_new(self) -> None:
+        """Checks that no training is lost that lasted longer than the time between checkpoints.
+
+        Raises:
+            UserError: there is a best.pt of such a training, whose last.pt is gone.
+        """
+        best = self.run / "best.pt"
+        if not best.exists():
+            return
+        state = load_checkpoint(best)
+        if state["seconds"] > self.config.train.checkpoint_seconds:
+            raise UserError(
+                f"{self.run} has best.pt, of epoch {state['best_epoch']}, but no last.pt, so it can't be resumed: "
+                "restore last.pt, evaluate the run as it is, or name another RUN"
+            )
 
     def prepare(self) -> None:
         """Reads the images that every epoch uses, and computes the weights that do not change during training."""
@@ -372,7 +392,15 @@ class Loop:
             UserError: the checkpoint is damaged or does not fit this run.
         """
         state = load_checkpoint(self.run / "last.pt")
+        if self.image_record is not None and METADATA in state and of_other_images(state[METADATA], self.image_record):
+            raise UserError(
+                f"{self.run / 'last.pt'} was trained on other images than {self.run / FILE} lists: restore both, or "
+                "start a new run"
+            )
         try:
+            steps = [values.get("total_steps") for values in (state["schedule"], self.schedule.state_dict())]
+            if steps[0] != steps[1]:
+                raise ValueError(f"its schedule has {steps[0]} steps, not {steps[1]}")
             self.network.load_state_dict(state["model"])
             if self.averaged is not None:
                 self.averaged.load_state_dict(state["mean"])

@@ -203,7 +203,10 @@ class Log:
         self.path = path
         with self._or_a_sentence():
             self.file = path.open("ab")
-            self.file.truncate(offset)
+            if self.file.tell() < offset:
+                print(f"{path} lacks rows of before the checkpoint: the curves of the report will, too", flush=True)
+            else:
+                self.file.truncate(offset)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row."""

@@ -15,6 +15,7 @@ from dermrw.datasets.pixels import steps_per_epoch
 from dermrw.errors import UserError
 from dermrw.files import write_atomic
 from dermrw.formatting import counted
+from dermrw.labelled.classes import CLASS_FILE
 from dermrw.models import backbones, build_model, check_backbone, check_fit, embed, freeze, uses_batch_statistics
 from dermrw.objectives import Batch, Objective, build_objective
 from dermrw.objectives.confident_learning import require_cleanlab
@@ -24,10 +25,18 @@ from dermrw.training.device import Placement, choose
 from dermrw.training.distributed import Job, join, require_an_image_each
 from dermrw.training.head_loop import HeadLoop
 from dermrw.training.image_overlap import FILE as OVERLAP
-from dermrw.training.image_overlap import copies_across_splits, require_unseen
+from dermrw.training.image_overlap import copies_across_splits, require_same_pictures, require_unseen
 from dermrw.training.image_record import FILE, ImageRecord, hashes_of
 from dermrw.training.loop import Loop
-from dermrw.training.run_folder import new_run, read_split, resume_config, run_facts, sole_training, start_run
+from dermrw.training.run_folder import (
+    AVERAGED_RUNS,
+    new_run,
+    read_split,
+    resume_config,
+    run_facts,
+    sole_training,
+    start_run,
+)
 from dermrw.training.tensorboard import require_tensorboard
 
 
@@ -56,12 +65,15 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     resumed = job.same((run / "config.yaml").exists)
     if not resumed and job.same((run / "last.pt").exists):
         raise UserError(f"{run} has a checkpoint but no config.yaml: restore config.yaml, or name another RUN")
+    if not resumed:
+        job.in_turn(lambda: _require_run_folder(run))
     if resumed:
         config = resume_config(run, asked)
         splits = load_splits(config.data, root, read_split(run), announce=True, facts=run_facts(run, config))
         if job.same(lambda: any((run / name).exists() for name in (FILE, "last.pt"))):
             record = job.same(lambda: ImageRecord.of_run(run))
             _require_same_weights(run, config, record)
+            job.in_turn(lambda: require_same_pictures(record, splits.validation, config))
         else:  # it is as new
             record, _ = _image_record(config, splits, run, job, resumed=True)
     else:
@@ -105,6 +117,15 @@ def _train(asked: Config, run: Path, root: Path, job: Job) -> Path:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the same command with RUN={run} resumes from the last checkpoint") from None
     return run
+
+
+def _require_run_folder(run: Path) -> None:
+    """Checks that a new run replaces no file of another kind, such as classes.yaml next to a user's table."""
+    if (run / AVERAGED_RUNS).exists():
+        raise UserError(f"{run} is the folder of an average of runs: name another RUN")
+    others = [name for name in (CLASS_FILE, "split.csv") if (run / name).exists()]
+    if others and not (run / FILE).exists():  # a run that ended before its config was written has this file
+        raise UserError(f"{run} is not a run's folder, but holds {' and '.join(others)}: name another RUN")
 
 
 def _image_record(

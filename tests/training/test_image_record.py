@@ -16,8 +16,9 @@ from PIL import Image
 from dermrw.config import Config, load_config
 from dermrw.datasets.dataset import ImageSet, Splits, load_splits, resolve_root
 from dermrw.datasets.sample_drawing import draw_lesion
-from dermrw.diagnoses import DX
+from dermrw.diagnoses import DX, HAM_CLASSES
 from dermrw.errors import UserError
+from dermrw.evaluation.predict import load_best
 from dermrw.images.preprocess import evaluation_pixels
 from dermrw.inference.classifier import Classifier
 from dermrw.inference.known_images import KEY, ImageHash, KnownImages, id_digest, image_hash
@@ -30,7 +31,7 @@ from dermrw.training.image_overlap import (
     require_same_pictures,
     require_unseen,
 )
-from dermrw.training.image_record import FILE, METADATA, NOTHING, ImageRecord, group_keys, hashes_of
+from dermrw.training.image_record import FILE, METADATA, NOTHING, ImageRecord, group_keys, hashes_of, of_other_images
 from dermrw.training.run_data import run_splits
 from dermrw.training.train import train
 from dermrw.weights import safetensors_bytes
@@ -491,3 +492,40 @@ def test_other_pictures_under_the_same_names_are_refused(tmp_path: Path) -> None
     # lists without hashes of the run's own images, as of 28 November, that may hold those of its first weights
     for without in (record._replace(fitted=NOTHING), record._replace(selected=NOTHING)):
         require_same_pictures(without, splits.validation, config)
+
+
+def test_records_of_two_splits_differ(tmp_path: Path) -> None:
+    table = draw_table(tmp_path / "mine", [str(i) for i in range(48)], patients=False)
+    texts = [record_of(*on_table(table, f"data.split_seed={seed}"))[0].to_text() for seed in (0, 1)]
+    assert of_other_images(*texts) and not of_other_images(texts[0], texts[0])
+    without = ImageRecord.of_text(texts[0], "x")
+    without = without._replace(fitted=without.fitted._replace(hashes=without.fitted.hashes[:0]))
+    assert not of_other_images(texts[0], without.to_text())  # as if the files could not be read
+    for unknown in ("[]", "{", '{"format": 1}', '{"format": 2}'):
+        assert not of_other_images(unknown, texts[0])
+
+
+def test_a_checkpoint_of_another_run_is_refused(first: Path, place: Path) -> None:
+    """With the same classes it would fit, and test images of this run may have trained it."""
+    record = ImageRecord.of_run(first)
+    other = record._replace(fitted=record.fitted.added(["another"], record.fitted.hashes)).to_text()
+    config = load_config(first / "config.yaml")
+    for name in ("best.pt", "last.pt"):
+        state = torch.load(first / name, weights_only=True)
+        torch.save({**state, METADATA: other}, first / name)
+    with pytest.raises(UserError, match=r"best\.pt was trained on other images than"):
+        load_best(first, config, HAM_CLASSES)
+    with pytest.raises(UserError, match=r"last\.pt was trained on other images than"):
+        train(config, first)
+
+
+def test_a_training_is_not_resumed_with_other_pictures(tmp_path: Path) -> None:
+    table = draw_table(tmp_path / "mine", [str(i) for i in range(48)], patients=False)
+    config = on_table(table, "model.weights=none")[1]
+    run = train(config, tmp_path / "run")
+    files = sorted(table.parent.glob("*.png"))
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="validation images are other pictures than in training"):
+        train(config, run)

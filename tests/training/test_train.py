@@ -1,5 +1,6 @@
 """The loop: resume bit for bit, nothing overwritten, mistakes named, and that it learns."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.loop import Loop
 from dermrw.training.run_folder import Log, latest_run, new_run, read_log, read_split
 from dermrw.training.train import _check_batch, train
+from export.report import require_reported
 
 SETTINGS = [
     "name=tiny", "data.name=sample", "data.size=32", "data.meta=rule", "model.backbone=small_cnn",
@@ -449,3 +451,55 @@ def test_the_log_counts_the_images_that_an_epoch_drew(sample: Path, tmp_path: Pa
             assert (np.abs(np.array(list(seen[0].values())) - counts) <= 15).all()
         else:
             assert max(seen[0].values()) < per_epoch / 7 + 4 * np.sqrt(per_epoch / 7)
+
+
+def test_lost_checkpoints(whole: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A training of more than the time between checkpoints is never started again without a word."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    config = load_config(run / "config.yaml")
+    (run / "best.pt").rename(run / "kept.pt")
+    with pytest.raises(UserError, match=r"is finished, but its best\.pt is gone"):
+        train(config, run)
+    (run / "kept.pt").rename(run / "best.pt")
+    (run / "last.pt").rename(run / "kept.pt")
+    state = torch.load(run / "best.pt", weights_only=True)
+    torch.save({**state, "seconds": config.train.checkpoint_seconds + 1.0}, run / "best.pt")
+    before = (run / "best.pt").read_bytes()
+    with pytest.raises(UserError, match=r"but no last\.pt, so it can't be resumed"):
+        train(config, run)
+    assert (run / "best.pt").read_bytes() == before
+    (run / "kept.pt").rename(run / "last.pt")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        text.replace(f"epochs: {config.train.epochs}", f"epochs: {config.train.epochs + 1}")
+    )
+    with pytest.raises(UserError, match=r"does not fit config\.yaml"):
+        train(load_config(run / "config.yaml"), run)
+
+
+def test_a_folder_of_other_files_is_no_run(sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.yaml").write_text("mine")
+    with pytest.raises(UserError, match=r"is not a run's folder, but holds classes\.yaml"):
+        train(config(sample), tmp_path)
+    (tmp_path / "average").mkdir()
+    (tmp_path / "average/averaged_runs.json").write_text("[]")
+    with pytest.raises(UserError, match="is the folder of an average of runs"):
+        train(config(sample), tmp_path / "average")
+    assert (tmp_path / "classes.yaml").read_text() == "mine"
+
+
+def test_a_lost_log_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log(tmp_path / "metrics.jsonl", 100)
+    assert log.offset == 0 and "lacks rows of before the checkpoint" in capsys.readouterr().out
+    log.write({"epoch": 3})
+    assert read_log(tmp_path) == [{"epoch": 3}]
+
+
+def test_a_checkpoint_has_its_files_digest(whole: Path) -> None:
+    """Also if a training replaces the file while it is evaluated."""
+    state = load_checkpoint(whole / "best.pt")
+    assert state["sha256"] == hashlib.sha256((whole / "best.pt").read_bytes()).hexdigest()
+    report = SimpleNamespace(checkpoint_sha256=state["sha256"])
+    require_reported(whole, cast(Any, report), state)
+    with pytest.raises(UserError, match="was replaced during the export"):
+        require_reported(whole, cast(Any, report), {**state, "sha256": "0"})
