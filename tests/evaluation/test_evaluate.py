@@ -19,7 +19,7 @@ from dermrw.reports.predictions_csv import read_predictions, write_predictions
 from dermrw.reports.report_html import training_figures
 from dermrw.reports.report_json import ScoredSet, age_band, set_figures
 from dermrw.reports.report_schema import Report
-from dermrw.training.image_record import ImageRecord
+from dermrw.training.image_record import METADATA, ImageRecord
 from dermrw.training.run_folder import read_log
 
 COLUMNS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -116,6 +116,8 @@ def test_official_sets_are_scored_into_files_of_their_own(
     # as of the weights that it started from
     record = record._replace(selected=record.selected.added(["ISIC_0090007"], record.selected.hashes))
     (copy / "images.json").write_text(record.to_text())
+    state = torch.load(copy / "best.pt", weights_only=True)
+    torch.save({**state, METADATA: record.to_text()}, copy / "best.pt")
     evaluate(copy, [f"data.root={root}"])
     assert "is not scored: 1 of its 30 images, such as ISIC_0090007" in capsys.readouterr().out
     assert not list(copy.glob("*_isic2018_*"))
