@@ -22,7 +22,7 @@ from dermrw.datasets.official import OfficialSet, find_official
 from dermrw.diagnoses import BENIGN_LABEL, DX, HAM_CLASSES
 from dermrw.errors import UserError, first_of
 from dermrw.files import expand_home
-from dermrw.inference.known_images import Hashes, ImageHash, have_copy
+from dermrw.inference.known_images import Hashes, ImageHash, have_copy, have_two_labels
 from dermrw.labelled.labelled_images import SPLIT_NAMES, read_labelled_images
 from dermrw.labelled.names import codes_by_name
 from dermrw.published import BENIGN, archive_id, fold, image_name
@@ -118,11 +118,11 @@ def choose_extra(extra: pd.DataFrame, ham: pd.DataFrame, split: pd.DataFrame, ro
         (TRAIN_COPY, train_copy),
     ):
         reasons[(reasons == "") & which] = reason
-    rows = pd.DataFrame({"look": mine, "dx": extra["dx"].to_numpy()})[(reasons == "") & readable]
-    rows = rows[[look[1] != 0 for look in rows["look"]]]  # pictures of one colour have equal hashes
-    diagnoses = rows["dx"].where(rows["dx"] != BENIGN_LABEL)  # benign without a diagnosis contradicts no benign class
-    two = rows.index[diagnoses.groupby(rows["look"]).transform("nunique") > 1]
-    reasons[two] = TWO_LABELS
+    # benign without a diagnosis contradicts no class, and an image that is left out none either
+    diagnoses = extra["dx"].where((reasons == "") & (extra["dx"] != BENIGN_LABEL), "")
+    two_labels = np.zeros(len(extra), dtype=bool)
+    two_labels[readable] = have_two_labels(own, diagnoses[readable].tolist())
+    reasons[two_labels & (reasons == "")] = TWO_LABELS
     left_out = extra[["image_id", "label"]].assign(reason=reasons)[reasons != ""].reset_index(drop=True)
     added = extra[reasons == ""]
     _announce(added, left_out, name)

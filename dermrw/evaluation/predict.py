@@ -17,7 +17,7 @@ from dermrw.evaluation.image_checks import Checks, fit_checks, logits_and_checks
 from dermrw.models import build_model
 from dermrw.training.checkpoint import load_checkpoint
 from dermrw.training.device import Placement
-from dermrw.training.image_record import FILE, METADATA, of_other_images
+from dermrw.training.image_record import FILE, require_own_images
 
 BATCH = 64
 
@@ -85,8 +85,7 @@ def load_best(run: Path, config: Config, classes: Classes) -> tuple[nn.Module, d
             f"{path} was trained on the classes {state['classes']}, not on this run's: restore it, or train again"
         )
     listed = run / FILE
-    if METADATA in state and listed.is_file() and of_other_images(state[METADATA], listed.read_text()):
-        raise UserError(f"{path} was trained on other images than {listed} lists: restore both, or train again")
+    require_own_images(path, state, listed.read_text() if listed.is_file() else None)
     model, _ = build_model(config.model.model_copy(update={"weights": "none"}), len(classes.codes))
     try:
         model.load_state_dict(state["model"])

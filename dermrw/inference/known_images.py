@@ -80,6 +80,19 @@ def have_copy(hashes: Hashes, others: Hashes, most_bits: tuple[int, int] = MOST_
     return result
 
 
+def have_two_labels(hashes: Hashes, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Returns whether each image `[N]` looks, by equal hashes `[N, 2]`, like images with two labels; empty is none.
+
+    Pictures of one colour do not count: their hashes are equal.
+    """
+    looks = [tuple(row) for row in hashes.tolist()]
+    labels_of: dict[tuple[int, ...], set[str]] = {}
+    for look, label in zip(looks, labels, strict=True):
+        if label and look[1]:
+            labels_of.setdefault(look, set()).add(label)
+    return np.array([len(labels_of.get(look, ())) > 1 for look in looks], dtype=bool)
+
+
 class KnownImages(NamedTuple):
     """The images that a model was trained, selected and calibrated on."""
 

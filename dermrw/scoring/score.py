@@ -20,7 +20,7 @@ from dermrw.formatting import counted, percent
 from dermrw.images.skin_tone import TONE_COLUMN, skin_tones
 from dermrw.inference.classifier import QUANTIZED, Classifier
 from dermrw.inference.image_rows import DECISION_COLUMNS, ImageRow, decision_cells
-from dermrw.inference.known_images import Hashes, ImageHash, KnownImages
+from dermrw.inference.known_images import Hashes, ImageHash, KnownImages, have_two_labels
 from dermrw.inference.model_file import ModelInfo, Proportion
 from dermrw.inference.partial_rows import RowFile
 from dermrw.inference.predict_files import classify_missing, open_rows
@@ -310,13 +310,11 @@ def _two_labels(table: pd.DataFrame, hashes: Hashes) -> list[str]:
     """A note on images that look the same, by equal hashes, and have different labels: one of these is wrong."""
     if not len(hashes):
         return []
-    looks = table[["image_id", "target"]].assign(phash=hashes[:, 0], dhash=hashes[:, 1])
-    looks = looks[looks["dhash"] != 0]  # pictures of one colour have equal hashes
-    several = looks[looks.groupby(["phash", "dhash"])["target"].transform("nunique") > 1]
-    if several.empty:
+    several = np.flatnonzero(have_two_labels(hashes, table["target"].tolist()))
+    if not len(several):
         return []
-    same = several[(several["phash"] == several["phash"].iloc[0]) & (several["dhash"] == several["dhash"].iloc[0])]
-    one, other = (f"{row.image_id} ({row.target})" for row in same.drop_duplicates("target").iloc[:2].itertuples())
+    same = table.iloc[several[(hashes[several] == hashes[several[0]]).all(axis=1)]].drop_duplicates("target")
+    one, other = (f"{row.image_id} ({row.target})" for row in same.iloc[:2].itertuples())
     return [
         f"{len(several):,} images look the same as an image with another label, such as {one} and {other}: one of the "
         "labels is wrong"

@@ -90,12 +90,11 @@ def require_same_pictures(record: ImageRecord, validation: ImageSet, config: Con
     if not (len(record.fitted.hashes) and len(record.selected.hashes)):
         return
     hashes = hashes_of([validation], config)
-    names = [name for name in validation.table["image_id"] if name in hashes]
-    same = have_copy(hashes_array([validation], hashes), record.selected.hashes, SAME_BITS)
-    changed = [name for name, alike in zip(names, same, strict=True) if not alike]
-    if len(changed) > MOST_CHANGED * len(names):
+    names = validation.table["image_id"]
+    changed = names[names.isin(hashes) & ~_look_like(validation, hashes, record.selected.hashes)].tolist()
+    if len(changed) > MOST_CHANGED * len(hashes):
         raise UserError(
-            f"{len(changed):,} of the {len(names):,} validation images are other pictures than in training, such as "
+            f"{len(changed):,} of the {len(hashes):,} validation images are other pictures than in training, such as "
             f"{_shown(changed)}. Pictures that trained the network may now be in its test split: restore the files, or "
             "train again"
         )

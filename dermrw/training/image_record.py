@@ -253,6 +253,24 @@ def of_other_images(one: str, other: str) -> bool:
     )
 
 
+def require_own_images(checkpoint: Path, state: Mapping[str, Any], listed: str | None) -> None:
+    """Checks that a checkpoint in a run's folder was trained on the images that the run's `FILE` lists.
+
+    Args:
+        checkpoint: its file, for the message.
+        state: its content.
+        listed: the content of `FILE`; None: there is none, and nothing is checked.
+
+    Raises:
+        UserError: it was trained on other images.
+    """
+    if listed is not None and METADATA in state and of_other_images(state[METADATA], listed):
+        raise UserError(
+            f"{checkpoint} was trained on other images than {checkpoint.with_name(FILE)} lists: restore both, or train "
+            "again"
+        )
+
+
 def _no_pictures(count: int) -> str:
     images = counted(count, "training image")
     return f"no hash of {images} is stored, so they are recognised only if their names are ids of the ISIC archive"

@@ -29,7 +29,7 @@ from dermrw.training.checkpoint import load_checkpoint, save_checkpoint
 from dermrw.training.device import Placement, environment
 from dermrw.training.distributed import Job
 from dermrw.training.embeddings import temporary_embeddings
-from dermrw.training.image_record import FILE, METADATA, of_other_images
+from dermrw.training.image_record import FILE, METADATA, require_own_images
 from dermrw.training.logits import predict_logits
 from dermrw.training.optim import build_optimizer, build_schedule, moving_average
 from dermrw.training.progress import TimeEstimate, average, describe, stoppable
@@ -392,11 +392,7 @@ class Loop:
             UserError: the checkpoint is damaged or does not fit this run.
         """
         state = load_checkpoint(self.run / "last.pt")
-        if self.image_record is not None and METADATA in state and of_other_images(state[METADATA], self.image_record):
-            raise UserError(
-                f"{self.run / 'last.pt'} was trained on other images than {self.run / FILE} lists: restore both, or "
-                "start a new run"
-            )
+        require_own_images(self.run / "last.pt", state, self.image_record)
         try:
             steps = [values.get("total_steps") for values in (state["schedule"], self.schedule.state_dict())]
             if steps[0] != steps[1]:
